@@ -1,0 +1,231 @@
+"""Every setting of a run, each with its doc, default and bounds in one place.
+
+Node inputs, tooltips and saved metadata are all made from these dataclasses, and a value that does not fit is
+refused here, in words, whoever set it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import SettingError
+
+OPTIMIZERS = ("AdamW", "AdamW8bit", "Lion", "Lion8bit", "Prodigy", "Adafactor", "CAME", "ScheduleFreeAdamW")
+SCHEDULERS = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "rex",
+)
+PRECISIONS = ("auto", "bf16", "fp32")
+ON_CANCEL = ("keep what was trained and go on", "stop the queue")
+
+
+def knob(
+    default: Any,
+    doc: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    step: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    advanced: bool = False,
+) -> Any:
+    """Declare one setting of a frozen dataclass.
+
+    Args:
+        default: Its value when nothing is said.
+        doc: What it does and what to choose, shown as the tooltip.
+        min: Smallest value allowed.
+        max: Largest value allowed.
+        step: Step of the number widget.
+        choices: The values allowed, for a choice.
+        advanced: Whether the node hides it until asked.
+    """
+    metadata = {"doc": doc, "min": min, "max": max, "step": step, "choices": choices, "advanced": advanced}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_fields(config: Any) -> None:
+    """Hold every setting of a config against its own bounds.
+
+    Raises:
+        SettingError: A value is outside its range or not among its choices.
+    """
+    for field in dataclasses.fields(config):
+        value, rule = getattr(config, field.name), field.metadata
+        label = field.name.replace("_", " ")
+        if rule.get("choices") and value not in rule["choices"]:
+            raise SettingError(f"{label} is {value!r}: choose one of {', '.join(rule['choices'])}.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value):
+            raise SettingError(f"{label} is {value}: it must be a finite number.")
+        low, high = rule.get("min"), rule.get("max")
+        if low is not None and value < low:
+            raise SettingError(f"{label} is {value}: it must be at least {low}.")
+        if high is not None and value > high:
+            raise SettingError(f"{label} is {value}: it must be at most {high}.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All of a training run but the model and the pictures."""
+
+    name: str = knob(
+        "my_lora",
+        "Name of the run and of its folder output/lora_workbench/<name>. A name that is taken gets a number.",
+    )
+    epochs: int = knob(10, "How often the whole dataset is gone through, repeats included.", min=1, max=100_000)
+    learning_rate: float = knob(
+        1e-4,
+        "Size of a step. 1e-4 suits AdamW on most models, a third to a tenth of it Lion, 1.0 Prodigy.",
+        min=0.0,
+        max=10.0,
+        step=1e-6,
+    )
+    rank: int = knob(
+        16, "Size of the LoRA. 8 to 32 suits a character or a style; larger learns more and overfits sooner.",
+        min=1, max=1024,
+    )
+    batch_size: int = knob(
+        1, "Pictures trained together. More is steadier and needs more memory.", min=1, max=256
+    )
+    steps: int = knob(
+        0,
+        "Optimizer steps to train. 0: as many as the epochs make; otherwise this counts and epochs does not.",
+        min=0,
+        max=10_000_000,
+        advanced=True,
+    )
+    gradient_accumulation: int = knob(
+        1,
+        "Batches gathered before each optimizer step: the effect of a larger batch without its memory.",
+        min=1,
+        max=1024,
+        advanced=True,
+    )
+    alpha: float = knob(
+        0.0,
+        "Strength of the LoRA is alpha / rank. 0: the same as rank, so that strength is 1.",
+        min=0.0,
+        max=4096.0,
+        step=0.5,
+        advanced=True,
+    )
+    dropout: float = knob(
+        0.0,
+        "Share of the LoRA's inner values left out at random in each step, against overfitting. 0.1 is common.",
+        min=0.0,
+        max=0.95,
+        step=0.01,
+        advanced=True,
+    )
+    optimizer: str = knob(
+        "AdamW",
+        "AdamW is the safe choice. The 8-bit ones save memory, Prodigy finds its own rate (learning rate 1), "
+        "ScheduleFreeAdamW needs no scheduler.",
+        choices=OPTIMIZERS,
+        advanced=True,
+    )
+    scheduler: str = knob(
+        "cosine",
+        "How the learning rate moves over the run. cosine falls smoothly to zero at the end.",
+        choices=SCHEDULERS,
+        advanced=True,
+    )
+    scheduler_cycles: int = knob(
+        2, "Cycles of cosine_with_restarts; one cycle is plain cosine.", min=1, max=1000, advanced=True
+    )
+    warmup_steps: int = knob(
+        0, "Optimizer steps in which the learning rate rises from zero.", min=0, max=1_000_000, advanced=True
+    )
+    weight_decay: float = knob(
+        0.01, "Pull of the weights towards zero.", min=0.0, max=10.0, step=0.001, advanced=True
+    )
+    max_grad_norm: float = knob(
+        1.0, "Longer gradients are cut to this length. 0: never.", min=0.0, max=1000.0, step=0.1, advanced=True
+    )
+    precision: str = knob(
+        "auto",
+        "What the frozen model computes in: auto takes bf16 where the device is made for it, else fp32. "
+        "The LoRA itself is always fp32.",
+        choices=PRECISIONS,
+        advanced=True,
+    )
+    gradient_checkpointing: bool = knob(
+        False,
+        "Compute each block twice instead of keeping its activations: far less memory, about a third slower.",
+        advanced=True,
+    )
+    guidance: float = knob(
+        1.0,
+        "Guidance value told to models that take one as an input (Flux dev and its kin); others ignore it.",
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        advanced=True,
+    )
+    seed: int = knob(
+        0, "Same inputs and same seed give the same LoRA, bit for bit.", min=0, max=2**63 - 1, advanced=True
+    )
+    save_every_epochs: int = knob(
+        0, "Keep a checkpoint in the run's folder after every so many epochs. 0: none.", min=0, max=100_000,
+        advanced=True,
+    )
+    save_every_steps: int = knob(
+        0, "Keep a checkpoint in the run's folder after every so many steps. 0: none.", min=0, max=10_000_000,
+        advanced=True,
+    )
+    on_cancel: str = knob(
+        ON_CANCEL[0],
+        "What ComfyUI's cancel button does to a running training: hand on the LoRA as far as it got, so that the "
+        "graph shows it, or stop the whole queue. What was trained is saved in the run's folder either way.",
+        choices=ON_CANCEL,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.learning_rate == 0:
+            raise SettingError("learning rate is 0: nothing would be learned. 1e-4 is a good start.")
+        if self.optimizer == "Prodigy" and self.learning_rate < 0.05:
+            raise SettingError(
+                f"learning rate is {self.learning_rate:g} with Prodigy, which finds its own rate and takes this as "
+                "a factor: set it to 1."
+            )
+
+    @property
+    def effective_alpha(self) -> float:
+        """Alpha with its 0 read as rank."""
+        return self.alpha or float(self.rank)
+
+    @property
+    def keeps_on_cancel(self) -> bool:
+        """Whether the graph goes on after a cancel."""
+        return self.on_cancel == ON_CANCEL[0]
+
+
+_COLORS = {"white": (255, 255, 255), "grey": (128, 128, 128), "gray": (128, 128, 128), "black": (0, 0, 0)}
+
+
+def parse_color(text: str) -> tuple[int, int, int]:
+    """Read a colour: `#rrggbb`, `white`, `grey` or `black`.
+
+    Raises:
+        SettingError: It is neither.
+    """
+    word = text.strip().lower()
+    if word in _COLORS:
+        return _COLORS[word]
+    digits = word.removeprefix("#")
+    if len(digits) == 6 and all(digit in "0123456789abcdef" for digit in digits):
+        red, green, blue = (int(digits[at : at + 2], 16) for at in (0, 2, 4))
+        return red, green, blue
+    raise SettingError(f"background is {text!r}: write it as #rrggbb, or white, grey or black.")

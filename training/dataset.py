@@ -1,0 +1,117 @@
+"""What a DATASET is: a manifest of pictures on disk, never the pictures themselves.
+
+A dataset is frozen. Every operation returns a new one, so a node can hand the same object to several others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How one picture fills its bucket: scale to `scaled`, then cut or pad to `bucket`.
+
+    All sizes are (width, height) in pixels; offsets are (left, top). With fit `crop` the scaled picture covers
+    the bucket and `offset` is the corner of the cut-out inside it. With fit `pad` the scaled picture lies inside
+    the bucket and `offset` is where its corner comes to lie, so the rest is padding that carries no loss.
+    """
+
+    bucket: tuple[int, int]
+    scaled: tuple[int, int]
+    offset: tuple[int, int]
+    fit: str = "crop"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a dataset.
+
+    Attributes:
+        path: The file. Pictures that came as tensors lie as PNG in ComfyUI's temp folder.
+        size: (width, height) in pixels as a viewer shows it, with EXIF orientation applied.
+        caption: The text trained with it.
+        repeats: How often it is seen in an epoch, at least 1.
+        concept: Name of the folder it came from, such as `10_my_character`.
+        class_word: What the folder name says is shown, such as `my_character`; may be empty.
+        fingerprint: Changes when the file does: size and modification time, or a content hash.
+        placement: Where it lies in its bucket; None until BucketImages ran.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    caption: str
+    repeats: int = 1
+    concept: str = ""
+    class_word: str = ""
+    fingerprint: str = ""
+    placement: Placement | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A frozen manifest of pictures.
+
+    Attributes:
+        pictures: In natural order of their paths.
+        name: What to call it: the folder's name.
+        root: The folder it was read from, if any.
+        trigger: The word that calls the concept; empty when none was given.
+        background: (r, g, b), 0 to 255: what shows through transparent pixels and fills padding.
+        skipped: One sentence for each file that could not be used, with its name.
+        flip: Each draw shows the picture mirrored with probability one half.
+        bucket_step: The step of bucket sides in pixels, 0 before bucketing.
+        resolution: The side in pixels of the square whose area each bucket comes close to, 0 before bucketing.
+    """
+
+    pictures: tuple[Picture, ...]
+    name: str = "dataset"
+    root: Path | None = None
+    trigger: str = ""
+    background: tuple[int, int, int] = (255, 255, 255)
+    skipped: tuple[str, ...] = field(default=())
+    flip: bool = False
+    bucket_step: int = 0
+    resolution: int = 0
+
+    @property
+    def is_bucketed(self) -> bool:
+        """Whether every picture knows its bucket."""
+        return all(picture.placement is not None for picture in self.pictures)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Pictures seen in one epoch, repeats counted."""
+        return sum(picture.repeats for picture in self.pictures)
+
+    def concepts(self) -> dict[str, list[Picture]]:
+        """Pictures by the folder they came from, in order of first appearance."""
+        found: dict[str, list[Picture]] = {}
+        for picture in self.pictures:
+            found.setdefault(picture.concept, []).append(picture)
+        return found
+
+    def buckets(self) -> dict[tuple[int, int], list[Picture]]:
+        """Pictures by bucket (width, height), sorted by size; needs a bucketed dataset."""
+        found: dict[tuple[int, int], list[Picture]] = {}
+        for picture in self.pictures:
+            assert picture.placement is not None, "not bucketed"
+            found.setdefault(picture.placement.bucket, []).append(picture)
+        return dict(sorted(found.items()))
+
+    def describe(self) -> str:
+        """Say in one or two sentences what is in it, and what was left out."""
+        count = len(self.pictures)
+        text = f"{count} picture{'s' if count != 1 else ''}, {self.images_per_epoch} per epoch"
+        captions = len({picture.caption for picture in self.pictures if picture.caption})
+        text += f", {captions} different caption{'s' if captions != 1 else ''}."
+        if self.skipped:
+            text += f" Left out: {' '.join(self.skipped[:5])}"
+            text += f" … and {len(self.skipped) - 5} more." if len(self.skipped) > 5 else ""
+        return text
+
+    def with_pictures(self, pictures: Iterator[Picture] | tuple[Picture, ...]) -> Dataset:
+        """The same dataset with other pictures."""
+        return replace(self, pictures=tuple(pictures))

@@ -1,0 +1,97 @@
+"""What the engine tells while it works, and to whom: a Protocol, so that it runs without a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Cancelled(Exception):
+    """The person pressed cancel. Raised by the engine itself, never shown as an error."""
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """One optimizer step.
+
+    Attributes:
+        step: Steps done, from 1.
+        total: Steps planned.
+        epoch: Epoch under way, from 1.
+        loss: Mean loss of this step's pictures.
+        smoothed: Mean loss of about the last hundred steps.
+        learning_rate: Rate of this step.
+        seconds: Time since training began.
+        seconds_per_step: Mean time of the last steps.
+    """
+
+    step: int
+    total: int
+    epoch: int
+    epochs: int
+    loss: float
+    smoothed: float
+    learning_rate: float
+    seconds: float
+    seconds_per_step: float
+
+
+class Sink(Protocol):
+    """Where progress goes and where a cancel comes from."""
+
+    def phase(self, text: str, done: int, total: int) -> None:
+        """Tell of work before training: `done` of `total` pictures or captions."""
+
+    def step(self, event: StepEvent) -> None:
+        """Tell of one optimizer step."""
+
+    def tell(self, text: str) -> None:
+        """Tell of something in words: what was left out, how the run ended."""
+
+    def cancelled(self) -> bool:
+        """Whether a cancel is waiting. Does not take it away."""
+
+    def take_cancel(self) -> None:
+        """Take the waiting cancel away, so that the rest of the graph runs."""
+
+
+class SilentSink:
+    """Tells nobody and is never cancelled: for tests and scripts."""
+
+    def phase(self, text: str, done: int, total: int) -> None:
+        """Do nothing."""
+
+    def step(self, event: StepEvent) -> None:
+        """Do nothing."""
+
+    def tell(self, text: str) -> None:
+        """Do nothing."""
+
+    def cancelled(self) -> bool:
+        """Never."""
+        return False
+
+    def take_cancel(self) -> None:
+        """Do nothing."""
+
+
+def describe(event: StepEvent) -> str:
+    """Say a step in one line: loss, speed and time left."""
+    left = max(0.0, (event.total - event.step) * event.seconds_per_step)
+    rate = f"{1 / event.seconds_per_step:.2f} it/s" if event.seconds_per_step > 0 else ""
+    if 0 < 1 / max(event.seconds_per_step, 1e-9) < 1:
+        rate = f"{event.seconds_per_step:.1f} s/it"
+    return (
+        f"step {event.step}/{event.total} · epoch {event.epoch}/{event.epochs} · loss {event.smoothed:.4f} · "
+        f"{rate} · {clock(left)} left"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Write a duration the way a person reads it: 42 s, 3:05, 1:02:03."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

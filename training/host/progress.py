@@ -1,0 +1,80 @@
+"""Where progress goes when ComfyUI runs us: its bar, the text in the node, and its cancel button."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+
+from ..events import StepEvent, describe
+
+# Text is sent at most this often; the bar goes with every step and the host throttles it as it likes.
+_TEXT_EVERY = 0.2  # seconds
+
+
+class NodeSink:
+    """Shows progress on one node of the graph.
+
+    Args:
+        node_id: The node's unique id, None when the graph did not say.
+    """
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id = node_id
+        self._bars: dict[str, Any] = {}
+        self._last_text = 0.0
+
+    def phase(self, text: str, done: int, total: int) -> None:
+        """Show work before training: a bar of its own and one line."""
+        self._bar(text, total).update_absolute(done, total)
+        self._say(f"{text}: {done}/{total}", urgent=done == total)
+
+    def step(self, event: StepEvent) -> None:
+        """Show one optimizer step."""
+        self._bar("training", event.total).update_absolute(event.step, event.total)
+        self._say(describe(event), urgent=event.step in (1, event.total))
+
+    def tell(self, text: str) -> None:
+        """Show a sentence."""
+        self._say(text, urgent=True)
+
+    def cancelled(self) -> bool:
+        """Whether ComfyUI's cancel button was pressed."""
+        return bool(comfy.model_management.processing_interrupted())
+
+    def take_cancel(self) -> None:
+        """Take the press away, so that the rest of the graph runs."""
+        comfy.model_management.interrupt_current_processing(False)
+
+    def _bar(self, name: str, total: int) -> Any:
+        if name not in self._bars:
+            self._bars[name] = comfy.utils.ProgressBar(total, node_id=self.node_id)
+        return self._bars[name]
+
+    def _say(self, text: str, urgent: bool) -> None:
+        now = time.monotonic()
+        if not (urgent or now - self._last_text >= _TEXT_EVERY):
+            return
+        self._last_text = now
+        node_text(self.node_id, text)
+
+
+def node_text(node_id: str | None, text: str) -> None:
+    """Write a line of text into a node of the graph; without a server or a node, nowhere."""
+    from server import PromptServer  # exists only in a running server
+
+    instance = getattr(PromptServer, "instance", None)
+    if instance is not None and node_id is not None:
+        instance.send_progress_text(text, node_id)
+
+
+def is_host_interrupt(error: BaseException) -> bool:
+    """Whether an exception is ComfyUI's cancel, by name: its base class differs between versions."""
+    return type(error).__name__ == "InterruptProcessingException"
+
+
+def host_interrupt() -> BaseException:
+    """The exception that stops ComfyUI's queue as its cancel button does."""
+    return comfy.model_management.InterruptProcessingException()  # type: ignore[no-any-return]

@@ -1,0 +1,61 @@
+"""The CLIP: from captions to conditioning, once for each distinct caption, through ComfyUI's own encoding.
+
+What the model is trained on is what the prompt box will give it: same tokenizer, weights in parentheses, chunks,
+clip skip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from torch import Tensor
+
+from .identity import patches_identity, weights_identity
+from .model import Conditioning
+
+
+class HostText:
+    """A CLIP socket as the caption cache needs it."""
+
+    def __init__(self, clip: Any) -> None:
+        self.clip = clip
+        parts = [
+            type(clip.cond_stage_model).__name__,
+            weights_identity(clip.cond_stage_model),
+            patches_identity(clip.patcher),
+            str(clip.layer_idx),
+            str(sorted((str(k), str(v)) for k, v in getattr(clip, "tokenizer_options", {}).items())),
+        ]
+        self.identity = hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+    def encode(self, caption: str) -> Conditioning:
+        """Encode one caption as the CLIPTextEncode node does."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))  # type: ignore[no-any-return]
+
+
+def pack(conditioning: Conditioning) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Take the first entry of a conditioning apart for the cache.
+
+    Returns:
+        (tensors by name, the other values), or None when it holds something neither tensor nor plain value.
+    """
+    cross_attn, options = conditioning[0]
+    tensors, plain = {"cross_attn": cross_attn}, {}
+    for name, value in options.items():
+        if isinstance(value, Tensor):
+            tensors[f"option.{name}"] = value
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            plain[name] = value
+        else:
+            return None
+    return tensors, plain
+
+
+def unpack(tensors: dict[str, Tensor], plain: dict[str, Any]) -> Conditioning:
+    """Put a conditioning together again: the inverse of `pack`."""
+    options = dict(plain)
+    for name, tensor in tensors.items():
+        if name.startswith("option."):
+            options[name.removeprefix("option.")] = tensor
+    return [[tensors["cross_attn"], options]]

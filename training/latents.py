@@ -1,0 +1,191 @@
+"""Latents and encoded captions, each made once and kept on disk by content."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from . import images
+from .cache import TensorCache
+from .dataset import Dataset, Picture
+from .errors import UnreadableImage, UserError
+from .events import Cancelled, Sink
+
+
+class PictureEncoder(Protocol):
+    """What turns pixels into latents."""
+
+    identity: str
+
+    def encode(self, pixels: np.ndarray) -> Tensor: ...  # noqa: D102 - see training/host/vae.py
+
+
+class CaptionEncoder(Protocol):
+    """What turns captions into conditioning."""
+
+    identity: str
+
+    def encode(self, caption: str) -> Any: ...  # noqa: D102 - see training/host/text.py
+
+
+@dataclass(frozen=True)
+class LatentStore:
+    """The latents of a dataset.
+
+    Attributes:
+        dataset: The dataset as it is trained: without the pictures that turned out unreadable.
+        keys: Cache key of each (picture index, flipped).
+        encoded: How many had to be encoded this time.
+    """
+
+    cache: TensorCache
+    dataset: Dataset
+    keys: dict[tuple[int, bool], str]
+    encoded: int
+
+    def load(self, index: int, flipped: bool) -> Tensor:
+        """Return one latent [1, C, (T,) h, w]."""
+        found = self.cache.get(self.keys[index, flipped])
+        if found is None:
+            raise UserError(
+                f"The cached latent of {self.dataset.pictures[index].path.name} has gone from {self.cache.folder} "
+                "while training. Queue again: it will be made anew."
+            )
+        return found[0]["latent"]
+
+
+def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sink: Sink) -> LatentStore:
+    """Encode what the cache does not hold yet.
+
+    A picture's key is made of its file's bytes, its crop, the background and the VAE, so a moved or renamed file
+    is found again and an edited one is not mistaken for its old self.
+
+    Raises:
+        Cancelled: The person pressed cancel between two pictures.
+        UserError: No picture could be read.
+    """
+    flips = (False, True) if dataset.flip else (False,)
+    kept: list[Picture] = []
+    skipped = list(dataset.skipped)
+    keys: dict[tuple[int, bool], str] = {}
+    encoded = 0
+    for done, picture in enumerate(dataset.pictures):
+        if sink.cancelled():
+            raise Cancelled
+        sink.phase("encoding pictures", done, len(dataset.pictures))
+        try:
+            wanted = {flipped: _latent_key(picture, flipped, dataset, vae) for flipped in flips}
+            missing = {flipped: key for flipped, key in wanted.items() if key not in cache}
+            if missing:
+                encoded += _encode(picture, missing, dataset, vae, cache)
+        except (UnreadableImage, FileNotFoundError) as error:
+            skipped.append(str(error))
+            continue
+        for flipped, key in wanted.items():
+            keys[len(kept), flipped] = key
+        kept.append(picture)
+    if not kept:
+        raise UserError(f"None of the {len(dataset.pictures)} pictures can be read. The first: {skipped[-1]}")
+    sink.phase("encoding pictures", len(dataset.pictures), len(dataset.pictures))
+    trained = replace(dataset, pictures=tuple(kept), skipped=tuple(skipped))
+    return LatentStore(cache, trained, keys, encoded)
+
+
+def _latent_key(picture: Picture, flipped: bool, dataset: Dataset, vae: PictureEncoder) -> str:
+    with picture.path.open("rb") as file:
+        content = hashlib.sha256()
+        while block := file.read(1 << 20):
+            content.update(block)
+    parts = ["latent-1", content.hexdigest(), repr(picture.placement), repr(dataset.background), flipped, vae.identity]
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
+
+
+def _encode(
+    picture: Picture, missing: dict[bool, str], dataset: Dataset, vae: PictureEncoder, cache: TensorCache
+) -> int:
+    assert picture.placement is not None, "not bucketed"
+    whole = images.read_picture(picture, dataset.background)
+    placed = images.place(whole, picture.placement, dataset.background)
+    pixels = images.to_array(placed)
+    for flipped, key in missing.items():
+        shown = np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
+        cache.put(key, {"latent": vae.encode(shown)})
+    return len(missing)
+
+
+@dataclass(frozen=True)
+class CaptionStore:
+    """The encoded captions of a dataset.
+
+    Attributes:
+        keys: Cache key of each distinct caption.
+        loose: Conditioning that cannot be stored on disk, by caption.
+        encoded: How many had to be encoded this time.
+    """
+
+    cache: TensorCache
+    keys: dict[str, str]
+    loose: dict[str, Any]
+    encoded: int
+    unpack: Any
+
+    def load(self, caption: str) -> Any:
+        """Return the conditioning of one caption."""
+        if caption in self.loose:
+            return self.loose[caption]
+        found = self.cache.get(self.keys[caption])
+        if found is None:
+            raise UserError(
+                f"The cached caption {caption[:40]!r} has gone from {self.cache.folder} while training. "
+                "Queue again: it will be made anew."
+            )
+        return self.unpack(*found)
+
+
+def store_captions(
+    captions: list[str], text: CaptionEncoder, cache: TensorCache, sink: Sink, pack: Any, unpack: Any
+) -> CaptionStore:
+    """Encode each distinct caption the cache does not hold yet.
+
+    Args:
+        captions: Captions of all pictures; duplicates are encoded once.
+        text: The text encoder.
+        cache: Where they are kept.
+        sink: Is told of the progress and asked for a cancel.
+        pack: Takes a conditioning apart, or returns None when it cannot be stored.
+        unpack: Its inverse.
+
+    Raises:
+        Cancelled: The person pressed cancel between two captions.
+    """
+    distinct = list(dict.fromkeys(captions))
+    keys: dict[str, str] = {}
+    loose: dict[str, Any] = {}
+    encoded = 0
+    for done, caption in enumerate(distinct):
+        if sink.cancelled():
+            raise Cancelled
+        sink.phase("encoding captions", done, len(distinct))
+        key = hashlib.sha256(f"caption-1|{text.identity}|{caption}".encode()).hexdigest()
+        keys[caption] = key
+        if key in cache:
+            continue
+        conditioning = text.encode(caption)
+        encoded += 1
+        packed = pack(conditioning)
+        if packed is None:
+            loose[caption] = conditioning
+        else:
+            cache.put(key, *packed)
+    sink.phase("encoding captions", len(distinct), len(distinct))
+    return CaptionStore(cache, keys, loose, encoded, unpack)
+
+
+def cache_folders(root: Path) -> tuple[TensorCache, TensorCache]:
+    """Return the caches of latents and of captions below a folder."""
+    return TensorCache(root / "latents"), TensorCache(root / "captions")

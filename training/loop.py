@@ -1,0 +1,277 @@
+"""The training loop: epochs, micro-steps, optimizer steps. Everything a step reads or changes is in `Run`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .adapters import LoraNetwork
+from .batches import Batch, epoch_batches, steps_of
+from .config import TrainConfig
+from .dataset import Dataset
+from .errors import UserError
+from .events import Cancelled, Sink, StepEvent
+from .latents import CaptionStore, LatentStore
+from .objective import Draw, draw, padding_mask, prediction_losses
+from .optimizers import make_optimizer, make_scheduler
+
+log = logging.getLogger(__name__)
+
+
+class Diverged(UserError):
+    """The loss or a gradient is no longer a number."""
+
+
+@dataclass
+class Run:
+    """All the state of a run between two optimizer steps.
+
+    Attributes:
+        network: The LoRA being trained.
+        optimizer: With its moments.
+        scheduler: With its position.
+        total: Optimizer steps planned.
+        step: Optimizer steps done.
+        micro_step: Micro-batches done.
+        epoch: Epochs finished.
+        images: Pictures seen, repeats counted.
+        losses: Mean loss of each step.
+        rates: Learning rate of each step.
+        epoch_losses: Mean loss of each finished epoch.
+    """
+
+    network: LoraNetwork
+    optimizer: Optimizer
+    scheduler: Any
+    total: int
+    step: int = 0
+    micro_step: int = 0
+    epoch: int = 0
+    images: int = 0
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    epoch_losses: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward: a batch of one bucket with what was drawn for it.
+
+    Attributes:
+        x0: Clean latents [B, C, (T,) h, w] in the model's scale.
+        drawn: Noise and noise levels.
+        conds: The model's inputs for each picture.
+        mask: Weight of each latent position, or None.
+        names: File names, for messages.
+    """
+
+    x0: Tensor
+    drawn: Draw
+    conds: list[dict[str, Any]]
+    mask: Tensor | None
+    names: tuple[str, ...]
+
+
+class Trainer:
+    """Trains a LoRA on a host model.
+
+    Args:
+        model: A `HostModel` (or anything like it), made differentiable by the caller.
+        latents: Latents of the bucketed dataset.
+        captions: Encoded captions.
+        config: The run's settings.
+        network: The LoRA on the model.
+        sink: Is told of each step and asked for a cancel.
+        after_step: Called after each optimizer step with the run and whether an epoch just ended.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        latents: LatentStore,
+        captions: CaptionStore,
+        config: TrainConfig,
+        network: LoraNetwork,
+        sink: Sink,
+        autocast: torch.dtype | None = None,
+        after_step: Callable[[Run, bool], None] | None = None,
+    ) -> None:
+        self.model, self.latents, self.captions = model, latents, captions
+        self.config, self.sink, self.after_step = config, sink, after_step
+        self.autocast = autocast
+        self.dataset: Dataset = latents.dataset
+        self.table = model.sigma_table()
+        first_epoch = self.steps_of_epoch(0)
+        self.epochs = math.ceil(config.steps / len(first_epoch)) if config.steps else config.epochs
+        # Each picture counts the same: a step's loss is the sum over its pictures by what a step holds on average.
+        self.images_per_step = self.dataset.images_per_epoch / len(first_epoch)
+        optimizer = make_optimizer(config, network.parameters())
+        total = config.steps or config.epochs * len(first_epoch)
+        self.run = Run(network, optimizer, make_scheduler(config, optimizer, total), total)
+        self._good = [parameter.detach().clone() for parameter in network.parameters()]
+        self._recent: deque[float] = deque(maxlen=100)
+
+    def steps_of_epoch(self, epoch: int) -> list[list[Batch]]:
+        """The optimizer steps of an epoch, each a list of micro-batches."""
+        batches = epoch_batches(self.dataset, self.config.batch_size, self.config.seed, epoch)
+        return steps_of(batches, self.config.gradient_accumulation)
+
+    def train(self) -> Run:
+        """Train until the planned number of steps.
+
+        Raises:
+            Cancelled: The person pressed cancel; the run holds what was trained so far.
+            Diverged: A loss or gradient is not finite; the run's network holds the last good weights.
+        """
+        run, started = self.run, time.monotonic()
+        times: deque[float] = deque([started], maxlen=21)
+        for epoch in range(run.epoch, self.epochs):
+            epoch_total, epoch_images = 0.0, 0
+            steps = self.steps_of_epoch(epoch)
+            for position, step in enumerate(steps):
+                if run.step >= run.total:
+                    break
+                total = self.optimizer_step(step)
+                epoch_total, epoch_images = epoch_total + total, epoch_images + sum(map(len, step))
+                ended = position == len(steps) - 1
+                if ended:
+                    run.epoch += 1
+                    run.epoch_losses.append(epoch_total / epoch_images)
+                times.append(time.monotonic())
+                self._tell(epoch, times[-1] - started, (times[-1] - times[0]) / (len(times) - 1))
+                if self.after_step:
+                    self.after_step(run, ended)
+        return run
+
+    def optimizer_step(self, step: list[Batch]) -> float:
+        """Do one optimizer step and return the sum of its pictures' losses."""
+        run = self.run
+        total = 0.0
+        for batch in step:
+            total += self.micro_step(batch)
+        self._clip(step)
+        # What gave finite losses is worth keeping should the coming step spoil it.
+        for good, parameter in zip(self._good, run.network.parameters(), strict=True):
+            good.copy_(parameter.detach())
+        run.rates.append(float(run.optimizer.param_groups[0]["lr"]))
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.scheduler.step()
+        images = sum(map(len, step))
+        run.step += 1
+        run.images += images
+        run.losses.append(total / images)
+        self._recent.append(total / images)
+        return total
+
+    def micro_step(self, batch: Batch) -> float:
+        """Forward and backward of one batch; returns the sum of its pictures' losses."""
+        if self.sink.cancelled():
+            raise Cancelled
+        micro = self.prepare(batch)
+        self.run.network.begin_micro_step(self.config.seed, self.run.micro_step)
+        with self._autocast():
+            losses = prediction_losses(self.model, micro.x0, micro.drawn, micro.conds, micro.mask)
+        total = losses.sum()
+        value = float(total.detach())
+        if not math.isfinite(value):
+            self._diverged("loss", micro.names, losses.detach())
+        (total / self.images_per_step).backward()
+        self.run.micro_step += 1
+        return value
+
+    def prepare(self, batch: Batch) -> MicroBatch:
+        """Load a batch's latents and captions and draw its noise."""
+        pictures = [self.dataset.pictures[index] for index in batch.indices]
+        device = self.model.device
+        raw = [self.latents.load(i, flip) for i, flip in zip(batch.indices, batch.flips, strict=True)]
+        x0 = self.model.latents_in(torch.cat(raw).to(device)).float()
+        drawn = draw(tuple(x0.shape), self.table, self.model.is_flow, self.config.seed, self.run.micro_step)
+        drawn = Draw(drawn.noise.to(device), drawn.sigma.to(device))
+        conds = []
+        for index, picture in enumerate(pictures):
+            extra = {**size_conditions(picture, batch.flips[index]), "guidance": self.config.guidance}
+            conditioning = self.captions.load(picture.caption)
+            conds.append(self.model.conditions(conditioning, drawn.noise[index : index + 1], extra))
+        masks = [padding_mask(picture.placement, x0) for picture in pictures if picture.placement]
+        mask = None
+        if any(m is not None for m in masks):
+            ones = torch.ones(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])
+            mask = torch.cat([ones if m is None else m for m in masks]).to(device)
+        return MicroBatch(x0, drawn, conds, mask, tuple(p.path.name for p in pictures))
+
+    def _autocast(self) -> Any:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=self.autocast)
+
+    def _clip(self, step: list[Batch]) -> None:
+        limit = self.config.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(list(self.run.network.parameters()), limit)
+        if not torch.isfinite(norm):
+            names = tuple(self.dataset.pictures[i].path.name for batch in step for i in batch.indices)
+            self._diverged("gradient", names, None)
+
+    def _diverged(self, what: str, names: tuple[str, ...], losses: Tensor | None) -> None:
+        """Put the last good weights back and say what happened."""
+        with torch.no_grad():
+            for good, parameter in zip(self._good, self.run.network.parameters(), strict=True):
+                parameter.copy_(good)
+        if losses is not None:
+            names = tuple(n for n, bad in zip(names, ~torch.isfinite(losses), strict=True) if bad)
+        cause = (
+            "the first step already failed, so a picture, its caption or the model itself holds values that are "
+            "not numbers; try precision fp32 and look at the pictures named"
+            if self.run.step == 0
+            else f"the learning rate {self.config.learning_rate:g} is probably too high for {self.config.optimizer}"
+            "; try a tenth of it, or precision fp32"
+        )
+        raise Diverged(
+            f"Training stopped: the {what} of step {self.run.step + 1} ({', '.join(names)}) is not a finite number. "
+            f"Most likely {cause}."
+        )
+
+    def _tell(self, epoch: int, seconds: float, per_step: float) -> None:
+        run = self.run
+        smoothed = sum(self._recent) / len(self._recent)
+        self.sink.step(
+            StepEvent(
+                run.step, run.total, epoch + 1, self.epochs, run.losses[-1], smoothed, run.rates[-1], seconds, per_step
+            )
+        )
+
+
+def size_conditions(picture: Any, flipped: bool) -> dict[str, int]:
+    """The sizes a picture had before it was placed, for models that are told (Podell et al. 2023, section 2.2).
+
+    Original size is the file's; the crop's corner is measured in the scaled picture; the target is the bucket. A
+    mirrored picture is cropped from the other side.
+    """
+    place = picture.placement
+    left, top = place.offset if place.fit == "crop" else (0, 0)
+    if flipped and place.fit == "crop":
+        left = place.scaled[0] - place.bucket[0] - left
+    return {
+        "width": picture.size[0],
+        "height": picture.size[1],
+        "crop_w": left,
+        "crop_h": top,
+        "target_width": place.bucket[0],
+        "target_height": place.bucket[1],
+    }
+
+
+def parameters_snapshot(network: LoraNetwork) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield (path, down, up) of each layer as fp32 copies on the CPU, safe to hand on while training goes on."""
+    for layer in network.layers:
+        yield layer.path, layer.down.detach().float().cpu().clone(), layer.up.detach().float().cpu().clone()

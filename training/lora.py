@@ -1,0 +1,109 @@
+"""What a LORA_MODEL is: ComfyUI's own dict of tensors, which also knows where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class DiffusersTarget:
+    """The diffusers module that holds rows `start` to `start + rows` of one of our layers' outputs.
+
+    ComfyUI fuses what diffusers splits (q, k and v of a joint attention, say): one layer here can be several
+    there, each with its rows of `lora_up` and the same `lora_down`. `rows` None means the whole layer.
+    """
+
+    module: str
+    start: int = 0
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """Every name of one trained layer.
+
+    Attributes:
+        module: Path inside the host's model, such as `diffusion_model.joint_blocks.0.x_block.attn.qkv`.
+        kohya: Prefix of its three tensors in a kohya file, such as `lora_unet_joint_blocks_0_x_block_attn_qkv`.
+        diffusers: The modules that hold it in diffusers, empty when the host knows no diffusers names.
+            Each starts with the component: `unet.…` or `transformer.…`.
+    """
+
+    module: str
+    kohya: str
+    diffusers: tuple[DiffusersTarget, ...] = ()
+
+
+class LoraModel(dict[str, torch.Tensor]):
+    """Tensors by kohya key (`<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`), fp32, on the CPU.
+
+    A plain dict to ComfyUI's own LoraModelLoader, SaveLoRA and model patches.
+
+    Attributes:
+        layers: Names of each trained layer, by kohya prefix. Empty when the tensors came from elsewhere.
+        metadata: The safetensors metadata that is written with it; every value is a string.
+        key_map: The host's own map from LoRA names to weights of the model it was trained on, restricted to
+            the names in use: what the read-back check of SaveLoRA loads against.
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        layers: dict[str, LayerNames] | None = None,
+        metadata: dict[str, str] | None = None,
+        key_map: dict[str, object] | None = None,
+    ) -> None:
+        super().__init__(tensors)
+        self.layers = dict(layers or {})
+        self.metadata = dict(metadata or {})
+        self.key_map = dict(key_map or {})
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a RUN socket carries: where the run lies on disk and how it went.
+
+    Attributes:
+        name: The run's name; its folder is `output/lora_workbench/<name>/`.
+        folder: That folder as text.
+        losses: Mean loss of each optimizer step.
+        epoch_losses: Mean loss of each finished epoch.
+        steps: Optimizer steps done.
+        epochs: Epochs finished.
+        images: Pictures seen, repeats counted.
+        checkpoints: Files saved on the way, oldest first.
+        outcome: `finished`, `cancelled` or `failed`.
+        seconds: Wall-clock time of the training loop.
+        encoded_latents: Latents that had to be encoded (0 when the cache held all).
+        encoded_captions: Captions that had to be encoded.
+        skipped: One sentence for each picture that was left out.
+    """
+
+    name: str
+    folder: str
+    losses: tuple[float, ...] = ()
+    epoch_losses: tuple[float, ...] = ()
+    steps: int = 0
+    epochs: int = 0
+    images: int = 0
+    checkpoints: tuple[str, ...] = field(default=())
+    outcome: str = "finished"
+    seconds: float = 0.0
+    encoded_latents: int = 0
+    encoded_captions: int = 0
+    skipped: tuple[str, ...] = field(default=())
+
+    def describe(self) -> str:
+        """Say in one or two sentences how the run went."""
+        count = f"{self.steps} step{'s' if self.steps != 1 else ''}"
+        text = f"{self.outcome} after {count}, {self.images} pictures seen"
+        if self.losses:
+            recent = self.losses[-min(len(self.losses), 100) :]
+            text += f", loss {sum(recent) / len(recent):.4f}"
+        text += f". Run folder: {self.folder}"
+        if self.skipped:
+            text += f". Left out: {' '.join(self.skipped[:3])}"
+            text += f" … and {len(self.skipped) - 3} more." if len(self.skipped) > 3 else ""
+        return text

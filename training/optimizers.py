@@ -1,0 +1,153 @@
+"""Optimizers and learning-rate schedules, all from well-kept libraries, imported only when a run asks for them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from .config import TrainConfig
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an optimizer comes from.
+
+    Attributes:
+        module: What to import.
+        name: The class in it.
+        package: What to install when the import fails; empty when torch has it.
+        settings: Arguments beside the learning rate and weight decay.
+    """
+
+    module: str
+    name: str
+    package: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+SOURCES = {
+    "AdamW": Source("torch.optim", "AdamW"),
+    "AdamW8bit": Source("bitsandbytes.optim", "AdamW8bit", "bitsandbytes>=0.50"),
+    "Lion": Source("pytorch_optimizer", "Lion", "pytorch-optimizer>=4.0"),
+    "Lion8bit": Source("bitsandbytes.optim", "Lion8bit", "bitsandbytes>=0.50"),
+    # The warm-up of its own estimate goes wrong without the safeguard when the schedule starts at zero.
+    "Prodigy": Source(
+        "pytorch_optimizer",
+        "Prodigy",
+        "pytorch-optimizer>=4.0",
+        (("safeguard_warmup", True), ("bias_correction", True)),
+    ),
+    # With a learning rate from outside and no momentum: the memory-saving form everyone means.
+    "Adafactor": Source(
+        "pytorch_optimizer",
+        "AdaFactor",
+        "pytorch-optimizer>=4.0",
+        (("betas", (None, 0.999)), ("scale_parameter", False), ("relative_step", False)),
+    ),
+    "CAME": Source("pytorch_optimizer", "CAME", "pytorch-optimizer>=4.0"),
+    "ScheduleFreeAdamW": Source("pytorch_optimizer", "ScheduleFreeAdamW", "pytorch-optimizer>=4.0"),
+}
+
+
+def optimizer_class(name: str) -> type[Optimizer]:
+    """Import an optimizer's class. Called before any work is done.
+
+    Raises:
+        UserError: Its package is missing or too old; names the command that installs it.
+    """
+    source = SOURCES[name]
+    try:
+        return getattr(importlib.import_module(source.module), source.name)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError, OSError) as error:
+        raise UserError(
+            f"The optimizer {name} needs a package that is not installed or too old ({error}). In ComfyUI's Python "
+            f'run: pip install "{source.package}" and restart ComfyUI, or choose AdamW.'
+        ) from error
+
+
+def make_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> Optimizer:
+    """Make the optimizer a config asks for."""
+    settings = dict(SOURCES[config.optimizer].settings)
+    if is_schedule_free(config):
+        settings["warmup_steps"] = config.warmup_steps  # it warms up by itself
+    make: Any = optimizer_class(config.optimizer)
+    optimizer: Optimizer = make(
+        list(parameters), lr=config.learning_rate, weight_decay=config.weight_decay, **settings
+    )
+    return optimizer
+
+
+def is_schedule_free(config: TrainConfig) -> bool:
+    """Whether the optimizer averages its weights instead of following a schedule (Defazio et al. 2024)."""
+    return config.optimizer == "ScheduleFreeAdamW"
+
+
+def scheduler_in_force(config: TrainConfig) -> str:
+    """The schedule that is really followed: schedule-free optimizers keep a constant rate."""
+    return "constant" if is_schedule_free(config) else config.scheduler
+
+
+def rex(progress: float) -> float:
+    """Reflected exponential decay (Chen et al. 2021, arXiv:2107.04197): slow first, fast at the end.
+
+    Args:
+        progress: Share of the run, 0 to 1.
+    """
+    left = 1 - progress
+    return left / (0.5 + 0.5 * left)
+
+
+def make_scheduler(config: TrainConfig, optimizer: Optimizer, steps: int) -> Any:
+    """Make the schedule over `steps` optimizer steps, warm-up included.
+
+    Returns:
+        A torch LRScheduler, stepped once after each optimizer step.
+    """
+    name, warmup = scheduler_in_force(config), min(config.warmup_steps, max(steps - 1, 0))
+    if is_schedule_free(config):
+        return LambdaLR(optimizer, lambda _step: 1.0)
+    if name == "rex":
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return step / warmup
+            return rex(min(1.0, (step - warmup) / max(1, steps - warmup)))
+
+        return LambdaLR(optimizer, factor)
+    from transformers.optimization import get_scheduler  # takes seconds to import, so only here
+
+    if name == "constant" and warmup:
+        name = "constant_with_warmup"
+    special: dict[str, Any] = {}
+    if name == "cosine_with_restarts":
+        special["num_cycles"] = config.scheduler_cycles
+    elif name == "polynomial":
+        special.update(lr_end=0.0, power=2.0)
+    return get_scheduler(
+        name, optimizer, num_warmup_steps=warmup, num_training_steps=steps, scheduler_specific_kwargs=special
+    )
+
+
+@contextmanager
+def weights_to_keep(optimizer: Optimizer) -> Iterator[None]:
+    """Show, inside the block, the weights one would save.
+
+    Schedule-free optimizers train at one point and keep another, their running average.
+    """
+    switch: Callable[[], None] | None = getattr(optimizer, "eval", None)
+    if switch is None:
+        yield
+        return
+    switch()
+    try:
+        yield
+    finally:
+        optimizer.train()  # type: ignore[attr-defined]
