@@ -1,0 +1,134 @@
+"""What every test stands on: the pack as a package, and a ComfyUI to import or to talk to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from support.server import ComfyServer
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_HOST = ROOT / ".host" / "ComfyUI-0.3.75"
+
+# `python -m pytest` puts the current folder there. Our folder `nodes` must not shadow ComfyUI's own nodes.py.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+
+
+def _register_package(name: str, folder: Path) -> None:
+    """Make `folder` importable as package `name` without touching sys.path and without running its __init__.
+
+    The pack's `__init__.py` needs a host, which unit tests do not have.
+    """
+    if name in sys.modules:
+        return
+    spec = ModuleSpec(name, loader=None, is_package=True)
+    spec.submodule_search_locations = [str(folder)]
+    sys.modules[name] = module_from_spec(spec)
+
+
+_register_package("lora_workbench", ROOT)
+_register_package("support", ROOT / "tests" / "support")
+
+
+class _RootIsAPlainFolder:
+    """Keeps pytest from importing the repository root as a package of tests because it has an __init__.py."""
+
+    @staticmethod
+    def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # As a plugin: pytest asks a conftest's own hooks only about what lies beside or below it.
+    config.pluginmanager.register(_RootIsAPlainFolder())
+
+
+@dataclass(frozen=True)
+class Host:
+    """The ComfyUI that the tests run against.
+
+    Attributes:
+        path: Its folder, the one with main.py.
+        version: Such as (0, 3, 75).
+        base: The base directory (models, input, output, temp) of this process.
+    """
+
+    path: Path
+    version: tuple[int, ...]
+    base: Path
+
+
+@pytest.fixture(scope="session")
+def host_path() -> Path:
+    """The folder of the ComfyUI under test: COMFYUI_PATH, else the one that dev.py unpacks."""
+    path = Path(os.environ.get("COMFYUI_PATH") or DEFAULT_HOST).expanduser().resolve()
+    if not (path / "main.py").is_file():
+        pytest.skip(f"no ComfyUI in {path}: set COMFYUI_PATH, or run `python dev.py test` once")
+    return path
+
+
+@pytest.fixture(scope="session")
+def comfy_host(host_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """ComfyUI importable in this process, on the CPU, with an empty base directory of its own."""
+    if str(host_path) not in sys.path:
+        sys.path.insert(0, str(host_path))
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)  # or the host would parse pytest's command line
+    from comfy.cli_args import args
+
+    base = tmp_path_factory.mktemp("comfy_base")
+    args.cpu = True
+    args.base_directory = str(base)
+    import folder_paths  # reads args.base_directory once, at import
+    from comfyui_version import __version__
+
+    assert Path(folder_paths.base_path) == base, "folder_paths was imported before the fixture comfy_host"
+    return Host(host_path, tuple(int(part) for part in __version__.split(".")[:3]), base)
+
+
+@pytest.fixture(scope="session")
+def small_models_folder(comfy_host: Host) -> Path:
+    """Where small model files are kept between sessions (their names carry a hash of what is in them)."""
+    folder = ROOT / ".host" / ("small-models-" + ".".join(map(str, comfy_host.version)))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(small_models_folder: Path) -> Path:
+    """A complete small SD 1.5 checkpoint: MODEL, CLIP and VAE, 300 MB."""
+    from support import small_models
+
+    return small_models.cached(small_models.checkpoint_sd15, small_models_folder)
+
+
+@pytest.fixture(scope="session")
+def server(host_path: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A running ComfyUI with the pack, one for the whole session (it takes 10 s to start).
+
+    It has the checkpoint `tiny_sd15.safetensors` and captioned photos in `input/photos/2_photo`.
+    """
+    from support.photos import write_photos
+    from support.server import ComfyServer
+
+    base = tmp_path_factory.mktemp("server_base")
+    checkpoint = base / "models" / "checkpoints" / "tiny_sd15.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    try:
+        os.link(tiny_checkpoint, checkpoint)
+    except OSError:  # another disk
+        shutil.copyfile(tiny_checkpoint, checkpoint)
+    write_photos(base / "input" / "photos" / "2_photo", longest=256)
+    with ComfyServer(host_path, base) as running:
+        yield running

@@ -1,0 +1,292 @@
+"""What the loop promises: the same numbers each time, a clean cancel, a stop at the first number that is none."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from support import small_models
+from support.rig import Snapshot, rig, sample, trained
+
+OPTIMIZERS = ["AdamW", "AdamW8bit", "Lion", "Lion8bit", "Prodigy", "Adafactor", "CAME", "ScheduleFreeAdamW"]
+
+
+class CancelAfter:
+    """A sink on which cancel is pressed after some micro-steps."""
+
+    def __init__(self, polls: int) -> None:
+        self.left, self.taken = polls, False
+
+    def phase(self, text, done, total):
+        pass
+
+    def step(self, event):
+        pass
+
+    def cancelled(self):
+        self.left -= 1
+        return self.left < 0
+
+    def take_cancel(self):
+        self.taken = True
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_same_seed_same_bits(name, comfy_host, small_models_folder, tmp_path):
+    settings = {"epochs": 2, "dropout": 0.2, "batch_size": 2}
+    first = trained(name, small_models_folder, tmp_path, **settings)
+    torch.randn(10)  # whatever other nodes draw in between
+    again = trained(name, small_models_folder, tmp_path, **settings)
+    other = trained(name, small_models_folder, tmp_path, **settings, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_the_global_generator_is_left_alone(comfy_host, small_models_folder, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    trained("sd3", small_models_folder, tmp_path, epochs=1, dropout=0.2, gradient_checkpointing=True)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_one_feature_does_not_shift_anothers_draws(comfy_host, small_models_folder, tmp_path):
+    drawn = []
+    for settings in ({}, {"dropout": 0.5}):
+        with rig("sd3", small_models_folder, tmp_path, **settings) as it:
+            micro = it.trainer.prepare(it.trainer.steps_of_epoch(0)[0][0])
+            downs = [layer.down for layer in it.network.layers]
+            drawn.append((micro.drawn.noise, micro.drawn.sigma, micro.names, downs))
+    assert torch.equal(drawn[0][0], drawn[1][0]) and torch.equal(drawn[0][1], drawn[1][1])
+    assert drawn[0][2] == drawn[1][2]
+    assert all(torch.equal(a, b) for a, b in zip(drawn[0][3], drawn[1][3], strict=True))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_lowers_the_loss(optimizer, comfy_host, small_models_folder, tmp_path):
+    from lora_workbench.training.optimizers import weights_to_keep
+
+    rate = {"Prodigy": 1.0, "Lion": 3e-4, "Lion8bit": 3e-4, "ScheduleFreeAdamW": 5e-3}.get(optimizer, 2e-3)
+    steps = 200 if optimizer == "Prodigy" else 60  # it first has to find its rate, from 1e-6 up
+    settings = {"optimizer": optimizer, "learning_rate": rate, "steps": steps, "rank": 32, "scheduler": "constant"}
+    with rig("sd3", small_models_folder, tmp_path, pictures=2, **settings) as it:
+
+        def mean_loss() -> float:
+            from lora_workbench.training.objective import Draw, prediction_losses
+
+            micro = it.trainer.prepare(it.trainer.steps_of_epoch(0)[0][0])
+            with torch.no_grad():
+                losses = [
+                    prediction_losses(it.model, micro.x0, Draw(micro.drawn.noise, torch.full((2,), s)), micro.conds)
+                    for s in (0.2, 0.5, 0.8)
+                ]
+            return float(torch.stack(losses).mean())
+
+        it.trainer.run.micro_step = 0
+        before = mean_loss()
+        run = it.trainer.train()
+        run.micro_step = 0
+        with weights_to_keep(run.optimizer):
+            after = mean_loss()
+        states = [value for state in run.optimizer.state.values() for value in state.values()]
+    assert after < before * 0.99, (before, after)
+    if optimizer.endswith("8bit"):
+        # Small tensors keep fp32 moments; those of a real model's layers are bytes.
+        assert any(isinstance(value, torch.Tensor) and value.dtype == torch.uint8 for value in states)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("constant_with_warmup", [1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0.25]),
+        ("cosine", [(1 + math.cos(math.pi * x / 4)) / 2 for x in range(4)]),
+        ("cosine_with_restarts", [1, 0.5, 1, 0.5]),
+        ("polynomial", [1, 0.5625, 0.25, 0.0625]),
+        ("rex", [(1 - x / 4) / (0.5 + 0.5 * (1 - x / 4)) for x in range(4)]),
+    ],
+)
+def test_schedules(scheduler, expected, comfy_host, small_models_folder, tmp_path):
+    settings = {"steps": 4, "learning_rate": 1e-3, "scheduler": scheduler}
+    with rig("sd3", small_models_folder, tmp_path, **settings) as it:
+        rates = it.trainer.train().rates
+    assert rates == pytest.approx([1e-3 * share for share in expected])
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine", "rex"])
+def test_warm_up_rises_from_zero(scheduler, comfy_host, small_models_folder, tmp_path):
+    settings = {"steps": 8, "warmup_steps": 4, "learning_rate": 1e-3, "scheduler": scheduler}
+    with rig("sd3", small_models_folder, tmp_path, **settings) as it:
+        rates = it.trainer.train().rates
+    assert rates[:5] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3])
+
+
+def test_short_batches_count_each_picture_the_same(comfy_host, small_models_folder, tmp_path):
+    """Three pictures in batches of two: the gradient of the epoch is that of the three pictures, each once."""
+    gradients = []
+    for batch_size, accumulation in ((2, 2), (3, 1), (1, 3)):
+        settings = {"batch_size": batch_size, "gradient_accumulation": accumulation, "max_grad_norm": 0.0}
+        with rig("sd3", small_models_folder, tmp_path, pictures=3, **settings) as it:
+            noise = torch.randn(small_models.latent_shape("sd3", 16, 16), generator=torch.Generator().manual_seed(1))
+            fix_draws(it, noise)
+            (step,) = it.trainer.steps_of_epoch(0)
+            for batch in step:
+                it.trainer.micro_step(batch)
+            gradients.append([layer.up.grad.clone() for layer in it.network.layers])
+    for other in gradients[1:]:
+        assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))
+
+
+def fix_draws(it, noise) -> None:
+    """Give each picture the same noise and noise level whatever batch it is in."""
+    from dataclasses import replace
+
+    from lora_workbench.training.objective import Draw
+
+    prepare = it.trainer.prepare
+
+    def fixed(batch):
+        micro = prepare(batch)
+        count = len(batch)
+        return replace(micro, drawn=Draw(noise.expand(count, *noise.shape[1:]).clone(), torch.full((count,), 0.5)))
+
+    it.trainer.prepare = fixed
+
+
+def test_accumulation_across_short_steps(comfy_host, small_models_folder, tmp_path):
+    with rig("sd3", small_models_folder, tmp_path, pictures=5, batch_size=2, gradient_accumulation=2, epochs=2) as it:
+        run = it.trainer.train()
+    assert (run.step, run.images, run.micro_step) == (4, 10, 6)
+
+
+def test_cancel_keeps_what_was_trained(comfy_host, small_models_folder, tmp_path):
+    from lora_workbench.training.events import Cancelled
+
+    patcher = small_models.build("sd15", small_models_folder)
+    sample(patcher, "sd15")  # loading it is the host's own change
+    before = Snapshot(patcher)
+    kept = []
+    with (
+        pytest.raises(Cancelled),
+        rig("sd15", small_models_folder, tmp_path, patcher=patcher, epochs=50, sink=CancelAfter(3)) as it,
+    ):
+        try:
+            it.trainer.train()
+        finally:
+            kept = [layer.up.detach().clone() for layer in it.network.layers]
+            assert it.trainer.run.step == 3
+    assert all(tensor.abs().sum() > 0 for tensor in kept)
+    assert before.differences(Snapshot(patcher)) == []
+
+
+def test_the_hosts_interrupt_in_the_middle_of_a_step(comfy_host, small_models_folder, tmp_path):
+    """Any layer of the host may raise it, in forward or when a block is computed again in backward."""
+    import comfy.model_management as management
+    from lora_workbench.training.host.progress import is_host_interrupt
+
+    patcher = small_models.build("sd15", small_models_folder)
+    sample(patcher, "sd15")  # loading it is the host's own change
+    before = Snapshot(patcher)
+    with rig("sd15", small_models_folder, tmp_path, patcher=patcher, epochs=5, gradient_checkpointing=True) as it:
+        it.trainer.optimizer_step(it.trainer.steps_of_epoch(0)[0])
+        good = [layer.up.detach().clone() for layer in it.network.layers]
+        management.interrupt_current_processing(True)
+        with pytest.raises(BaseException) as raised:
+            it.trainer.train()
+        assert is_host_interrupt(raised.value)
+        assert not management.processing_interrupted()
+        assert all(torch.equal(a, layer.up) for a, layer in zip(good, it.network.layers, strict=True))
+    assert before.differences(Snapshot(patcher)) == []
+
+
+def test_an_exception_in_backward_leaves_the_model_as_it_was(comfy_host, small_models_folder, tmp_path):
+    patcher = small_models.build("sd15", small_models_folder)
+    first, before = sample(patcher, "sd15"), Snapshot(patcher)
+
+    def explode(grad):
+        raise RuntimeError("in the middle of backward")
+
+    with (
+        pytest.raises(RuntimeError, match="in the middle of backward"),
+        rig("sd15", small_models_folder, tmp_path, patcher=patcher) as it,
+    ):
+        it.network.layers[len(it.network.layers) // 2].up.register_hook(explode)
+        it.trainer.train()
+    assert before.differences(Snapshot(patcher)) == []
+    assert torch.equal(first, sample(patcher, "sd15"))
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(comfy_host, small_models_folder, tmp_path):
+    from lora_workbench.training.loop import Diverged
+
+    good = []
+
+    def overflow_after_two(run, _ended):
+        if run.step == 2:
+            good.extend(tensor.detach().clone() for tensor in run.network.parameters())
+        if run.step == 3:  # what a rate far too high does to the weights
+            for tensor in run.network.parameters():
+                tensor.data.mul_(1e30)
+
+    settings = {"epochs": 50, "learning_rate": 1e-2, "after_step": overflow_after_two}
+    with rig("sd3", small_models_folder, tmp_path, **settings) as it:
+        with pytest.raises(Diverged, match=r"step 4 \(.*\.png.*\) is not a finite number.*learning rate 0.01"):
+            it.trainer.train()
+        assert all(torch.equal(a, b) for a, b in zip(good, it.network.parameters(), strict=True))
+
+
+def test_a_broken_latent_is_named(comfy_host, small_models_folder, tmp_path):
+    from lora_workbench.training.loop import Diverged
+
+    with rig("sd3", small_models_folder, tmp_path, pictures=2) as it:
+        shape = small_models.latent_shape("sd3", 16, 16)
+        it.trainer.latents.cache.put("latent1", {"latent": torch.full(shape, math.nan)})
+        with pytest.raises(Diverged, match=r"step 1 \(1\.png\).*first step already failed"):
+            it.trainer.train()
+
+
+def test_offloaded_and_half_precision_weights(comfy_host, small_models_folder, tmp_path):
+    """Weights stored in half are cast for each use, in forward and in backward, and none is kept."""
+    import comfy.sd
+
+    losses = {}
+    file = next(small_models_folder.glob("sd15-*.safetensors"))
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
+        with torch.inference_mode():
+            patcher = comfy.sd.load_diffusion_model(str(file), model_options={"dtype": dtype})
+        sample(patcher, "sd15")
+        before = Snapshot(patcher)
+        with rig("sd15", small_models_folder, tmp_path / str(dtype), patcher=patcher, epochs=1) as it:
+            losses[dtype] = it.trainer.train().losses
+        assert before.differences(Snapshot(patcher)) == []
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
+    assert losses[torch.float8_e4m3fn] == pytest.approx(losses[torch.float32], rel=0.1)
+
+
+def test_scaled_fp8_counts_its_scale(comfy_host, small_models_folder, tmp_path):
+    """A layer's effective weight is weight × scale: borrowed as such."""
+    import comfy.ops
+    from lora_workbench.training.host.frozen import FrozenLayer
+
+    layer = comfy.ops.manual_cast.Linear(8, 4, bias=False, dtype=torch.float8_e4m3fn)
+    layer.weight = torch.nn.Parameter(torch.ones(4, 8).to(torch.float8_e4m3fn), requires_grad=False)
+    layer.scale_weight = torch.nn.Parameter(torch.tensor(3.0), requires_grad=False)
+    with FrozenLayer(layer).lend(torch.zeros(1, 8)) as (weight, bias):
+        assert bias is None and torch.equal(weight, torch.full((4, 8), 3.0))
+
+
+def test_no_weight_is_saved_for_backward(comfy_host, small_models_folder, tmp_path):
+    """What autograd holds between forward and backward are activations: nothing of the size of the model."""
+    with rig("sd15", small_models_folder, tmp_path, batch_size=1, side=64) as it:
+        sizes = []
+
+        def note(tensor):
+            sizes.append((tensor.data_ptr(), tensor.numel()))
+            return tensor
+
+        weights = {p.data_ptr() for p in it.model.model.parameters() if p.ndim > 1}
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            it.trainer.micro_step(it.trainer.steps_of_epoch(0)[0][0])
+    assert sizes and not weights & {pointer for pointer, _ in sizes}

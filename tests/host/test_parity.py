@@ -1,0 +1,198 @@
+"""The same training by diffusers and peft: the engine's losses, gradients and weights held against theirs.
+
+What both are given is latents before scaling, captions, noise, noise levels, mirroring and the LoRA's first
+weights. Everything after that the reference does by itself, as a training script of diffusers does it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support import small_models
+from support.reference import Ask, an_ask, ask_host, ask_twin, diffusers_twin, fuse_projections, text_of, twin_modules
+from support.rig import Rig, rig
+from torch import Tensor
+from torch.nn import functional as F
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+pytestmark = pytest.mark.usefixtures("comfy_host")
+
+MODELS = ("sd15_two", "sdxl", "sd3")
+STEPS = 20
+RANK, ALPHA = 4, 2.0  # unequal, so that a missing factor shows
+CLIP = 0.1  # these models' gradients are about that long: some are cut, some are not
+SETTINGS: dict[str, Any] = {
+    "steps": STEPS, "rank": RANK, "alpha": ALPHA, "batch_size": 2, "warmup_steps": 2, "learning_rate": 1e-3,
+    "weight_decay": 0.1, "scheduler": "cosine", "max_grad_norm": CLIP,
+}  # fmt: skip
+# (scaling_factor, shift_factor) in the published VAEs' configs.
+VAE = {"sd15_two": (0.18215, 0.0), "sdxl": (0.13025, 0.0), "sd3": (1.5305, 0.0609)}
+
+
+def off(ours: Tensor, theirs: Tensor) -> float:
+    """How far two tensors are apart, relative to the second."""
+    return float((ours.detach() - theirs.detach()).norm() / theirs.detach().norm())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_twin_is_the_same_denoiser(name, small_models_folder):
+    """Before anything is trained; and fused, an SD3 twin is still itself."""
+    patcher = small_models.build(name, small_models_folder)
+    twin, ask = diffusers_twin(name, patcher), an_ask(name)
+    host = ask_host(patcher, ask)
+    assert off(host, ask_twin(twin, ask)) < 1e-4
+    fuse_projections(twin)
+    assert off(host, ask_twin(twin, ask)) < 1e-4
+
+
+# --- both sides ------------------------------------------------------------------------------------------
+
+
+def give_sizes(it: Rig) -> None:
+    """Let each picture have a size and crop of its own, in a bucket that is no square, and mirror some."""
+    from lora_workbench.training.dataset import Placement
+
+    trainer, pictures = it.trainer, []
+    for n, picture in enumerate(it.trainer.dataset.pictures):
+        place = Placement(bucket=(192, 128), scaled=(192 + 24 * n, 128 + 8 * n), offset=(7 * n, 3 * n))
+        pictures.append(replace(picture, size=(700 + 90 * n, 500 - 60 * n), placement=place))
+        trainer.latents.keys[n, True] = f"latent{n}"  # what it shows does not matter here
+    trainer.dataset = replace(trainer.dataset, pictures=tuple(pictures), flip=True)
+
+
+def sizes_of(picture: Any, mirrored: bool) -> Any:
+    """What SDXL is told: the size of the file, the corner of the crop in what is seen, the size of the crop."""
+    place = picture.placement
+    left = place.offset[0]
+    right = place.scaled[0] - place.bucket[0] - left
+    return picture.size, (right if mirrored else left, place.offset[1]), place.bucket
+
+
+class Recorder:
+    """Notes what the trainer prepares for each micro-step: batch, latents as stored, noise and noise levels."""
+
+    def __init__(self, it: Rig) -> None:
+        self.given: list[tuple[Any, Tensor, Tensor, Tensor]] = []
+        prepare = it.trainer.prepare
+
+        def noting(batch: Any) -> Any:
+            micro = prepare(batch)
+            raw = [it.trainer.latents.load(i, flip) for i, flip in zip(batch.indices, batch.flips, strict=True)]
+            self.given.append((batch, torch.cat(raw), micro.drawn.noise, micro.drawn.sigma))
+            return micro
+
+        it.trainer.prepare = noting
+
+
+class Reference:
+    """An ordinary diffusers training script on the twin of a small model, with peft's LoRA."""
+
+    def __init__(self, name: str, it: Rig) -> None:
+        from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+        from diffusers.optimization import get_scheduler
+        from peft import LoraConfig
+
+        self.name, self.pictures = name, it.trainer.dataset.pictures
+        self.twin = diffusers_twin(name, it.patcher)
+        fuse_projections(self.twin)
+        modules = twin_modules(name, it.patcher, [layer.path for layer in it.network.layers])
+        self.twin.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(modules.values())))
+        self.layers = [self.twin.get_submodule(module) for module in modules.values()]
+        self.parameters = [p for p in self.twin.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, weight_decay=0.1)
+        self.schedule = get_scheduler("cosine", self.optimizer, num_warmup_steps=2, num_training_steps=STEPS)
+        self.norms: list[float] = []
+        if name == "sd3":
+            self.noise_schedule: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
+            self.sigmas = self.noise_schedule.sigmas[:-1].flip(0)  # as drawn from: rising, without the end's 0
+        else:
+            self.noise_schedule = DDPMScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+            )
+            alphas = self.noise_schedule.alphas_cumprod
+            self.sigmas = ((1 - alphas) / alphas).sqrt()
+
+    def copy(self, it: Rig) -> None:
+        """Begin with the weights of our network."""
+        assert len(self.parameters) == 2 * len(it.network.layers)
+        with torch.no_grad():
+            for theirs, ours in zip(self.layers, it.network.layers, strict=True):
+                theirs.lora_A["default"].weight.copy_(ours.down)
+                theirs.lora_B["default"].weight.copy_(ours.up)
+
+    def loss(self, batch: Any, raw: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """The loss of one batch, given what was drawn for it."""
+        scale, shift = VAE[self.name]
+        latents = (raw - shift) * scale
+        place = (self.sigmas - sigma[:, None]).abs().argmin(1)
+        # Both sides draw from the same schedule, each by its own table.
+        torch.testing.assert_close(self.sigmas[place], sigma, rtol=1e-4, atol=0)
+        text, pooled = text_of(self.name, list(batch.indices))
+        if self.name == "sd3":
+            level = self.sigmas[place].view(-1, 1, 1, 1)
+            ask = Ask((1 - level) * latents + level * noise, 1000 * level.flatten(), text, pooled)
+            target = noise - latents
+        else:
+            noisy = self.noise_schedule.add_noise(latents, noise, place)
+            shown = [sizes_of(self.pictures[i], m) for i, m in zip(batch.indices, batch.flips, strict=True)]
+            ask = Ask(noisy, place, text, pooled, tuple(shown) if self.name == "sdxl" else ())
+            target = noise
+        return F.mse_loss(ask_twin(self.twin, ask).float(), target.float())
+
+    def step(self, *given: Any) -> float:
+        """One optimizer step."""
+        loss = self.loss(*given)
+        loss.backward()
+        self.norms.append(float(torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)))
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+
+# --- held against each other -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layers_gradient(name, checkpointing, small_models_folder, tmp_path):
+    """Of LoRAs that already do something, or those of `down` would all be zero."""
+    settings = SETTINGS | {"gradient_checkpointing": checkpointing}
+    with rig(name, small_models_folder, tmp_path, **settings) as it:
+        give_sizes(it)
+        with torch.no_grad():
+            for n, layer in enumerate(it.network.layers):
+                layer.up.normal_(std=0.05, generator=torch.Generator().manual_seed(n))
+        reference, recorder = Reference(name, it), Recorder(it)
+        reference.copy(it)
+        ours = it.trainer.micro_step(it.trainer.steps_of_epoch(0)[0][0]) / 2
+        (given,) = recorder.given
+        loss = reference.loss(*given)
+        loss.backward()
+        assert ours == pytest.approx(float(loss.detach()), rel=1e-4)
+        for layer, theirs in zip(it.network.layers, reference.layers, strict=True):
+            assert off(layer.down.grad, theirs.lora_A["default"].weight.grad) < 1e-3, layer.path
+            assert off(layer.up.grad, theirs.lora_B["default"].weight.grad) < 1e-3, layer.path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_twenty_steps(name, small_models_folder, tmp_path):
+    """From a fresh LoRA, with warm-up, cosine, weight decay and clipping: each loss, and every weight at the end."""
+    with rig(name, small_models_folder, tmp_path, **SETTINGS) as it:
+        give_sizes(it)
+        reference, recorder = Reference(name, it), Recorder(it)
+        reference.copy(it)
+        first = [layer.down.detach().clone() for layer in it.network.layers]
+        losses = it.trainer.train().losses
+        theirs = [reference.step(*given) for given in recorder.given]
+        assert len(losses) == STEPS
+        assert losses == pytest.approx(theirs, rel=1e-4)
+        assert min(reference.norms) < CLIP < max(reference.norms)
+        for layer, other, start in zip(it.network.layers, reference.layers, first, strict=True):
+            # Held against how far they have moved, which is the smaller number.
+            assert off(layer.down - start, other.lora_A["default"].weight - start) < 1e-3, layer.path
+            assert off(layer.up, other.lora_B["default"].weight) < 1e-3, layer.path

@@ -1,0 +1,160 @@
+"""A whole run in this process, CLIP and VAE included: what it refuses, and that it leaves nothing half-done."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support import small_models
+from support.photos import write_photos
+from support.rig import Snapshot
+
+
+@pytest.fixture(scope="module")
+def checkpoint(comfy_host, tiny_checkpoint) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of the small SD1.5 checkpoint, loaded as a server does."""
+    import comfy.model_management
+    import comfy.sd
+
+    with torch.inference_mode():
+        parts = comfy.sd.load_checkpoint_guess_config(str(tiny_checkpoint))[:3]
+        comfy.model_management.load_models_gpu([parts[0]])  # the first load is the host's own change
+    return parts
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    from lora_workbench.training.buckets import BucketConfig, assign_buckets
+    from lora_workbench.training.scan import scan_folder
+
+    folder = tmp_path_factory.mktemp("data") / "1_photo"
+    folder.mkdir()
+    write_photos(folder, longest=256)
+    return assign_buckets(scan_folder(folder, trigger="zorp"), BucketConfig(resolution=128, step=32))
+
+
+def train(parts, dataset, folder, sink=None, **settings):
+    from lora_workbench.training.config import TrainConfig
+    from lora_workbench.training.events import SilentSink
+    from lora_workbench.training.session import train_lora
+
+    config = TrainConfig(**{"name": "run", "steps": 2, "rank": 4, "learning_rate": 1e-2, **settings})
+    with torch.inference_mode():
+        return train_lora(
+            *parts, dataset, config, root=folder / "runs", cache_root=folder / "cache", sink=sink or SilentSink()
+        )
+
+
+def trouble(parts, dataset, folder, **settings) -> str:
+    from lora_workbench.training.errors import UserError
+
+    with pytest.raises(UserError) as raised:
+        train(parts, dataset, folder, **settings)
+    assert not (folder / "runs").exists(), "a run that was refused left a folder"
+    return str(raised.value)
+
+
+def test_a_run_leaves_what_it_says(checkpoint, dataset, tmp_path):
+    before = Snapshot(checkpoint[0])
+    result = train(checkpoint, dataset, tmp_path, epochs=2, steps=0, batch_size=4, save_every_epochs=1)
+    assert before.differences(Snapshot(checkpoint[0])) == []
+    folder = tmp_path / "runs" / "run"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json", "losses.csv", "run-000001.safetensors", "run.safetensors", "summary.json",
+    ]  # fmt: skip
+    told = json.loads((folder / "summary.json").read_text())
+    assert told["epochs"] == 2 and told["images"] == 2 * len(dataset.pictures)
+    assert len((folder / "losses.csv").read_text().splitlines()) == told["steps"] + 1
+    assert json.loads((folder / "config.json").read_text())["rank"] == 4
+    assert result.lora.metadata["ss_num_train_images"] == str(len(dataset.pictures))
+    assert json.loads(result.lora.metadata["lora_workbench.losses"]) == pytest.approx(told["losses"])
+
+
+def test_a_name_that_is_taken_gets_a_number(checkpoint, dataset, tmp_path):
+    names = [train(checkpoint, dataset, tmp_path, steps=1).summary.name for _ in range(3)]
+    assert names == ["run", "run-2", "run-3"]
+
+
+def test_what_came_out_does_not_change_when_training_goes_on(checkpoint, dataset, tmp_path):
+    first = train(checkpoint, dataset, tmp_path)
+    kept = {name: tensor.clone() for name, tensor in first.lora.items()}
+    train(checkpoint, dataset, tmp_path, seed=3)
+    assert all(torch.equal(first.lora[name], kept[name]) for name in kept)
+
+
+def test_a_clip_of_another_family(checkpoint, dataset, small_models_folder, tmp_path):
+    model, clip, vae = checkpoint
+    sdxl = small_models.build("sdxl", small_models_folder)
+    said = trouble((sdxl, clip, vae), dataset, tmp_path)
+    assert "CLIP does not go with this MODEL" in said and "768 wide" in said
+    sd2 = small_models.build("sd2_v", small_models_folder)
+    assert "CLIP does not go with this MODEL" in trouble((sd2, clip, vae), dataset, tmp_path)
+
+
+def test_a_vae_of_another_family(checkpoint, dataset, small_models_folder, tmp_path):
+    _, clip, vae = checkpoint
+    sd3 = small_models.build("sd3", small_models_folder)
+    assert "latents of 4 channels and the MODEL takes 16" in trouble((sd3, clip, vae), dataset, tmp_path)
+
+
+def test_a_model_without_a_trainable_layer(checkpoint, dataset, tmp_path):
+    import copy
+
+    model, clip, vae = checkpoint
+    bare = model.clone()
+    bare.model = copy.copy(model.model)
+    bare.model._modules = dict(model.model._modules, diffusion_model=torch.nn.Sequential(torch.nn.ReLU()))
+    assert "no layer a LoRA can be trained on" in trouble((bare, clip, vae), dataset, tmp_path)
+
+
+def test_empty_sockets_and_a_dataset_without_buckets(checkpoint, dataset, tmp_path):
+    model, clip, vae = checkpoint
+    assert "The CLIP input is empty" in trouble((model, None, vae), dataset, tmp_path)
+    assert "The VAE input is empty" in trouble((model, clip, None), dataset, tmp_path)
+    bare = dataset.with_pictures(replace(p, placement=None) for p in dataset.pictures)
+    assert "BucketImages" in trouble(checkpoint, bare, tmp_path)
+    assert "dataset is empty" in trouble(checkpoint, dataset.with_pictures(()), tmp_path)
+
+
+def test_a_bucket_that_the_vae_cannot_take(checkpoint, dataset, tmp_path):
+    odd = dataset.with_pictures(replace(p, placement=replace(p.placement, bucket=(100, 132))) for p in dataset.pictures)
+    assert "no multiple of 8 pixels" in trouble(checkpoint, odd, tmp_path)
+
+
+def test_a_full_disk_at_the_first_checkpoint(checkpoint, dataset, tmp_path, monkeypatch):
+    from lora_workbench.training import export
+    from lora_workbench.training.errors import UserError
+
+    real = export.os.replace
+
+    def full(source, target):
+        if str(target).endswith(".safetensors"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(export.os, "replace", full)
+    before = Snapshot(checkpoint[0])
+    with pytest.raises(UserError, match="no room for|disk is full"):
+        # The caches hold these pictures already, so the first file to be written is the checkpoint.
+        train(checkpoint, dataset, tmp_path, save_every_steps=1)
+    assert before.differences(Snapshot(checkpoint[0])) == []
+    assert not list((tmp_path / "runs").rglob("*.tmp"))
+
+
+def test_patches_on_the_model_stay(checkpoint, dataset, tmp_path):
+    """A LoRA the user has on the MODEL is trained upon and is still there afterwards."""
+    from lora_workbench.training.host.apply import apply_lora
+
+    model, clip, vae = checkpoint
+    first = train(checkpoint, dataset, tmp_path).lora
+    patched, _ = apply_lora(model, clip, first, 1.0, 1.0)
+    losses = [
+        train((m, clip, vae), dataset, tmp_path, precision="fp32").summary.losses for m in (model, patched)
+    ]
+    assert losses[0] != losses[1], "training did not see the patches"
+    assert len(patched.patches) == len(first.layers)
+    plain = train(checkpoint, dataset, tmp_path, precision="fp32").summary.losses
+    assert plain == losses[0]

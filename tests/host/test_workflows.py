@@ -1,0 +1,146 @@
+"""The example workflows: complete, up to date with the nodes, and each runs to its end."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageChops
+from support.browser import browser, load_workflow, open_page
+from support.server import ComfyServer
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "example_workflows").glob("*.json"))
+PREFIX = "LoRAWorkbench_"
+MOST_THUMBNAIL_BYTES = 150_000
+
+# What makes any example small enough for a test; a workflow need not have all of these nodes.
+SMALL: dict[str, dict[str, Any]] = {
+    "CheckpointLoaderSimple": {"ckpt_name": "tiny_sd15.safetensors"},
+    "EmptyLatentImage": {"width": 256, "height": 256},
+    "KSampler": {"steps": 2},
+    "LoRAWorkbench_LoadDataset": {"folder": "photos"},
+    "LoRAWorkbench_BucketImages": {"resolution": 256},
+    # A large step, so that two of them can be seen.
+    "LoRAWorkbench_LoRATrainer": {"epochs": 1, "steps": 2, "rank": 4, "learning_rate": 0.05},
+}
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+def file(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def object_info(server: ComfyServer) -> dict[str, Any]:
+    return server.object_info()
+
+
+@pytest.fixture(scope="module")
+def page(server: ComfyServer) -> Iterator[Any]:
+    with browser() as running, open_page(running, server.url) as opened:
+        yield opened
+
+
+def test_has_a_thumbnail(file: Path) -> None:
+    picture = file.with_suffix(".jpg")
+    assert picture.is_file(), "ComfyUI shows NAME.jpg beside NAME.json in its templates"
+    assert picture.stat().st_size < MOST_THUMBNAIL_BYTES
+    with Image.open(picture) as image:
+        assert image.format == "JPEG"
+
+
+def test_says_what_to_do_and_is_divided_into_steps(file: Path) -> None:
+    workflow = read(file)
+    assert workflow["version"] == 0.4
+    assert any(node["type"] in ("Note", "MarkdownNote") for node in workflow["nodes"])
+    assert [group["title"][:1] for group in workflow["groups"]] == ["1", "2", "3", "4"]
+
+
+def test_every_node_lies_in_one_group_and_on_no_other(file: Path) -> None:
+    workflow = read(file)
+    boxes = []
+    for node in workflow["nodes"]:
+        (left, top), (width, height) = node["pos"], node["size"]
+        boxes.append((node["type"], left, top - 30, left + width, top + height))  # 30: its title bar
+    for type_, left, top, right, bottom in boxes:
+        around = [g["title"] for g in workflow["groups"] if g["bounding"][0] <= left and g["bounding"][1] <= top
+                  and right <= g["bounding"][0] + g["bounding"][2] and bottom <= g["bounding"][1] + g["bounding"][3]]
+        assert len(around) == (0 if "Note" in type_ else 1), f"{type_} lies in {around}"
+    for number, (one, *a) in enumerate(boxes):
+        for other, *b in boxes[number + 1 :]:
+            apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+            assert apart, f"{one} and {other} overlap"
+
+
+def test_every_node_of_the_pack_is_in_an_example(object_info: dict[str, Any]) -> None:
+    used = {node["type"] for file in FILES for node in read(file)["nodes"]}
+    ours = {name for name in object_info if name.startswith(PREFIX)}
+    assert ours, "the pack was not loaded"
+    assert ours - used == set()
+
+
+def test_every_node_exists_on_this_host(file: Path, object_info: dict[str, Any]) -> None:
+    from lora_workbench.demo.workflow import NOTES
+
+    workflow = read(file)
+    assert {node["type"] for node in workflow["nodes"]} - NOTES - set(object_info) == set()
+    for node in workflow["nodes"]:
+        assert node["properties"].get("Node name for S&R", node["type"]) == node["type"]
+
+
+def test_converts_to_the_prompt_that_the_browser_makes(file: Path, object_info: dict[str, Any], page: Any) -> None:
+    from lora_workbench.demo.workflow import to_prompt
+
+    workflow = read(file)
+    load_workflow(page, workflow)
+    theirs = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    assert to_prompt(workflow, object_info) == theirs
+
+
+def test_runs_to_its_end(file: Path, object_info: dict[str, Any], server: ComfyServer) -> None:
+    from lora_workbench.demo.workflow import find, set_values, to_prompt
+
+    prompt = to_prompt(read(file), object_info)
+    there = {node["class_type"] for node in prompt.values()}
+    for class_type, values in SMALL.items():
+        if class_type in there:
+            set_values(prompt, class_type, **values)
+    name = f"test_{file.stem}"
+    set_values(prompt, "LoRAWorkbench_LoRATrainer", name=name)
+    set_values(prompt, "LoRAWorkbench_SaveLoRA", name=name)
+    entry = server.run(prompt, timeout=300)
+
+    def shown(title: str) -> Image.Image:
+        listed = entry["outputs"][find(prompt, "SaveImage", title)]["images"]
+        assert len(listed) == 1
+        return Image.open(io.BytesIO(server.view(**listed[0]))).convert("RGB")
+
+    before, after = shown("Before"), shown("After")
+    assert before.size == after.size == (256, 256)
+    assert ImageChops.difference(before, after).getbbox() is not None, "the LoRA changed nothing"
+    saved = Path(entry["outputs"][find(prompt, "LoRAWorkbench_SaveLoRA")]["text"][0])
+    assert saved == server.base / "models" / "loras" / f"{name}.safetensors"
+    assert saved.stat().st_size > 10_000
+
+
+def test_a_changed_node_is_noticed(object_info: dict[str, Any]) -> None:
+    from lora_workbench.demo.workflow import WorkflowError, to_prompt
+
+    workflow = read(FILES[0])
+    for node in workflow["nodes"]:
+        if node["type"] == "LoRAWorkbench_LoRATrainer":
+            node["widgets_values"].pop()
+    with pytest.raises(WorkflowError, match="none for 'on_cancel'"):
+        to_prompt(workflow, object_info)
+    workflow["nodes"] = [{**workflow["nodes"][0], "type": "Gone"}]
+    with pytest.raises(WorkflowError, match="no node 'Gone'"):
+        to_prompt(workflow, object_info)

@@ -1,0 +1,88 @@
+"""ComfyUI's page in a real Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+READY = "() => !!(window.app?.graph && window.LiteGraph?.registered_node_types?.LoRAWorkbench_LoRATrainer)"
+TIMEOUT = 60_000  # milliseconds
+
+
+def chromium() -> str:
+    """The path of a Chromium: CHROME_PATH, else whatever is on PATH. Without one the test is skipped."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = os.environ.get("CHROME_PATH") or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        pytest.skip("no Chromium: install one, or name it in CHROME_PATH")
+    return found
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """Start a headless Chromium.
+
+    Playwright allows one at a time, and while it runs no `asyncio.run` in this thread: end it with the module.
+
+    Yields:
+        A Playwright browser.
+    """
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = chromium()
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=path, args=FLAGS)
+        try:
+            yield running
+        finally:
+            running.close()
+
+
+@contextmanager
+def open_page(browser: Any, url: str, *, vue: bool = False, size: tuple[int, int] = (1800, 1100)) -> Iterator[Any]:
+    """Open ComfyUI's page with the pack's nodes registered and no dialog in front.
+
+    Args:
+        browser: From `browser`.
+        url: Of the server.
+        vue: Whether nodes are drawn by Vue ("Nodes 2.0") or on the canvas. The server remembers it.
+        size: Width and height of the window in pixels.
+
+    Yields:
+        A Playwright page. Its attribute `problems` lists every error thrown in it.
+    """
+    _set(url, "Comfy.TutorialCompleted", "true")  # or the templates open over the canvas
+    _set(url, "Comfy.VueNodes.Enabled", "true" if vue else "false")
+    page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+    try:
+        page.set_default_timeout(TIMEOUT)
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        # Nothing but the server under test: the front end would ask its makers' servers about the user.
+        page.route(lambda to: urlsplit(to).hostname not in ("127.0.0.1", "localhost"), lambda r: r.abort())
+        page.goto(url)
+        page.wait_for_function(READY)
+        page.wait_for_function("() => document.querySelector('canvas')?.width > 0")
+        yield page
+    finally:
+        page.close()
+
+
+def load_workflow(page: Any, workflow: dict[str, Any]) -> None:
+    """Open a workflow and bring all of it into view."""
+    page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
+    page.wait_for_function("count => window.app.graph._nodes.length === count", arg=len(workflow["nodes"]))
+
+
+def _set(url: str, setting: str, value: str) -> None:
+    request = urllib.request.Request(
+        f"{url}/settings/{setting}", value.encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request, timeout=30).close()

@@ -1,0 +1,155 @@
+"""A training run on a small model, with latents and conditioning made up: the engine without CLIP and VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import small_models
+
+
+@dataclass
+class Rig:
+    """A trainer ready to train, and the model under it."""
+
+    patcher: Any
+    model: Any
+    network: Any
+    trainer: Any
+
+
+@contextmanager
+def rig(
+    name: str,
+    models: Path,
+    work: Path,
+    *,
+    pictures: int = 4,
+    side: int = 128,
+    sink: Any = None,
+    after_step: Callable[..., None] | None = None,
+    patcher: Any = None,
+    **settings: Any,
+) -> Iterator[Rig]:
+    """Set a run up as a session does, differentiable model included; everything is undone at the end.
+
+    Args:
+        name: Which small model.
+        models: Folder of model files.
+        work: Folder for the caches.
+        pictures: How many pictures the made-up dataset has.
+        side: Their side in pixels, 8 per latent cell.
+        sink: Progress sink.
+        after_step: Passed to the trainer.
+        patcher: A MODEL to use instead of a freshly built one.
+        settings: Fields of TrainConfig.
+    """
+    from lora_workbench.training.adapters import LoraNetwork
+    from lora_workbench.training.config import TrainConfig
+    from lora_workbench.training.dataset import Dataset, Picture, Placement
+    from lora_workbench.training.events import SilentSink
+    from lora_workbench.training.host.frozen import differentiable
+    from lora_workbench.training.host.model import HostModel
+    from lora_workbench.training.host.text import pack, unpack
+    from lora_workbench.training.latents import CaptionStore, LatentStore, cache_folders
+    from lora_workbench.training.loop import Trainer
+    from lora_workbench.training.session import compute_precision
+
+    patcher = patcher or small_models.build(name, models)
+    model = HostModel(patcher)
+    latents, captions = cache_folders(work)
+    shape = small_models.latent_shape(name, side // 8, side // 8)
+    for n in range(pictures):
+        source = torch.Generator().manual_seed(100 + n)
+        latents.put(f"latent{n}", {"latent": torch.randn(shape, generator=source)})
+        captions.put(f"caption{n}", *pack(small_models.conditioning(name, seed=n)))  # type: ignore[misc]
+    place = Placement((side, side), (side, side), (0, 0))
+    dataset = Dataset(
+        tuple(Picture(Path(f"{n}.png"), (side + n, side), f"c{n}", placement=place) for n in range(pictures)),
+        bucket_step=64,
+        resolution=side,
+    )
+    config = TrainConfig(**{"precision": "fp32", "learning_rate": 1e-3, "rank": 4, "batch_size": 2, **settings})
+    dtype = compute_precision(config.precision, model.device)
+    with torch.inference_mode():
+        model.load((config.batch_size, *shape[1:]), config.gradient_checkpointing)
+        with torch.inference_mode(False), torch.enable_grad():
+            network = LoraNetwork.create(
+                model.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=config.dropout,
+                seed=config.seed, device=model.device,
+            )
+            by_path = {layer.path: layer for layer in network.layers}
+            with differentiable(
+                model.model, by_path, precision=dtype, checkpointing=config.gradient_checkpointing
+            ):
+                trainer = Trainer(
+                    model,
+                    LatentStore(latents, dataset, {(n, False): f"latent{n}" for n in range(pictures)}, 0),
+                    CaptionStore(captions, {f"c{n}": f"caption{n}" for n in range(pictures)}, {}, 0, unpack),
+                    config,
+                    network,
+                    sink or SilentSink(),
+                    autocast=dtype if dtype != torch.float32 else None,
+                    after_step=after_step,
+                )
+                yield Rig(patcher, model, network, trainer)
+
+
+def trained(name: str, models: Path, work: Path, **settings: Any) -> list[torch.Tensor]:
+    """Train and return every tensor of the LoRA."""
+    with rig(name, models, work, **settings) as it:
+        it.trainer.train()
+        return [tensor.detach().clone() for tensor in it.network.parameters()]
+
+
+def sample(patcher: Any, name: str, side: int = 128, steps: int = 2) -> torch.Tensor:
+    """Sample two steps with the host's own sampler, as KSampler does."""
+    import comfy.sample
+
+    shape = small_models.latent_shape(name, side // 8, side // 8)
+    with torch.inference_mode():
+        latent = torch.zeros(shape)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+        positive, negative = (small_models.conditioning(name, seed=s) for s in (1, 2))
+        return comfy.sample.sample(
+            patcher, noise, steps, 2.0, "euler", "normal", positive, negative, latent, seed=7
+        ).clone()
+
+
+class Snapshot:
+    """Everything of a MODEL that a run must leave as it was."""
+
+    def __init__(self, patcher: Any) -> None:
+        import comfy.ldm.modules.attention as attention
+        import comfy.model_management as management
+
+        model = patcher.model
+        self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.objects = {name: id(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+        self.modules = [
+            (name, id(module), module.training, sorted(vars(module))) for name, module in model.named_modules()
+        ]
+        self.grads = {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()}
+        self.globals = {
+            "attention": attention.optimized_attention,
+            "in_training": getattr(management, "in_training", None),
+            "cast": model.manual_cast_dtype,
+            "grad": torch.is_grad_enabled(),
+            "inference": torch.is_inference_mode_enabled(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "patches": patcher.patches_uuid,
+            "options": repr(patcher.model_options),
+        }
+
+    def differences(self, later: Snapshot) -> list[str]:
+        """Name everything that is no longer as it was."""
+        found = [name for name, tensor in self.tensors.items() if not torch.equal(tensor, later.tensors[name])]
+        for part in ("objects", "modules", "grads", "globals"):
+            if getattr(self, part) != getattr(later, part):
+                found.append(part)
+        return found

@@ -1,0 +1,90 @@
+"""Settings, draws and messages: what needs no model to be checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from lora_workbench.training.config import TrainConfig, parse_color
+from lora_workbench.training.draws import generator, seed_for
+from lora_workbench.training.errors import SettingError, UserError
+from lora_workbench.training.events import StepEvent, clock, describe
+from lora_workbench.training.optimizers import Source, optimizer_class, rex
+
+
+def test_every_setting_has_a_doc_and_a_default_within_its_bounds():
+    for field in dataclasses.fields(TrainConfig):
+        assert field.metadata["doc"].endswith("."), field.name
+    TrainConfig()
+
+
+def test_five_settings_come_first_and_the_rest_is_advanced():
+    plain = [field.name for field in dataclasses.fields(TrainConfig) if not field.metadata["advanced"]]
+    assert plain == ["name", "epochs", "learning_rate", "rank", "batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"rank": 0}, "rank is 0: it must be at least 1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"learning_rate": 0.0}, "nothing would be learned"),
+        ({"learning_rate": math.nan}, "finite"),
+        ({"dropout": 1.0}, "dropout is 1.0: it must be at most 0.95"),
+        ({"optimizer": "Adam"}, "optimizer is 'Adam': choose one of AdamW, "),
+        ({"optimizer": "Prodigy"}, "set it to 1"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_in_words(setting, words):
+    with pytest.raises(SettingError, match=words):
+        TrainConfig(**setting)
+
+
+def test_alpha_0_is_rank():
+    assert TrainConfig(rank=8).effective_alpha == 8
+    assert TrainConfig(rank=8, alpha=2).effective_alpha == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "color"), [("#10ff00", (16, 255, 0)), ("White", (255, 255, 255)), ("808080", (128, 128, 128))]
+)
+def test_colors(text, color):
+    assert parse_color(text) == color
+
+
+@pytest.mark.parametrize("text", ["#12345", "octarine", "", "#gggggg"])
+def test_what_is_no_color(text):
+    with pytest.raises(SettingError, match="#rrggbb"):
+        parse_color(text)
+
+
+def test_draws_depend_on_purpose_and_place_alone():
+    first = torch.rand(4, generator=generator(1, "noise", 7))
+    assert torch.equal(first, torch.rand(4, generator=generator(1, "noise", 7)))
+    for other in ((2, "noise", 7), (1, "timestep", 7), (1, "noise", 8), (1, "noise", 7, 0)):
+        assert not torch.equal(first, torch.rand(4, generator=generator(*other)))
+    assert 0 <= seed_for(2**63 - 1, "x", 10**9) < 2**63
+
+
+def test_a_missing_package_names_the_command(monkeypatch):
+    from lora_workbench.training import optimizers
+
+    monkeypatch.setitem(optimizers.SOURCES, "Lion", Source("not_a_module_at_all", "Lion", "pytorch-optimizer>=4.0"))
+    with pytest.raises(UserError, match=r'pip install "pytorch-optimizer>=4.0"'):
+        optimizer_class("Lion")
+
+
+def test_rex_falls_slowly_first():
+    assert rex(0) == 1 and rex(1) == 0
+    assert rex(0.5) == pytest.approx(0.5 / 0.75)
+
+
+def test_a_step_in_words():
+    event = StepEvent(12, 40, 2, 5, 0.2, 0.1234, 1e-4, 30.0, 0.5)
+    assert describe(event) == "step 12/40 · epoch 2/5 · loss 0.1234 · 2.00 it/s · 14 s left"
+    slow = dataclasses.replace(event, seconds_per_step=90.0)
+    assert describe(slow) == "step 12/40 · epoch 2/5 · loss 0.1234 · 90.0 s/it · 42:00 left"
+    assert [clock(s) for s in (0, 59.4, 60, 3725)] == ["0 s", "59 s", "1:00", "1:02:05"]
