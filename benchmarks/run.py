@@ -1,0 +1,116 @@
+"""The benchmarks: each prints ratios measured in one run, and `--write` puts them into docs/benchmarks.md.
+
+    python dev.py bench [step] [--steps N] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs" / "benchmarks.md"
+
+CASES = [
+    ("floor", "fp32", "the frozen model alone, forward and backward (plain PyTorch)"),
+    ("ours", "fp32", "LoRA Workbench"),
+    ("host", "fp32", "ComfyUI's TrainLoraNode"),
+    ("host-bypass", "fp32", "ComfyUI's TrainLoraNode, bypass mode"),
+    ("ours-batch4", "fp32", "LoRA Workbench, batch of 4"),
+    ("ours-checkpointing", "fp32", "LoRA Workbench, gradient checkpointing"),
+    ("floor", "bf16", "the frozen model alone, bf16"),
+    ("ours", "bf16", "LoRA Workbench, bf16"),
+    ("host", "bf16", "ComfyUI's TrainLoraNode, bf16"),
+]
+
+
+def host_version() -> str:
+    """Version of the ComfyUI that is measured."""
+    text = (Path(os.environ["COMFYUI_PATH"]) / "comfyui_version.py").read_text(encoding="utf-8")
+    found = re.search(r'"([\d.]+)"', text)
+    return found.group(1) if found else "unknown"
+
+
+def measure(case: str, precision: str, file: Path, steps: int) -> dict | None:
+    """Run one case in a process of its own, so that no case inherits another's memory."""
+    script = Path(__file__).with_name("step_time.py")
+    command = [sys.executable, str(script), case, str(file), "--steps", str(steps), "--precision", precision]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})
+    for line in done.stdout.splitlines():
+        if line.startswith("RESULT "):
+            return json.loads(line.removeprefix("RESULT "))
+    print(done.stderr[-2000:], file=sys.stderr)
+    return None
+
+
+def step_benchmark(steps: int) -> str:
+    """Step time and memory growth of one SD1.5 training step; returns a table of ratios."""
+    version = host_version()
+    cases = [c for c in CASES if c[0] != "host-bypass" or version != "0.3.75"]  # bypass mode is newer
+    file = ROOT / ".host" / "bench" / "sd15_full.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[tuple[str, str], dict] = {}
+    for case, precision, text in cases:
+        print(f"measuring: {text} …", flush=True)
+        found = measure(case, precision, file, steps)
+        if found:
+            results[case, precision] = found
+            print(f"  {found['seconds']:.2f} s a step, memory +{found['growth'] / 2**30:.2f} GiB", flush=True)
+    lines = [
+        f"Full-size SD1.5 UNet (859.5 M parameters, random weights), 256 px, batch 1 unless said, rank 16, AdamW, "
+        f"no checkpointing unless said. ComfyUI {version}, {platform.machine()}, {os.cpu_count()} CPU cores, "
+        f"median of {steps} steps.",
+        "",
+        "| | step time, of the floor | memory growth, of the host's trainer |",
+        "| --- | --- | --- |",
+    ]
+    for case, precision, text in cases:
+        if (case, precision) not in results:
+            lines.append(f"| {text} | failed | |")
+            continue
+        found, floor = results[case, precision], results["floor", precision]
+        host = results.get(("host", precision))
+        memory = f"{found['growth'] / host['growth']:.2f} ×" if host else ""
+        lines.append(f"| {text} | {found['seconds'] / floor['seconds']:.2f} × | {memory} |")
+    ours, host, batch = (results[c, "fp32"] for c in ("ours", "host", "ours-batch4"))
+    lines += [
+        "",
+        f"ComfyUI's trainer takes {host['seconds'] / ours['seconds']:.1f} × the time of ours and "
+        f"{host['growth'] / ours['growth']:.1f} × the memory. A batch of 4 costs "
+        f"{batch['seconds'] / ours['seconds']:.2f} × a batch of 1.",
+    ]
+    return "\n".join(lines)
+
+
+def write_table(name: str, table: str) -> None:
+    """Replace one table of docs/benchmarks.md, between its two marker comments."""
+    start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    text = DOCS.read_text(encoding="utf-8")
+    if start not in text:
+        text += f"\n{start}\n{end}\n"
+    before, rest = text.split(start, 1)
+    after = rest.split(end, 1)[1]
+    DOCS.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Run the benchmarks that were named, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=["step", []], help="which benchmarks (all)")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
+    args = parser.parse_args()
+    table = step_benchmark(args.steps)
+    print("\n" + table)
+    if args.write:
+        write_table(f"step {host_version()}", table)
+
+
+if __name__ == "__main__":
+    main()

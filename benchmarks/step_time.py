@@ -1,0 +1,232 @@
+"""One case of the step-time benchmark, in a process of its own: prints one JSON line.
+
+    step_time.py CASE MODEL_FILE [--steps N] [--precision fp32|bf16] [--side PIXELS]
+
+Cases: `floor` (the frozen model's own forward and backward to its input, plain PyTorch), `ours`, `ours-batch4`,
+`ours-checkpointing`, `host` (ComfyUI's TrainLoraNode as it comes) and, on hosts that have it, `host-bypass`.
+Rank 16, no gradient checkpointing unless the case says so, AdamW, 256 px unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A full-size Stable Diffusion 1.5 UNet, 859.5 M parameters, as the host's detection reads it.
+SD15_CONFIG = {
+    "use_checkpoint": False, "image_size": 32, "use_spatial_transformer": True, "legacy": False,
+    "adm_in_channels": None, "in_channels": 4, "out_channels": 4, "model_channels": 320,
+    "use_temporal_resblock": False, "use_temporal_attention": False, "use_linear_in_transformer": False,
+    "context_dim": 768, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+}  # fmt: skip
+
+
+def start_host() -> None:
+    """Make ComfyUI importable in this process, on the CPU unless an accelerator is there."""
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    import comfy.options
+    import torch
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    args.base_directory = tempfile.mkdtemp(prefix="lora-workbench-bench-")
+    import importlib.machinery
+    import importlib.util
+
+    spec = importlib.machinery.ModuleSpec("lora_workbench", None, is_package=True)
+    spec.submodule_search_locations = [str(ROOT)]
+    sys.modules["lora_workbench"] = importlib.util.module_from_spec(spec)
+
+
+def make_model_file(path: Path) -> None:
+    """Write the full-size UNet with seeded random weights, fp16, 1.7 GB."""
+    import comfy.ops
+    import comfy.supported_models
+    import torch
+    from safetensors.torch import save_file
+
+    config = comfy.supported_models.SD15(dict(SD15_CONFIG))
+    config.unet_config.update(SD15_CONFIG)
+    config.set_inference_dtype(torch.float16, None)
+    config.custom_operations = comfy.ops.disable_weight_init
+    state = config.get_model({}, "").diffusion_model.state_dict()
+    source = torch.Generator().manual_seed(1)
+    for name, tensor in state.items():
+        if tensor.ndim > 1:
+            scale = tensor[0].numel() ** -0.5
+            tensor.copy_((torch.randn(tensor.shape, generator=source) * scale).half())
+        else:
+            tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+    part = path.with_suffix(".part")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
+    part.rename(path)
+
+
+class PeakMemory:
+    """Samples this process's memory; `growth` is the peak above the start, in bytes."""
+
+    def __enter__(self) -> PeakMemory:
+        import psutil
+
+        self._process, self._ended = psutil.Process(), threading.Event()
+        gc.collect()
+        self.start = self.peak = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while not self._ended.wait(0.02):
+            self.peak = max(self.peak, self._process.memory_info().rss)
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @property
+    def growth(self) -> int:
+        """Peak above the start, in bytes."""
+        return self.peak - self.start
+
+
+def floor(file: Path, steps: int, precision: str, side: int) -> list[float]:
+    """Time the frozen model alone: what no trainer of adapters can be faster than."""
+    import comfy.ldm.modules.attention as attention
+    import comfy.model_management
+    import comfy.sd
+    import torch
+
+    patcher = comfy.sd.load_diffusion_model(str(file))  # outside inference mode: plain tensors autograd may save
+    comfy.model_management.load_models_gpu([patcher])
+    model = patcher.model.requires_grad_(False)
+    x = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
+    context = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1))
+    options = {"optimized_attention_override": lambda _f, *a, **k: attention.attention_pytorch(*a, **k)}
+    marks = [time.perf_counter()]
+    with PeakMemory() as memory:
+        for _ in range(steps):
+            noised = x.clone().requires_grad_(True)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+                out = model.apply_model(noised, torch.tensor([5.0]), c_crossattn=context, transformer_options=options)
+                out.float().square().mean().backward()
+            marks.append(time.perf_counter())
+    return report(marks, memory)
+
+
+def ours(file: Path, steps: int, precision: str, side: int, batch: int, checkpointing: bool) -> dict:
+    """Time our own loop on latents and captions that are in its cache already."""
+    import comfy.sd
+    import torch
+    from lora_workbench.training.adapters import LoraNetwork
+    from lora_workbench.training.config import TrainConfig
+    from lora_workbench.training.dataset import Dataset, Picture, Placement
+    from lora_workbench.training.events import SilentSink
+    from lora_workbench.training.host.frozen import differentiable
+    from lora_workbench.training.host.model import HostModel
+    from lora_workbench.training.host.text import pack, unpack
+    from lora_workbench.training.latents import CaptionStore, LatentStore, cache_folders
+    from lora_workbench.training.loop import Trainer
+    from lora_workbench.training.session import compute_precision
+
+    with torch.inference_mode():
+        model = HostModel(comfy.sd.load_diffusion_model(str(file)))
+        latents, captions = cache_folders(Path(tempfile.mkdtemp()))
+        latents.put("a", {"latent": torch.randn(1, 4, side // 8, side // 8)})
+        captions.put("b", *pack([[torch.randn(1, 77, 768), {}]]))
+        model.load((batch, 4, side // 8, side // 8), checkpointing)
+    place = Placement((side, side), (side, side), (0, 0))
+    dataset = Dataset((Picture(Path("a.png"), (side, side), "a", repeats=batch, placement=place),), bucket_step=64)
+    marks = [time.perf_counter()]
+    config = TrainConfig(steps=steps, batch_size=batch, precision=precision, gradient_checkpointing=checkpointing)
+    dtype = compute_precision(precision, model.device)
+    with PeakMemory() as memory, torch.inference_mode(False), torch.enable_grad():
+        network = LoraNetwork.create(
+            model.targets(), rank=16, alpha=16.0, dropout=0.0, seed=0, device=model.device
+        )
+        trainer = Trainer(
+            model,
+            LatentStore(latents, dataset, {(0, False): "a"}, 0),
+            CaptionStore(captions, {"a": "b"}, {}, 0, unpack),
+            config, network, SilentSink(),
+            autocast=dtype if dtype != torch.float32 else None,
+            after_step=lambda *_: marks.append(time.perf_counter()),
+        )  # fmt: skip
+        with differentiable(
+            model.model, {layer.path: layer for layer in network.layers}, precision=dtype, checkpointing=checkpointing
+        ):
+            trainer.train()
+    return report(marks, memory)
+
+
+def host(file: Path, steps: int, precision: str, side: int, **more: object) -> dict:
+    """Time ComfyUI's own TrainLoraNode on the same job, called as its executor calls it."""
+    import comfy.sd
+    import comfy.utils
+    import comfy_extras.nodes_train as native
+    import torch
+
+    marks = [time.perf_counter()]
+    comfy.utils.set_progress_bar_global_hook(lambda *_, **__: marks.append(time.perf_counter()))
+    with torch.inference_mode():
+        patcher = comfy.sd.load_diffusion_model(str(file))
+        wanted = {
+            "model": patcher, "batch_size": 1, "steps": steps, "rank": 16,
+            "training_dtype": precision, "lora_dtype": "fp32", "gradient_checkpointing": False, **more,
+        }  # fmt: skip
+        schema = native.TrainLoraNode.define_schema()
+        inputs = {i.id: wanted.get(i.id, getattr(i, "default", None)) for i in schema.inputs}
+        with PeakMemory() as memory:
+            lists = {name: [value] for name, value in inputs.items()}
+            # Two pictures, each in a latent of its own: with one the node of 0.3.75 stops with an error.
+            lists["latents"] = [{"samples": torch.randn(1, 4, side // 8, side // 8)} for _ in range(2)]
+            lists["positive"] = [[[torch.randn(1, 77, 768), {}]] for _ in range(2)]
+            native.TrainLoraNode.execute(**lists)
+    return report(marks, memory)
+
+
+def report(marks: list[float], memory: PeakMemory) -> dict:
+    """Median step without the first, which warms up, and the growth of memory."""
+    each = [after - before for before, after in zip(marks, marks[1:], strict=False)]
+    return {"seconds": statistics.median(each[1:] or each), "growth": memory.growth, "steps": len(each)}
+
+
+def main() -> None:
+    """Run one case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("case")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--side", type=int, default=256)
+    args = parser.parse_args()
+    start_host()
+    if not args.file.exists():
+        make_model_file(args.file)
+    job = (args.file, args.steps, args.precision, args.side)
+    cases = {
+        "floor": lambda: floor(*job),
+        "ours": lambda: ours(*job, batch=1, checkpointing=False),
+        "ours-batch4": lambda: ours(*job, batch=4, checkpointing=False),
+        "ours-checkpointing": lambda: ours(*job, batch=1, checkpointing=True),
+        "host": lambda: host(*job),
+        "host-bypass": lambda: host(*job, bypass_mode=True),
+    }
+    print("RESULT " + json.dumps({"case": args.case, **cases[args.case]()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
