@@ -1,0 +1,138 @@
+"""Puts the shipped weights and a seeded text encoder together into a checkpoint that ComfyUI loads like any other.
+
+The denoiser and the VAE are trained and shipped (base_model/weights.safetensors, fp16). The text encoder is a CLIP-L
+whose 123 M weights are drawn from a seeded generator: it tells captions apart, which is all this small world needs,
+and need not be shipped. A checksum of the whole proves that every machine assembles the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+HERE = Path(__file__).resolve().parent
+WEIGHTS = HERE / "weights.safetensors"
+CARD = HERE / "card.json"  # sizes, checksums, recipe and measured quality
+
+DEPTH, PATCHES = 4, 16  # 4 blocks, 256 wide; positions for latents up to 32 × 32, pictures up to 256 px
+LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609  # the host's SD3 latent format
+TEXT_SEED = 20_240_601
+TEXT_PREFIX = "text_encoders.clip_l.transformer."
+
+# CLIP-L as OpenAI published it: the host fixes these sizes.
+TEXT_WIDTH, TEXT_LAYERS, TEXT_TOKENS, TEXT_VOCABULARY, TEXT_HIDDEN = 768, 12, 77, 49408, 3072
+
+
+class BaseModelError(RuntimeError):
+    """The shipped weights are missing or damaged; the text says what to do."""
+
+
+def denoiser_config() -> dict[str, Any]:
+    """The MMDiT's configuration, as the host's detection reads it off the weights."""
+    width = 64 * DEPTH
+    return {
+        "in_channels": 16, "patch_size": 2, "out_channels": 16, "depth": DEPTH, "input_size": None,
+        "adm_in_channels": 2048, "num_patches": PATCHES**2, "pos_embed_max_size": PATCHES,
+        "context_embedder_config": {"target": "torch.nn.Linear",
+                                    "params": {"in_features": 4096, "out_features": width}},
+        "pos_embed_scaling_factor": None, "qk_norm": "rms", "x_block_self_attn_layers": [],
+    }  # fmt: skip
+
+
+def text_encoder_weights() -> dict[str, Tensor]:
+    """Draw CLIP-L: token embedding N(0, 1), positions 0.3 · N(0, 1), layers N(0, 0.02), fp16.
+
+    Drawn one tensor after the other from one generator on the CPU, in the order written here, so every machine draws
+    the same.
+    """
+    source = torch.Generator().manual_seed(TEXT_SEED)
+    found: dict[str, Tensor] = {}
+
+    def draw(name: str, *shape: int, scale: float) -> None:
+        found[name] = (torch.randn(shape, generator=source) * scale).half()
+
+    def norm(name: str) -> None:
+        found[f"{name}.weight"] = torch.ones(TEXT_WIDTH).half()
+        found[f"{name}.bias"] = torch.zeros(TEXT_WIDTH).half()
+
+    draw("text_model.embeddings.token_embedding.weight", TEXT_VOCABULARY, TEXT_WIDTH, scale=1.0)
+    draw("text_model.embeddings.position_embedding.weight", TEXT_TOKENS, TEXT_WIDTH, scale=0.3)
+    for number in range(TEXT_LAYERS):
+        layer = f"text_model.encoder.layers.{number}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            draw(f"{layer}.self_attn.{part}.weight", TEXT_WIDTH, TEXT_WIDTH, scale=0.02)
+            draw(f"{layer}.self_attn.{part}.bias", TEXT_WIDTH, scale=0.02)
+        draw(f"{layer}.mlp.fc1.weight", TEXT_HIDDEN, TEXT_WIDTH, scale=0.02)
+        draw(f"{layer}.mlp.fc1.bias", TEXT_HIDDEN, scale=0.02)
+        draw(f"{layer}.mlp.fc2.weight", TEXT_WIDTH, TEXT_HIDDEN, scale=0.02)
+        draw(f"{layer}.mlp.fc2.bias", TEXT_WIDTH, scale=0.02)
+        norm(f"{layer}.layer_norm1")
+        norm(f"{layer}.layer_norm2")
+    norm("text_model.final_layer_norm")
+    draw("text_projection.weight", TEXT_WIDTH, TEXT_WIDTH, scale=0.02)
+    return found
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def shipped_weights(path: Path = WEIGHTS, card: Path = CARD) -> dict[str, Tensor]:
+    """Read the shipped weights and hold them against their checksum.
+
+    Raises:
+        BaseModelError: They are missing, cut off or changed.
+    """
+    again = "Get the file again from the pack's repository (git checkout base_model), or train it: base_model/train.py."
+    if not path.is_file():
+        raise BaseModelError(f"The base model's weights are not there: {path}. {again}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BaseModelError(f"The base model's weights are damaged: {path} ({error}). {again}") from error
+    wanted = json.loads(card.read_text(encoding="utf-8"))["weights_sha256"]
+    if checksum(tensors) != wanted:
+        raise BaseModelError(f"The base model's weights are not the published ones: {path}. {again}")
+    return tensors
+
+
+def full_checkpoint(trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join trained weights (`model.diffusion_model.…`, `first_stage_model.…`) with the seeded text encoder."""
+    return trained | {TEXT_PREFIX + name: tensor for name, tensor in text_encoder_weights().items()}
+
+
+def assemble(target: Path) -> str:
+    """Write the checkpoint, unless it is there and right already; returns its checksum.
+
+    Raises:
+        BaseModelError: The shipped weights are missing or damaged.
+    """
+    wanted = json.loads(CARD.read_text(encoding="utf-8"))["checkpoint_sha256"] if CARD.is_file() else ""
+    if target.is_file():
+        try:
+            if checksum(load_file(target)) == wanted:
+                return wanted
+        except (SafetensorError, OSError):
+            pass  # cut off by a full disk or a crash: written anew below
+    tensors = full_checkpoint(shipped_weights())
+    found = checksum(tensors)
+    if wanted != found:
+        raise BaseModelError(f"The assembled checkpoint differs from the published one ({found[:12]}…).")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    save_file(tensors, part)
+    part.replace(target)
+    return found

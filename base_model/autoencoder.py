@@ -1,0 +1,140 @@
+"""Trains the base model's VAE: the host's TAESD class with 16 latent channels, 2.4 M parameters.
+
+It must know more than the world: a LoRA will want to paint a teal character with thin lines. So half of what it sees
+is made up from the full colour cube: gradients, noise textures, lines, dots, patches.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import world
+from .assemble import LATENT_SCALE, LATENT_SHIFT
+from .progress import Checkpoints, say
+
+CROP = 64
+
+
+def any_picture(rng: random.Random) -> Image.Image:
+    """A picture of nothing: colours, gradients, lines and textures of every kind."""
+
+    def color() -> tuple[int, int, int]:
+        return rng.randrange(256), rng.randrange(256), rng.randrange(256)
+
+    side = CROP
+    picture = Image.new("RGB", (side, side), color())
+    if rng.random() < 0.6:
+        ramp = Image.linear_gradient("L").resize((side * 2, side * 2)).rotate(rng.uniform(0, 360))
+        ramp = ramp.crop((side // 2, side // 2, side // 2 + side, side // 2 + side))
+        picture = Image.composite(Image.new("RGB", picture.size, color()), picture, ramp)
+    draw = ImageDraw.Draw(picture)
+    for _ in range(rng.randrange(9)):
+        x, y, w, h = (rng.randrange(-8, side) for _ in range(4))
+        box = (x, y, x + abs(w) + 2, y + abs(h) + 2)
+        kind = rng.randrange(5)
+        if kind == 0:
+            draw.ellipse(box, fill=color(), outline=color(), width=rng.randrange(1, 4))
+        elif kind == 1:
+            inside = color() if rng.random() < 0.6 else None
+            draw.rectangle(box, fill=inside, outline=color(), width=rng.randrange(1, 4))
+        elif kind == 2:
+            draw.line(box, fill=color(), width=rng.randrange(1, 6))
+        elif kind == 3:
+            draw.polygon([(rng.randrange(side), rng.randrange(side)) for _ in range(rng.randrange(3, 7))], fill=color())
+        else:
+            draw.arc(box, rng.randrange(360), rng.randrange(360), fill=color(), width=rng.randrange(1, 4))
+    if rng.random() < 0.2:
+        grain = np.random.default_rng(rng.getrandbits(32)).normal(0, 14, (side, side, 1))
+        picture = Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8))
+    return picture
+
+
+def batch(rng: random.Random, size: int, worldly: list[Image.Image]) -> Tensor:
+    """Draw a batch [B, 3, 64, 64], -1 to 1: half the world, half anything."""
+    pictures = []
+    for number in range(size):
+        if number % 2:
+            pictures.append(any_picture(rng))
+            continue
+        whole = rng.choice(worldly)
+        x, y = rng.randrange(whole.width - CROP + 1), rng.randrange(whole.height - CROP + 1)
+        pictures.append(whole.crop((x, y, x + CROP, y + CROP)))
+    array = np.stack([np.asarray(picture) for picture in pictures])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of neighbouring pixels, which make lines sharp when they are matched too."""
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+def train(state: Checkpoints, steps: int) -> None:
+    """Train, from wherever the last run stopped."""
+    from comfy.taesd.taesd import TAESD
+
+    torch.manual_seed(1)
+    model = TAESD(latent_channels=16)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 4:
+            torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+            # Residual blocks start near nothing, or fifteen of them in a row explode.
+            if name.endswith("conv.4.weight"):
+                parameter.data.mul_(0.1)
+        elif parameter.ndim == 1:
+            torch.nn.init.zeros_(parameter)
+    model = model.requires_grad_(True).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW([p for n, p in model.named_parameters() if not n.startswith("vae_")], lr=1e-3)
+    step = state.load("vae", model=model, optimizer=optimizer)
+    rng = random.Random(100 + step)
+    worldly = [world.draw_scene(world.placed(world.random_scene(rng), rng)) for _ in range(600)]
+    started, seen = time.monotonic(), step
+    while step < steps:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        x = batch(rng, 16, worldly).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latent = model.taesd_encoder(x * 0.5 + 0.5).float()
+            # Noise on the latents makes the decoder forgive what the denoiser leaves behind.
+            seen_latent = latent + 0.05 * torch.randn_like(latent)
+            out = model.taesd_decoder(seen_latent).float() * 2 - 1
+        sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(out), edges(x), strict=True))
+        spread = latent.mean((0, 2, 3)).square().mean() + (latent.var((0, 2, 3)) - 1).square().mean()
+        loss = F.l1_loss(out, x) + F.mse_loss(out, x) + 0.5 * sharp + 0.02 * spread
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 100 == 0 or step == steps:
+            per_step = (time.monotonic() - started) / (step - seen)
+            say(f"vae {step}/{steps} loss {loss.item():.4f} l1 {F.l1_loss(out, x).item():.4f} {per_step:.2f} s/step")
+        if step % 500 == 0 or step == steps:
+            state.save("vae", step, model=model, optimizer=optimizer)
+
+
+def finished(state: Checkpoints, sample: Tensor) -> torch.nn.Module:
+    """The trained VAE, its latents scaled to mean 0 and deviation 1 as the denoiser sees them.
+
+    Args:
+        state: Where the training left it.
+        sample: Pictures [B, 3, H, W], -1 to 1, on which mean and deviation are measured.
+    """
+    from comfy.taesd.taesd import TAESD
+
+    model = TAESD(latent_channels=16).requires_grad_(False).eval()
+    state.load("vae", needed=True, model=model)
+    with torch.no_grad():
+        raw = model.taesd_encoder(sample * 0.5 + 0.5)
+        mean, deviation = raw.mean().item(), raw.std().item()
+        # The host hands the denoiser (latent - LATENT_SHIFT) · LATENT_SCALE; this makes that (raw - mean) / deviation.
+        model.vae_scale.fill_(deviation * LATENT_SCALE)
+        model.vae_shift.fill_(LATENT_SHIFT - mean / (deviation * LATENT_SCALE))
+    return model

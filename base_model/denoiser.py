@@ -1,0 +1,189 @@
+"""Trains the base model's denoiser: the host's MMDiT, 4 blocks, 256 wide, 10.5 M parameters, rectified flow."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import world
+from .assemble import DEPTH, PATCHES, TEXT_PREFIX, denoiser_config, text_encoder_weights
+from .progress import Checkpoints, say
+
+SCENES, DRAWN = 4000, 4  # different scenes, and how often each is drawn with other places, sizes and turns
+BATCH = 24
+RATE = 6e-4
+SHIFT = 1.5  # of the logit-normal timesteps
+EMPTY = 0.1  # share of empty captions, for guidance
+SHORT_TEXT = 24  # text tokens in the first part of the training; see `train`
+EMA = 0.999
+
+
+def new_denoiser() -> torch.nn.Module:
+    """The host's MMDiT with seeded weights, as Stability initialises it: gates and output begin at zero."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper, get_2d_sincos_pos_embed
+
+    config = denoiser_config()
+    model = OpenAISignatureMMDITWrapper(
+        **config, device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init
+    )
+    source = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "adaLN_modulation" in name or name.startswith("final_layer.linear"):
+                parameter.zero_()
+            elif parameter.ndim >= 2:
+                bound = math.sqrt(6 / (parameter.shape[0] + parameter[0].numel()))  # Xavier
+                parameter.copy_((torch.rand(parameter.shape, generator=source) * 2 - 1) * bound)
+            else:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+        positions = get_2d_sincos_pos_embed(64 * DEPTH, PATCHES)
+        model.pos_embed.copy_(torch.from_numpy(np.asarray(positions)).float()[None])
+    return model
+
+
+# -- the training set ----------------------------------------------------------------------------
+
+
+def make_data(folder: Path, vae: torch.nn.Module, seed: int) -> None:
+    """Draw the world, encode pictures and captions, and keep both on disk; done once."""
+    latents_file, text_file = folder / "latents.safetensors", folder / "text.safetensors"
+    if latents_file.exists() and text_file.exists():
+        return
+    rng = random.Random(seed)
+    scenes = [world.random_scene(rng) for _ in range(SCENES)]
+    captions = [world.sentence(s) for s in scenes] + [world.tags(s) for s in scenes] + [""]
+    distinct = list(dict.fromkeys(captions))
+    say(f"data: {SCENES} scenes, {len(distinct)} captions")
+    if not text_file.exists():
+        hidden, pooled = encode_captions(distinct)
+        number = {caption: n for n, caption in enumerate(distinct)}
+        index = torch.tensor([[number[world.sentence(s)], number[world.tags(s)]] for s in scenes])
+        save_file({"hidden": hidden, "pooled": pooled, "index": index, "empty": torch.tensor([number[""]])}, text_file)
+    latents = []
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        for at in range(0, SCENES * DRAWN, 64):
+            numbers = range(at, min(at + 64, SCENES * DRAWN))
+            drawn = [world.draw_scene(world.placed(scenes[n // DRAWN], rng)) for n in numbers]
+            pixels = torch.from_numpy(np.stack([np.asarray(p) for p in drawn])).permute(0, 3, 1, 2).float() / 127.5 - 1
+            latents.append(model_latents(vae, pixels).half())
+            if at % 1600 == 0:
+                say(f"data: encoded {at}/{SCENES * DRAWN} pictures")
+    save_file({"latents": torch.cat(latents).contiguous()}, latents_file)
+
+
+def model_latents(vae: torch.nn.Module, pixels: Tensor) -> Tensor:
+    """Encode pictures [B, 3, H, W], -1 to 1, to what the denoiser sees."""
+    from .assemble import LATENT_SCALE, LATENT_SHIFT
+
+    return (vae.encode(pixels).float() - LATENT_SHIFT) * LATENT_SCALE
+
+
+def encode_captions(captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Encode captions with the host's own SD3 text encoder, CLIP-L only.
+
+    Returns:
+        Hidden states [N, 77, 768] and pooled outputs [N, 768], fp16: the host pads both with zeros.
+    """
+    import comfy.sd
+
+    weights = {name: tensor for name, tensor in text_encoder_weights().items()}
+    clip = comfy.sd.load_text_encoder_state_dicts([weights], clip_type=comfy.sd.CLIPType.SD3)
+    encoder = clip.cond_stage_model.clip_l
+    hidden, pooled = [], []
+    started = time.monotonic()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        for at in range(0, len(captions), 32):
+            tokens = [[token for token, _ in clip.tokenize(c)["l"][0]] for c in captions[at : at + 32]]
+            out = encoder(tokens)
+            hidden.append(out[0].half())
+            pooled.append(out[1].half())
+            if at % 1600 == 0:
+                say(f"data: encoded {at}/{len(captions)} captions, {time.monotonic() - started:.0f} s")
+    return torch.cat(hidden), torch.cat(pooled)
+
+
+# -- the training --------------------------------------------------------------------------------
+
+
+def train(state: Checkpoints, steps: int, long_from: float = 0.7) -> None:
+    """Train, from wherever the last run stopped.
+
+    The first part sees the first 24 text tokens alone (the rest is padding), which is half the work; the last part
+    sees all 77, as the host will show them.
+
+    Args:
+        state: Where the work is kept.
+        steps: Steps in all.
+        long_from: Share of the steps after which all text tokens are seen.
+    """
+    data = load_file(state.folder / "latents.safetensors") | load_file(state.folder / "text.safetensors")
+    torch.manual_seed(2)
+    model = new_denoiser().train()
+    average = copy.deepcopy(model).requires_grad_(False)
+    trainable = [p for p in model.parameters() if p.requires_grad_(True) is not None]
+    optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    step = state.load("denoiser", model=model, average=average, optimizer=optimizer)
+    seen, started, losses = step, time.monotonic(), []
+    while step < steps:
+        source = torch.Generator().manual_seed(step)
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        tokens = SHORT_TEXT if step < long_from * steps else 77
+        loss = flow_loss(model, data, tokens, source)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        step += 1
+        decay = min(EMA, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        losses.append(loss.item())
+        if step % 100 == 0 or step == steps:
+            per_step = (time.monotonic() - started) / (step - seen)
+            say(f"denoiser {step}/{steps} loss {np.mean(losses[-100:]):.4f} {per_step:.3f} s/step {tokens} tokens")
+        if step % 500 == 0 or step == steps:
+            state.save("denoiser", step, model=model, average=average, optimizer=optimizer)
+
+
+def flow_loss(model: torch.nn.Module, data: dict[str, Tensor], tokens: int, source: torch.Generator) -> Tensor:
+    """Mean squared error of the velocity on one random batch (Esser et al. 2024)."""
+    pick = torch.randint(len(data["latents"]), (BATCH,), generator=source)
+    x0 = data["latents"][pick].float()
+    form = torch.randint(2, (BATCH,), generator=source)
+    text = data["index"][pick // DRAWN, form]
+    empty = torch.rand(BATCH, generator=source) < EMPTY
+    text = torch.where(empty, data["empty"][0], text)
+    context, pooled = padded_text(data["hidden"][text, :tokens], data["pooled"][text])
+    u = torch.sigmoid(torch.randn(BATCH, generator=source))
+    sigma = (SHIFT * u / (1 + (SHIFT - 1) * u))[:, None, None, None]
+    noise = torch.randn(x0.shape, generator=source)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model((1 - sigma) * x0 + sigma * noise, sigma.flatten() * 1000, context=context, y=pooled)
+    return (out.float() - (noise - x0)).square().mean()
+
+
+def padded_text(hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """Pad CLIP-L's outputs to SD3's widths, as the host does where the other encoders are missing."""
+    hidden, pooled = hidden.float(), pooled.float()
+    return torch.nn.functional.pad(hidden, (0, 4096 - 768)), torch.nn.functional.pad(pooled, (0, 1280))
+
+
+def finished(state: Checkpoints) -> dict[str, Any]:
+    """The averaged weights, by the host's names."""
+    model = new_denoiser()
+    state.load("denoiser", needed=True, average=model)
+    return model.state_dict()
+
+
+__all__ = ["TEXT_PREFIX", "encode_captions", "finished", "make_data", "model_latents", "new_denoiser", "train"]

@@ -1,0 +1,44 @@
+"""Where a long training keeps what it has, so that it goes on after a stop, and what it tells."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def say(text: str) -> None:
+    """Print a line at once, for logs that are followed."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+class Checkpoints:
+    """A folder with one state file per part of the work."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+
+    def save(self, name: str, step: int, **parts: Any) -> None:
+        """Write the state of modules and optimizers, whole or not at all."""
+        path = self.folder / f"{name}.pt"
+        part = path.with_suffix(".part")
+        torch.save({"step": step, **{key: part_.state_dict() for key, part_ in parts.items()}}, part)
+        part.replace(path)
+
+    def load(self, name: str, *, needed: bool = False, **parts: Any) -> int:
+        """Read states back; returns the step, 0 when there is none yet.
+
+        Raises:
+            FileNotFoundError: There is none and it is needed.
+        """
+        path = self.folder / f"{name}.pt"
+        if not path.exists() and not needed:
+            return 0
+        found = torch.load(path, weights_only=True)
+        for key, part in parts.items():
+            part.load_state_dict(found[key])
+        return int(found["step"])

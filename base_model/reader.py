@@ -1,0 +1,104 @@
+"""Reads a picture of the world without any learned model: which shape, which colour, on which background.
+
+It knows how shapes look but nothing of how the base model was trained: the background is what the border shows, the
+thing is what differs from it, its colour is the median of it, its shape is the silhouette it overlaps best.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from .world import BACKGROUNDS, COLORS, SHAPES, Thing, shape_mask
+
+_GRID = 48  # silhouettes are compared on a grid of this side
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a picture shows.
+
+    Attributes:
+        shape: One of SHAPES, or "nothing".
+        color: One of COLORS, or "nothing".
+        background: One of BACKGROUNDS.
+        overlap: How well the silhouette fits its shape, 0 to 1 (intersection over union).
+    """
+
+    shape: str
+    color: str
+    background: str
+    overlap: float
+
+
+def read(picture: Image.Image) -> Reading:
+    """Read one picture with one thing in it."""
+    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    rim = max(2, pixels.shape[0] // 32)
+    border = np.concatenate([pixels[:rim].reshape(-1, 3), pixels[-rim:].reshape(-1, 3), pixels[:, :rim].reshape(-1, 3),
+                             pixels[:, -rim:].reshape(-1, 3)])  # fmt: skip
+    ground = np.median(border, axis=0)
+    background = nearest(ground, BACKGROUNDS)
+    differs = np.abs(_lab(pixels) - _lab(ground)).max(axis=-1) > 12
+    labels, count = ndimage.label(ndimage.binary_opening(differs))
+    if not count:
+        return Reading("nothing", "nothing", background, 0.0)
+    areas = ndimage.sum_labels(np.ones_like(labels), labels, index=range(1, count + 1))
+    mask = labels == 1 + int(np.argmax(areas))
+    if mask.sum() < 40:
+        return Reading("nothing", "nothing", background, 0.0)
+    core = ndimage.binary_erosion(mask, iterations=2)
+    color = nearest(np.median(pixels[core if core.sum() > 20 else mask], axis=0), COLORS)
+    shape, overlap = _best_shape(mask)
+    return Reading(shape, color, background, overlap)
+
+
+def nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
+    """Name the colour of a palette that looks most like this one."""
+    distances = {name: float(np.linalg.norm(_lab(np.array(known, np.float32)) - _lab(color)))
+                 for name, known in palette.items()}  # fmt: skip
+    return min(distances, key=distances.__getitem__)
+
+
+def _best_shape(mask: np.ndarray) -> tuple[str, float]:
+    rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
+    cut = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    grid = np.asarray(Image.fromarray(cut).convert("L").resize((_GRID, _GRID), Image.Resampling.BOX)) > 127
+    ratio = cut.shape[1] / cut.shape[0]
+    scores = {}
+    for shape in SHAPES:
+        best = 0.0
+        for turned, own_ratio in _silhouettes(shape):
+            # Scaling every cut to one grid loses how wide it was: a diamond is no square on its corner.
+            likeness = min(ratio, own_ratio) / max(ratio, own_ratio)
+            overlap = (grid & turned).sum() / max(1, (grid | turned).sum())
+            best = max(best, float(overlap) * likeness**0.5)
+        scores[shape] = best
+    shape = max(scores, key=scores.__getitem__)
+    return shape, scores[shape]
+
+
+@lru_cache
+def _silhouettes(shape: str) -> tuple[tuple[np.ndarray, float], ...]:
+    found = []
+    for turn in (-12, -8, -4, 0, 4, 8, 12):
+        mask = np.asarray(shape_mask(Thing(shape, "red", extent=0.38, turn=turn), 256)) > 127
+        rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
+        cut = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        small = Image.fromarray(cut).convert("L").resize((_GRID, _GRID), Image.Resampling.BOX)
+        found.append((np.asarray(small) > 127, cut.shape[1] / cut.shape[0]))
+    return tuple(found)
+
+
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB, 0 to 255, to CIE L*a*b* (D65), in which distance is roughly how different two colours look."""
+    linear = rgb / 255
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ matrix.T / np.array([0.95047, 1.0, 1.08883])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
