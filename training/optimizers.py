@@ -1,8 +1,9 @@
-"""Optimizers and learning-rate schedules, all from well-kept libraries, imported only when a run asks for them."""
+"""Optimizers, from well-kept libraries imported only when a run asks for them, and learning-rate schedules."""
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,45 +96,42 @@ def scheduler_in_force(config: TrainConfig) -> str:
     return "constant" if is_schedule_free(config) else config.scheduler
 
 
-def rex(progress: float) -> float:
-    """Reflected exponential decay (Chen et al. 2021, arXiv:2107.04197): slow first, fast at the end.
+def decay(name: str, progress: float, cycles: int = 2) -> float:
+    """The factor on the learning rate after warm-up.
+
+    The cosines are Loshchilov & Hutter 2016 (arXiv:1608.03983), REX is Chen et al. 2021 (arXiv:2107.04197): slow
+    first, fast at the end. kohya's and transformers' schedules of these names give the same numbers.
 
     Args:
-        progress: Share of the run, 0 to 1.
+        name: One of `SCHEDULERS`.
+        progress: Share of the run after warm-up that is done, 0 to 1.
+        cycles: Cycles of `cosine_with_restarts`.
     """
-    left = 1 - progress
-    return left / (0.5 + 0.5 * left)
+    left = max(0.0, 1 - progress)
+    if name == "linear":
+        return left
+    if name == "polynomial":
+        return left**2
+    if name == "rex":
+        return left / (0.5 + 0.5 * left)
+    if name in ("cosine", "cosine_with_restarts"):
+        within = (progress * cycles) % 1 if name == "cosine_with_restarts" and left else progress
+        return (1 + math.cos(math.pi * within)) / 2
+    return 1.0
 
 
-def make_scheduler(config: TrainConfig, optimizer: Optimizer, steps: int) -> Any:
-    """Make the schedule over `steps` optimizer steps, warm-up included.
-
-    Returns:
-        A torch LRScheduler, stepped once after each optimizer step.
-    """
-    name, warmup = scheduler_in_force(config), min(config.warmup_steps, max(steps - 1, 0))
+def make_scheduler(config: TrainConfig, optimizer: Optimizer, steps: int) -> LambdaLR:
+    """Make the schedule over `steps` optimizer steps, warm-up included; stepped once after each optimizer step."""
     if is_schedule_free(config):
         return LambdaLR(optimizer, lambda _step: 1.0)
-    if name == "rex":
+    warmup = min(config.warmup_steps, max(steps - 1, 0))
 
-        def factor(step: int) -> float:
-            if step < warmup:
-                return step / warmup
-            return rex(min(1.0, (step - warmup) / max(1, steps - warmup)))
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        return decay(config.scheduler, (step - warmup) / max(1, steps - warmup), config.scheduler_cycles)
 
-        return LambdaLR(optimizer, factor)
-    from transformers.optimization import get_scheduler  # takes seconds to import, so only here
-
-    if name == "constant" and warmup:
-        name = "constant_with_warmup"
-    special: dict[str, Any] = {}
-    if name == "cosine_with_restarts":
-        special["num_cycles"] = config.scheduler_cycles
-    elif name == "polynomial":
-        special.update(lr_end=0.0, power=2.0)
-    return get_scheduler(
-        name, optimizer, num_warmup_steps=warmup, num_training_steps=steps, scheduler_specific_kwargs=special
-    )
+    return LambdaLR(optimizer, factor)
 
 
 @contextmanager

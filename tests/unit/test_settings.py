@@ -11,7 +11,7 @@ from lora_workbench.training.config import TrainConfig, parse_color
 from lora_workbench.training.draws import generator, seed_for
 from lora_workbench.training.errors import SettingError, UserError
 from lora_workbench.training.events import StepEvent, clock, describe
-from lora_workbench.training.optimizers import Source, optimizer_class, rex
+from lora_workbench.training.optimizers import Source, decay, make_scheduler, optimizer_class
 
 
 def test_every_setting_has_a_doc_and_a_default_within_its_bounds():
@@ -78,8 +78,33 @@ def test_a_missing_package_names_the_command(monkeypatch):
 
 
 def test_rex_falls_slowly_first():
-    assert rex(0) == 1 and rex(1) == 0
-    assert rex(0.5) == pytest.approx(0.5 / 0.75)
+    assert decay("rex", 0) == 1 and decay("rex", 1) == 0
+    assert decay("rex", 0.5) == pytest.approx(0.5 / 0.75)
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize("name", ["constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"])
+def test_schedules_are_those_of_transformers(name, warmup):
+    library = pytest.importorskip("transformers.optimization")
+    special = {"cosine_with_restarts": {"num_cycles": 3}, "polynomial": {"lr_end": 0.0, "power": 2.0}}.get(name, {})
+
+    def rates(make) -> list[float]:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+        scheduler, found = make(optimizer), []
+        for _ in range(31):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    config = TrainConfig(scheduler=name, warmup_steps=warmup, scheduler_cycles=3)
+    ours = rates(lambda optimizer: make_scheduler(config, optimizer, 30))
+    theirs = rates(
+        lambda optimizer: library.get_scheduler(
+            name, optimizer, num_warmup_steps=warmup, num_training_steps=30, scheduler_specific_kwargs=special
+        )
+    )
+    assert ours == pytest.approx(theirs, abs=1e-12)
 
 
 def test_a_step_in_words():
