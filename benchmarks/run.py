@@ -30,6 +30,11 @@ CASES = [
 ]
 
 
+# Close to each other, so measured in turns and the best of each counts: one slow moment of the machine decides nothing.
+IN_TURNS = [("floor", "fp32"), ("ours", "fp32")]
+TURNS = 3
+
+
 def host_version() -> str:
     """Version of the ComfyUI that is measured."""
     text = (Path(os.environ["COMFYUI_PATH"]) / "comfyui_version.py").read_text(encoding="utf-8")
@@ -56,16 +61,17 @@ def step_benchmark(steps: int) -> str:
     file = ROOT / ".host" / "bench" / "sd15_full.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, str], dict] = {}
-    for case, precision, text in cases:
-        print(f"measuring: {text} …", flush=True)
+    texts = {(case, precision): text for case, precision, text in cases}
+    for case, precision in IN_TURNS * TURNS + [key for key in texts if key not in IN_TURNS]:
+        print(f"measuring: {texts[case, precision]} …", flush=True)
         found = measure(case, precision, file, steps)
         if found:
-            results[case, precision] = found
+            results[case, precision] = min(found, results.get((case, precision), found), key=lambda r: r["seconds"])
             print(f"  {found['seconds']:.2f} s a step, memory +{found['growth'] / 2**30:.2f} GiB", flush=True)
     lines = [
         f"Full-size SD1.5 UNet (859.5 M parameters, random weights), 256 px, batch 1 unless said, rank 16, AdamW, "
         f"no checkpointing unless said. ComfyUI {version}, {platform.machine()}, {os.cpu_count()} CPU cores, "
-        f"median of {steps} steps.",
+        f"median of {steps} steps; the first two rows are the best of {TURNS} such runs in turns.",
         "",
         "| | step time, of the floor | memory growth, of the host's trainer |",
         "| --- | --- | --- |",

@@ -123,9 +123,10 @@ class AdaptedLinear(torch.autograd.Function):
         saved = ctx.saved_tensors  # may be asked for once only when the block is checkpointed
         if saved:
             rows, inner, down, up, keep = saved
-            scaled = grad.reshape(-1, grad.shape[-1]) * ctx.layer.scale
-            grad_up = (scaled.t() @ inner).to(up.dtype)
-            grad_inner = scaled @ up.to(grad.dtype)
+            flat = grad.reshape(-1, grad.shape[-1])
+            # The scale goes on what is small, not on a copy of the whole gradient.
+            grad_up = (flat.t() @ inner).to(up.dtype).mul_(ctx.layer.scale)
+            grad_inner = (flat @ up.to(grad.dtype)).mul_(ctx.layer.scale)
             if keep is not None:
                 grad_inner = grad_inner * keep
             grad_down = (grad_inner.t() @ rows).to(down.dtype)
@@ -178,7 +179,7 @@ def adapted_conv(x: Tensor, frozen: Frozen, layer: LoraLayer | None) -> Tensor:
     keep = layer.keep_mask(inner.shape, x.device)
     if keep is not None:
         inner = inner * keep.to(inner.dtype)
-    return y + layer.scale * F.conv2d(inner, layer.up.to(y.dtype))
+    return y.add_(F.conv2d(inner, layer.up.to(y.dtype)), alpha=layer.scale)
 
 
 # Layers of a block that shape time, size or modulation rather than attention and feed-forward. kohya leaves the

@@ -126,6 +126,24 @@ class Trainer:
         batches = epoch_batches(self.dataset, self.config.batch_size, self.config.seed, epoch)
         return steps_of(batches, self.config.gradient_accumulation)
 
+    def rehearse(self) -> None:
+        """Do forward and backward of the largest batch and forget them; the run stays at its beginning.
+
+        What does not fit together, or not into memory, shows here, before anything is written.
+        """
+        batches = (batch for step in self.steps_of_epoch(0) for batch in step)
+        micro = self.prepare(max(batches, key=self._pixels))
+        try:
+            self._losses(micro).sum().backward()
+        finally:
+            for parameter in self.run.network.parameters():
+                parameter.grad = None
+
+    def _pixels(self, batch: Batch) -> int:
+        placement = self.dataset.pictures[batch.indices[0]].placement
+        assert placement is not None, "not bucketed"
+        return len(batch) * placement.bucket[0] * placement.bucket[1]
+
     def train(self) -> Run:
         """Train until the planned number of steps.
 
@@ -180,8 +198,7 @@ class Trainer:
             raise Cancelled
         micro = self.prepare(batch)
         self.run.network.begin_micro_step(self.config.seed, self.run.micro_step)
-        with self._autocast():
-            losses = prediction_losses(self.model, micro.x0, micro.drawn, micro.conds, micro.mask)
+        losses = self._losses(micro)
         total = losses.sum()
         value = float(total.detach())
         if not math.isfinite(value):
@@ -210,10 +227,10 @@ class Trainer:
             mask = torch.cat([ones if m is None else m for m in masks]).to(device)
         return MicroBatch(x0, drawn, conds, mask, tuple(p.path.name for p in pictures))
 
-    def _autocast(self) -> Any:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.model.device.type, dtype=self.autocast)
+    def _losses(self, micro: MicroBatch) -> Tensor:
+        lower = torch.autocast(self.model.device.type, dtype=self.autocast) if self.autocast else nullcontext()
+        with lower:
+            return prediction_losses(self.model, micro.x0, micro.drawn, micro.conds, micro.mask)
 
     def _clip(self, step: list[Batch]) -> None:
         limit = self.config.max_grad_norm or math.inf

@@ -18,7 +18,7 @@ from .dataset import Dataset
 from .errors import UserError
 from .events import Cancelled, Sink
 from .export import safe_name
-from .host.frozen import differentiable
+from .host.frozen import Differentiable, differentiable
 from .host.keys import layer_names, restricted_key_map
 from .host.model import HostModel
 from .host.progress import host_interrupt, is_host_interrupt
@@ -174,6 +174,7 @@ class Session:
             model, latents, captions, config, network, self.sink,
             autocast=self.precision if self.precision != torch.float32 else None, after_step=self._after_step,
         )
+        self.batches_per_epoch = sum(map(len, trainer.steps_of_epoch(0)))
         by_path = {layer.path: layer for layer in network.layers}
         self.names = layer_names(model.patcher, [PREFIX + path for path in by_path])
         self.key_map = restricted_key_map(model.patcher, self.names)
@@ -181,8 +182,8 @@ class Session:
         outcome = "finished"
         with differentiable(
             model.model, by_path, precision=self.precision, checkpointing=config.gradient_checkpointing
-        ):
-            self._try_first_batch(trainer)
+        ) as made:
+            self._rehearse(trainer, made)
             self.folder = RunFolder(self.root, config.name)
             self.folder.write_config(config)
             try:
@@ -210,12 +211,9 @@ class Session:
                 raise host_interrupt()
         return Result(lora, summary)
 
-    def _try_first_batch(self, trainer: Trainer) -> None:
-        """Predict once without training: what does not fit together shows here, before anything is written."""
+    def _rehearse(self, trainer: Trainer, made: Differentiable) -> None:
         try:
-            micro = trainer.prepare(trainer.steps_of_epoch(0)[0][0])
-            with torch.no_grad(), trainer._autocast():
-                self.model.denoised(micro.x0, micro.drawn.sigma, micro.conds)
+            made.rehearse(trainer.rehearse)
         except (RuntimeError, KeyError, AttributeError, TypeError) as error:
             if not looks_like_foreign_text(error):
                 raise
@@ -272,7 +270,8 @@ class Session:
             alpha=run.network.alpha, dropout=config.dropout, learning_rate=config.learning_rate,
             optimizer=f"{source.module}.{source.name}({','.join(f'{k}={v}' for k, v in settings)})",
             scheduler=scheduler_in_force(config), warmup_steps=config.warmup_steps, max_steps=run.total,
-            steps=run.step, epochs=config.epochs, epochs_done=run.epoch, batch_size=config.batch_size,
+            steps=run.step, epochs=config.epochs, epochs_done=run.epoch,
+            batches_per_epoch=self.batches_per_epoch, batch_size=config.batch_size,
             gradient_accumulation=config.gradient_accumulation, max_grad_norm=config.max_grad_norm,
             seed=config.seed, mixed_precision="bf16" if self.precision == torch.bfloat16 else "no",
             gradient_checkpointing=config.gradient_checkpointing,

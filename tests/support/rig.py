@@ -86,7 +86,7 @@ def rig(
             by_path = {layer.path: layer for layer in network.layers}
             with differentiable(
                 model.model, by_path, precision=dtype, checkpointing=config.gradient_checkpointing
-            ):
+            ) as made:
                 trainer = Trainer(
                     model,
                     LatentStore(latents, dataset, {(n, False): f"latent{n}" for n in range(pictures)}, 0),
@@ -97,6 +97,7 @@ def rig(
                     autocast=dtype if dtype != torch.float32 else None,
                     after_step=after_step,
                 )
+                made.rehearse(trainer.rehearse)
                 yield Rig(patcher, model, network, trainer)
 
 

@@ -94,6 +94,34 @@ class _Undo(ExitStack):
         owner[name] = value
 
 
+class Differentiable:
+    """A host model while it is differentiable."""
+
+    def __init__(self, undo: _Undo, norms: list[nn.Module]) -> None:
+        self._undo, self._norms = undo, norms
+
+    def rehearse(self, step: Callable[[], None]) -> None:
+        """Do one forward and backward for trial, and change what the model's code turns out to need.
+
+        Some models go on adding in place into what their norms have saved for backward (Flux's `img += …`), which
+        autograd notices: for those, norms get a copy. Others are spared its memory.
+        """
+        try:
+            step()
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            log.info("LoRA Workbench: this model adds in place; its norms get copies")
+            self.copy_norm_inputs()
+            step()
+
+    def copy_norm_inputs(self) -> None:
+        """Give every norm a copy of its input to save."""
+        for module in self._norms:
+            self._undo.set_attr(module, "forward", _cloning(module.forward))
+        self._norms = []
+
+
 @contextmanager
 def differentiable(
     model: nn.Module,
@@ -101,7 +129,7 @@ def differentiable(
     *,
     precision: torch.dtype,
     checkpointing: bool,
-) -> Iterator[None]:
+) -> Iterator[Differentiable]:
     """Make a host model differentiable with the given LoRA layers on it, until the block ends.
 
     Must be entered outside inference mode. On leaving, on success, error and cancel alike, every module has the
@@ -112,7 +140,11 @@ def differentiable(
         layers: LoRA layers by path below `model.diffusion_model`.
         precision: What the frozen model computes in.
         checkpointing: Whether blocks are computed again in backward instead of keeping their activations.
+
+    Yields:
+        The model, whose `rehearse` must be called with the first step.
     """
+    norms: list[nn.Module] = []
     diffusion_model: nn.Module = model.diffusion_model  # type: ignore[assignment]
     with _Undo() as undo, torch.no_grad():
         undo.set_attr(model, "manual_cast_dtype", precision)
@@ -124,13 +156,16 @@ def differentiable(
             else:
                 _swap_tensors(undo, module, precision)
                 if "norm" in type(module).__name__.lower() and not list(module.children()):
-                    undo.set_attr(module, "forward", _cloning(module.forward))
+                    norms.append(module)
+        made = Differentiable(undo, norms)
         if checkpointing:
+            # Within a recomputed block autograd does not notice what is changed in place.
+            made.copy_norm_inputs()
             for block in blocks(diffusion_model):
                 undo.set_attr(block, "forward", _checkpointed(block.forward))
         _use_differentiable_kernels(undo)
         with torch.enable_grad():
-            yield
+            yield made
 
 
 def _runner(run: Callable[..., Tensor], module: nn.Module, layer: LoraLayer | None) -> Callable[..., Tensor]:
@@ -145,7 +180,6 @@ def _runner(run: Callable[..., Tensor], module: nn.Module, layer: LoraLayer | No
 
 def _cloning(forward: Callable[..., Any]) -> Callable[..., Any]:
     def cloned(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        # Some models go on adding into this tensor in place, which would spoil what the norm saved.
         return forward(x.clone(), *args, **kwargs)
 
     return cloned
