@@ -130,7 +130,7 @@ def draw_sheet(client: Client, prompt: dict[str, Any], outputs: dict[str, Any], 
         "LoRA Workbench demo",
         f'Prompt: "{text}"',
         rows,
-        (last[:1].upper() + last[1:]).partition(". ")[0],  # after it comes where the run lies
+        (last[:1].upper() + last[1:]).partition("\n")[0],  # below it comes where the run lies
     )
     file = base / SHEET
     file.parent.mkdir(parents=True, exist_ok=True)

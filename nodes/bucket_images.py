@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -12,6 +13,8 @@ from ..training.host.progress import node_text
 from ..training.sheet import bucket_sheet
 from ..training.tensors import image_tensor
 from .schema import Dataset, config_from, schema, widgets
+
+log = logging.getLogger(__name__)
 
 
 class BucketImages(io.ComfyNode):
@@ -38,6 +41,9 @@ class BucketImages(io.ComfyNode):
     def execute(cls, dataset: DatasetObject, **settings: Any) -> io.NodeOutput:
         """Assign buckets and draw the sheet."""
         bucketed = assign_buckets(dataset, config_from(BucketConfig, settings))
-        node_text(cls.hidden.unique_id, bucket_report(bucketed))
+        report = bucket_report(bucketed)
+        # The sheet shows the rest; a tall text would push it out of sight.
+        node_text(cls.hidden.unique_id, report.partition("\n")[0])
+        log.info("LoRA Workbench: %s", report)
         sheet = image_tensor(bucket_sheet(bucketed))
         return io.NodeOutput(bucketed, sheet, ui=ui.PreviewImage(sheet, cls=cls))

@@ -206,10 +206,11 @@ def enlargement(picture: Picture) -> float:
 
 
 def bucket_report(dataset: Dataset) -> str:
-    """Describe the buckets in a few lines for a person: sizes, counts, what is lost, what is enlarged."""
+    """Describe the buckets for a person: one line for all, then sizes, counts, what is lost, what is enlarged."""
     buckets = dataset.buckets()
-    total = f"{_count(len(dataset.pictures))} in {_count(len(buckets), 'bucket')}"
-    lines = [f"{total}, {dataset.images_per_epoch} per epoch; mean shape error {aspect_error(dataset):.3f}"]
+    total = f"{_count(len(dataset.pictures))} in {_count(len(buckets), 'bucket')}, {dataset.images_per_epoch} per epoch"
+    lines = [total + (f", {len(dataset.skipped)} left out" if dataset.skipped else "")]
+    lines.append(f"mean difference of width / height: {aspect_error(dataset):.3f}")
     for (width, height), pictures in buckets.items():
         shown = sum(picture.repeats for picture in pictures)
         placements = [picture.placement for picture in pictures if picture.placement is not None]

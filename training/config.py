@@ -24,7 +24,7 @@ SCHEDULERS = (
     "rex",
 )
 PRECISIONS = ("auto", "bf16", "fp32")
-ON_CANCEL = ("keep what was trained and go on", "stop the queue")
+ON_CANCEL = ("keep and go on", "stop the queue")
 
 
 def knob(
@@ -99,7 +99,7 @@ class TrainConfig:
     )
     steps: int = knob(
         0,
-        "Optimizer steps to train. 0: as many as the epochs make; otherwise this counts and epochs does not.",
+        "0: as many optimizer steps as the epochs make. Any other number counts instead of epochs.",
         min=0,
         max=10_000_000,
         advanced=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -96,14 +97,13 @@ class RunSummary:
     skipped: tuple[str, ...] = field(default=())
 
     def describe(self) -> str:
-        """Say in one or two sentences how the run went."""
-        count = f"{self.steps} step{'s' if self.steps != 1 else ''}"
-        text = f"{self.outcome} after {count}, {self.images} pictures seen"
+        """Say how the run went, where it lies below ComfyUI's output folder, and what it left out: a line each."""
+        lines = [f"{self.outcome}: {self.steps} step{'s' if self.steps != 1 else ''}"]
         if self.losses:
-            recent = self.losses[-min(len(self.losses), 100) :]
-            text += f", loss {sum(recent) / len(recent):.4f}"
-        text += f". Run folder: {self.folder}"
+            recent = self.losses[-100:]
+            lines[0] += f", loss {sum(recent) / len(recent):.4f}"
+        lines.append(f"run: {Path(self.folder).parent.name}/{Path(self.folder).name}")
         if self.skipped:
-            text += f". Left out: {' '.join(self.skipped[:3])}"
-            text += f" … and {len(self.skipped) - 3} more." if len(self.skipped) > 3 else ""
-        return text
+            more = f" … and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
+            lines.append(f"left out: {' '.join(self.skipped[:3])}{more}")
+        return "\n".join(lines)

@@ -70,7 +70,9 @@ def test_a_run_leaves_what_it_says(checkpoint, dataset, tmp_path):
     assert len((folder / "losses.csv").read_text().splitlines()) == told["steps"] + 1
     assert json.loads((folder / "config.json").read_text())["rank"] == 4
     assert result.lora.metadata["ss_num_train_images"] == str(len(dataset.pictures))
-    assert json.loads(result.lora.metadata["lora_workbench.losses"]) == pytest.approx(told["losses"])
+    assert json.loads(result.lora.metadata["lora_workbench.epoch_losses"]) == pytest.approx(told["epoch_losses"])
+    assert result.lora.metadata["ss_num_batches_per_epoch"] == str(told["steps"] // 2)
+    assert float(result.lora.metadata["lora_workbench.final_loss"]) == pytest.approx(told["losses"][-1])
 
 
 def test_a_name_that_is_taken_gets_a_number(checkpoint, dataset, tmp_path):

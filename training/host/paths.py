@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import folder_paths
 
 from ..errors import UserError
+from ..images import IMAGE_SUFFIXES
 
 # Datasets outside the input folder: a key for extra_model_paths.yaml.
 DATASETS_KEY = "lora_datasets"
@@ -47,7 +49,8 @@ def _roots() -> list[Path]:
 def dataset_folders() -> list[str]:
     """Names of folders a dataset can be read from: below ComfyUI's input folder and the `lora_datasets` paths.
 
-    Folders two levels deep are listed too, hidden ones are not. Those outside input are listed by absolute path.
+    Folders two levels deep are listed too, hidden ones and those without a picture are not. Those outside input are
+    listed by absolute path.
     """
     found: list[str] = []
     for number, root in enumerate(_roots()):
@@ -61,8 +64,23 @@ def dataset_folders() -> list[str]:
 def _subfolders(root: Path, depth: int = 2) -> list[Path]:
     if not root.is_dir() or depth == 0:
         return []
-    children = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    children = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and _has_pictures(p)]
     return children + [below for child in children for below in _subfolders(child, depth - 1)]
+
+
+def _has_pictures(folder: Path, depth: int = 3) -> bool:
+    """Whether a picture lies in a folder or up to two levels below it; the host itself makes folders without."""
+    try:
+        with os.scandir(folder) as entries:
+            below = []
+            for entry in entries:
+                if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    return True
+                if depth > 1 and entry.is_dir() and not entry.name.startswith("."):
+                    below.append(Path(entry.path))
+    except OSError:
+        return False
+    return any(_has_pictures(child, depth - 1) for child in below)
 
 
 def resolve_dataset_folder(name: str) -> Path:
