@@ -44,9 +44,10 @@ def start_host() -> None:
 
     args.cpu = not torch.cuda.is_available()
     args.base_directory = tempfile.mkdtemp(prefix="lora-workbench-bench-")
-    import torch._dynamo  # noqa: F401 - torch loads it with the first optimizer: 120 MB that are no trainer's
     import importlib.machinery
     import importlib.util
+
+    import torch._dynamo  # torch loads it with the first optimizer: 150 MB that are no trainer's growth
 
     spec = importlib.machinery.ModuleSpec("lora_workbench", None, is_package=True)
     spec.submodule_search_locations = [str(ROOT)]
