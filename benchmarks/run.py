@@ -1,6 +1,6 @@
 """The benchmarks: each prints ratios measured in one run, and `--write` puts them into docs/benchmarks.md.
 
-    python dev.py bench [step] [--steps N] [--write]
+    python dev.py bench [--steps N] [--write]
 """
 
 from __future__ import annotations
@@ -106,9 +106,8 @@ def write_table(name: str, table: str) -> None:
 
 
 def main() -> None:
-    """Run the benchmarks that were named, all by default."""
+    """Run the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=["step", []], help="which benchmarks (all)")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
     args = parser.parse_args()

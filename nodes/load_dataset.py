@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from comfy_api.latest import io
@@ -58,8 +59,10 @@ class LoadDataset(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
-        """Refuse a folder that is not there before anything runs."""
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        """Refuse a folder that is not there before anything runs; one that another node names is not known yet."""
+        if folder is None:
+            return True
         try:
             path = resolve_dataset_folder("" if folder == _NONE else folder)
         except UserError as error:
@@ -67,8 +70,10 @@ class LoadDataset(io.ComfyNode):
         return True if path.is_dir() else f"The folder {folder!r} is not there any more. Choose another one."
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **others: Any) -> str:
+    def fingerprint_inputs(cls, folder: str | None = None, **others: Any) -> str:
         """Change when a picture or caption on disk does, and only then."""
+        if folder is None:  # named by another node; the host asks before that node has run
+            return str(time.time_ns())
         try:
             return folder_fingerprint(resolve_dataset_folder(folder))
         except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from comfy_api.latest import io
@@ -12,6 +13,9 @@ from ..training.host.paths import cache_folder, runs_folder
 from ..training.host.progress import NodeSink
 from ..training.session import train_lora
 from .schema import Dataset, LoraModel, LossMap, Run, config_from, schema, valid_name, widgets
+
+# How many runs of each name were cancelled since ComfyUI started.
+_cancelled: Counter[str | None] = Counter()
 
 
 class LoRATrainer(io.ComfyNode):
@@ -42,9 +46,14 @@ class LoRATrainer(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(cls, name: str | None) -> bool | str:
         """Refuse a name that cannot be a file's before anything runs."""
         return valid_name(name)
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **others: Any) -> str:
+        """Change after a cancel, so that queueing again trains again instead of taking the half-trained LoRA."""
+        return str(_cancelled[name])
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, dataset: DatasetObject, **settings: Any) -> io.NodeOutput:
@@ -59,4 +68,7 @@ class LoRATrainer(io.ComfyNode):
             cache_root=cache_folder(),
             sink=NodeSink(cls.hidden.unique_id),
         )
+        if result.summary.outcome == "cancelled":
+            _cancelled[settings["name"]] += 1
+            _cancelled[None] += 1  # for a name that another node gives
         return io.NodeOutput(result.lora, {"loss": list(result.summary.losses)}, result.summary)

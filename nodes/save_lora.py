@@ -48,7 +48,7 @@ class SaveLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(cls, name: str | None) -> bool | str:
         """Refuse a name that cannot be a file's before anything runs."""
         return valid_name(name)
 

@@ -76,11 +76,14 @@ def config_from(config: type, inputs: dict[str, Any]) -> Any:
     return config(**{name: value for name, value in inputs.items() if name in names})
 
 
-def valid_name(name: str) -> bool | str:
+def valid_name(name: str | None) -> bool | str:
     """Answer a node's validate_inputs for a file name: True, or what is wrong with it.
 
-    Asked before anything runs, so that a night's training does not end at a name that cannot be written.
+    Asked before anything runs, so that a night's training does not end at a name that cannot be written. A name
+    that comes from another node is not known yet (None) and is checked when the node runs.
     """
+    if name is None:
+        return True
     try:
         safe_name(name)
     except UserError as error:

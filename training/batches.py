@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,15 +57,6 @@ def epoch_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int) -> l
         mirrored = (torch.rand(len(mirrored), generator=generator(seed, "flip", epoch)) < 0.5).tolist()
     draws = iter(mirrored)
     return [Batch(indices, tuple(next(draws) for _ in indices), bucket) for indices, bucket in dealt]
-
-
-def batches_per_epoch(dataset: Dataset, batch_size: int) -> int:
-    """Batches in every epoch, the short ones counted.
-
-    Raises:
-        SettingError: The batch size is below 1.
-    """
-    return sum(math.ceil(len(deck) / batch_size) for deck in _decks(dataset, batch_size).values())
 
 
 def steps_of(batches: Sequence[Batch], accumulation: int) -> list[list[Batch]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -19,8 +20,8 @@ from .errors import UserError
 class TensorCache:
     """A folder of small safetensors files, each under its key.
 
-    Files appear whole or not at all, so a crash leaves nothing half-written and two runs can share the folder.
-    It may be deleted at any time.
+    Files appear whole or not at all, so two runs can share the folder, and one that a power failure cut off is made
+    anew. It may be deleted at any time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,12 +51,20 @@ class TensorCache:
             raise UserError(disk_trouble(error, self.folder)) from error
 
     def get(self, key: str) -> tuple[dict[str, Tensor], Any] | None:
-        """Return (tensors, note) of a key, or None when it is not there or not readable."""
+        """Return (tensors, note) of a key, or None when it is not there or not readable.
+
+        A file that cannot be read (the power failed while it was written, say) is removed, so that it is made anew.
+        """
+        path = self._path(key)
         try:
-            with safe_open(self._path(key), framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
                 return tensors, json.loads((file.metadata() or {}).get("note", "null"))
-        except (OSError, SafetensorError):
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, ValueError):
+            with contextlib.suppress(OSError):
+                path.unlink()
             return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,10 @@ class RunFolder:
         return write_lora(
             self.path / f"{self.name}{suffix}.safetensors", lora, precision="fp32", layout="kohya", overwrite=True
         )
+
+    def discard(self) -> None:
+        """Remove the folder again: nothing was trained."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def _write(self, name: str, text: str) -> None:
         part = self.path / f"{name}.part"

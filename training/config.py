@@ -136,7 +136,7 @@ class TrainConfig:
     )
     scheduler: str = knob(
         "cosine",
-        "How the learning rate moves over the run. cosine falls smoothly to zero at the end.",
+        "How the learning rate moves over the run, after warm-up. cosine falls smoothly to zero at the end.",
         choices=SCHEDULERS,
         advanced=True,
     )
@@ -144,7 +144,11 @@ class TrainConfig:
         2, "Cycles of cosine_with_restarts; one cycle is plain cosine.", min=1, max=1000, advanced=True
     )
     warmup_steps: int = knob(
-        0, "Optimizer steps in which the learning rate rises from zero.", min=0, max=1_000_000, advanced=True
+        0,
+        "Optimizer steps in which the learning rate rises from zero. The scheduler constant has none.",
+        min=0,
+        max=1_000_000,
+        advanced=True,
     )
     weight_decay: float = knob(
         0.01, "Pull of the weights towards zero.", min=0.0, max=10.0, step=0.001, advanced=True
@@ -173,7 +177,11 @@ class TrainConfig:
         advanced=True,
     )
     seed: int = knob(
-        0, "Same inputs and same seed give the same LoRA, bit for bit.", min=0, max=2**63 - 1, advanced=True
+        0,
+        "Same inputs and same seed give the same LoRA, bit for bit; on a GPU when ComfyUI runs with --deterministic.",
+        min=0,
+        max=2**63 - 1,
+        advanced=True,
     )
     save_every_epochs: int = knob(
         0, "Keep a checkpoint in the run's folder after every so many epochs. 0: none.", min=0, max=100_000,

@@ -5,9 +5,13 @@ A dataset is frozen. Every operation returns a new one, so a node can hand the s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+# kohya's folder names. More than four digits is a date or a number from a camera, not a count.
+REPEATS = re.compile(r"([0-9]{1,4})_(.*)")
 
 
 @dataclass(frozen=True)

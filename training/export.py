@@ -123,7 +123,6 @@ def write_lora(
     precision: str = "fp16",
     layout: str = "kohya",
     overwrite: bool = False,
-    extra_metadata: Mapping[str, str] | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a LoRA file in one piece: it is there whole, or not at all.
@@ -134,7 +133,6 @@ def write_lora(
         precision: `fp16`, `bf16` or `fp32`.
         layout: `kohya` or `peft`.
         overwrite: Replace a file of that name. Otherwise a taken name gets a number: `name-2`, `name-3`, …
-        extra_metadata: Written over the LoRA's own metadata.
         check: Reads the written file back before it gets its name; what it raises leaves everything as it was.
 
     Returns:
@@ -153,7 +151,7 @@ def write_lora(
     tensors = (to_kohya if layout == "kohya" else to_peft)(lora, PRECISIONS[precision])
     _refuse_overflow(tensors, precision)
 
-    metadata = {**lora.metadata, **(extra_metadata or {})}
+    metadata = dict(lora.metadata)
     model_hash, legacy_hash = model_hashes(tensors, metadata)
     metadata |= {
         "sshs_model_hash": model_hash,

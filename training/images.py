@@ -106,18 +106,6 @@ def place(image: Image.Image, placement: Placement, background: tuple[int, int, 
     return canvas
 
 
-def loss_mask(placement: Placement) -> tuple[int, int, int, int]:
-    """The part of a bucket that holds picture rather than padding.
-
-    Returns:
-        (left, top, right, bottom) in pixels of the bucket, right and bottom exclusive.
-    """
-    if placement.fit == "crop":
-        return (0, 0, *placement.bucket)
-    left, top = placement.offset
-    return left, top, left + placement.scaled[0], top + placement.scaled[1]
-
-
 def to_array(image: Image.Image) -> np.ndarray:
     """An RGB picture as float32 [H, W, 3], 0 to 1."""
     return np.asarray(image, dtype=np.float32) / np.float32(255)

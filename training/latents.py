@@ -177,7 +177,8 @@ def store_captions(
             continue
         conditioning = text.encode(caption)
         encoded += 1
-        packed = pack(conditioning)
+        # What an embedding file holds is no part of the key.
+        packed = pack(conditioning) if "embedding:" not in caption else None
         if packed is None:
             loose[caption] = conditioning
         else:

@@ -118,7 +118,8 @@ class Trainer:
         optimizer = make_optimizer(config, network.parameters())
         total = config.steps or config.epochs * len(first_epoch)
         self.run = Run(network, optimizer, make_scheduler(config, optimizer, total), total)
-        self._good = [parameter.detach().clone() for parameter in network.parameters()]
+        self._good: list[tuple[Tensor, Tensor]] = []
+        self._remember_good()
         self._recent: deque[float] = deque(maxlen=100)
 
     def steps_of_epoch(self, epoch: int) -> list[list[Batch]]:
@@ -178,9 +179,7 @@ class Trainer:
         for batch in step:
             total += self.micro_step(batch)
         self._clip(step)
-        # What gave finite losses is worth keeping should the coming step spoil it.
-        for good, parameter in zip(self._good, run.network.parameters(), strict=True):
-            good.copy_(parameter.detach())
+        self._remember_good()
         run.rates.append(float(run.optimizer.param_groups[0]["lr"]))
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
@@ -191,6 +190,19 @@ class Trainer:
         run.losses.append(total / images)
         self._recent.append(total / images)
         return total
+
+    def _remember_good(self) -> None:
+        """Copy the weights, which have just given finite losses, should the coming step spoil them.
+
+        Of a schedule-free optimizer the other point (`z`) as well: the weights it would save lie between the two.
+        """
+        run = self.run
+        live = [*run.network.parameters(), *(state["z"] for state in run.optimizer.state.values() if "z" in state)]
+        if len(live) != len(self._good):
+            self._good = [(tensor, tensor.detach().clone()) for tensor in live]
+        for tensor, good in self._good:
+            good.copy_(tensor.detach())
+        self._good_step = run.step
 
     def micro_step(self, batch: Batch) -> float:
         """Forward and backward of one batch; returns the sum of its pictures' losses."""
@@ -240,21 +252,24 @@ class Trainer:
             self._diverged("gradient", names, None)
 
     def _diverged(self, what: str, names: tuple[str, ...], losses: Tensor | None) -> None:
-        """Put the last good weights back and say what happened."""
+        """Put the last good weights back, and the run to the step they are of, and say what happened."""
+        run, failed = self.run, self.run.step + 1
         with torch.no_grad():
-            for good, parameter in zip(self._good, self.run.network.parameters(), strict=True):
-                parameter.copy_(good)
+            for tensor, good in self._good:
+                tensor.copy_(good)
+        run.step = self._good_step
+        del run.losses[run.step :], run.rates[run.step :]
         if losses is not None:
             names = tuple(n for n, bad in zip(names, ~torch.isfinite(losses), strict=True) if bad)
         cause = (
             "the first step already failed, so a picture, its caption or the model itself holds values that are "
             "not numbers; try precision fp32 and look at the pictures named"
-            if self.run.step == 0
+            if failed == 1
             else f"the learning rate {self.config.learning_rate:g} is probably too high for {self.config.optimizer}"
             "; try a tenth of it, or precision fp32"
         )
         raise Diverged(
-            f"Training stopped: the {what} of step {self.run.step + 1} ({', '.join(names)}) is not a finite number. "
+            f"Training stopped: the {what} of step {failed} ({', '.join(names)}) is not a finite number. "
             f"Most likely {cause}."
         )
 

@@ -80,6 +80,7 @@ class RunSummary:
         encoded_latents: Latents that had to be encoded (0 when the cache held all).
         encoded_captions: Captions that had to be encoded.
         skipped: One sentence for each picture that was left out.
+        not_saved: One sentence for each file of the run that could not be written.
     """
 
     name: str
@@ -95,9 +96,10 @@ class RunSummary:
     encoded_latents: int = 0
     encoded_captions: int = 0
     skipped: tuple[str, ...] = field(default=())
+    not_saved: tuple[str, ...] = field(default=())
 
     def describe(self) -> str:
-        """Say how the run went, where it lies below ComfyUI's output folder, and what it left out: a line each."""
+        """Say how the run went, where it lies below ComfyUI's output folder, and what went wrong: a line each."""
         lines = [f"{self.outcome}: {self.steps} step{'s' if self.steps != 1 else ''}"]
         if self.losses:
             recent = self.losses[-100:]
@@ -106,4 +108,5 @@ class RunSummary:
         if self.skipped:
             more = f" … and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
             lines.append(f"left out: {' '.join(self.skipped[:3])}{more}")
+        lines += self.not_saved[:1]
         return "\n".join(lines)

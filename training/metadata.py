@@ -7,13 +7,13 @@ and LoRA managers read. Only what is true of the run is written; settings we do 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from .dataset import Dataset, Picture
+from .buckets import aspect_error
+from .dataset import REPEATS, Dataset, Picture
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,6 @@ class RunFacts:
         timestep_sampling: How a flow model's timesteps were drawn; None for models that have no choice.
         flow_shift: Shift of a flow model's timesteps; None when there is none.
         guidance: Guidance told to the model; None for models that take none.
-        base_model: File name of the base model, if known.
-        base_model_hash: SHA-256 of that file, if known.
         losses: Mean loss of each optimizer step.
         epoch_losses: Mean loss of each finished epoch.
         software: Name and version of what trained it.
@@ -174,8 +172,6 @@ class RunFacts:
     timestep_sampling: str | None = None
     flow_shift: float | None = None
     guidance: float | None = None
-    base_model: str | None = None
-    base_model_hash: str | None = None
     losses: tuple[float, ...] = ()
     epoch_losses: tuple[float, ...] = ()
     software: str = "LoRA Workbench"
@@ -246,8 +242,6 @@ def _run_entries(facts: RunFacts, known: ArchitectureFacts) -> dict[str, Any]:
         "ss_timestep_sampling": facts.timestep_sampling,
         "ss_discrete_flow_shift": facts.flow_shift,
         "ss_guidance_scale": facts.guidance,
-        "ss_sd_model_name": facts.base_model,
-        "ss_new_sd_model_hash": facts.base_model_hash,
     }
     return entries | {key: value for key, value in optional.items() if value is not None}
 
@@ -309,7 +303,7 @@ def _folders(dataset: Dataset) -> dict[str, list[Picture]]:
     found: dict[str, list[Picture]] = {}
     for concept, pictures in dataset.concepts().items():
         name = concept or dataset.name
-        has_repeats = re.match(r"\d+_", name)
+        has_repeats = REPEATS.fullmatch(name.rpartition("/")[2])
         for picture in pictures:
             key = name if has_repeats else f"{picture.repeats}_{name}"
             found.setdefault(key, []).append(picture)
@@ -328,12 +322,7 @@ def _bucket_info(dataset: Dataset) -> dict[str, Any]:
         str(index): {"resolution": list(size), "count": sum(picture.repeats for picture in pictures)}
         for index, (size, pictures) in enumerate(dataset.buckets().items())
     }
-    errors = [
-        abs(bucket[0] / bucket[1] - picture.size[0] / picture.size[1])
-        for bucket, pictures in dataset.buckets().items()
-        for picture in pictures
-    ]
-    return {"buckets": buckets, "mean_img_ar_error": sum(errors) / len(errors) if errors else 0.0}
+    return {"buckets": buckets, "mean_img_ar_error": aspect_error(dataset)}
 
 
 def _modelspec_entries(facts: RunFacts, known: ArchitectureFacts, dataset: Dataset) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -96,11 +97,19 @@ def scheduler_in_force(config: TrainConfig) -> str:
     return "constant" if is_schedule_free(config) else config.scheduler
 
 
+def warmup_in_force(config: TrainConfig, steps: int) -> int:
+    """The steps in which the rate really rises: `constant` has none, and one step at least is left after them."""
+    if scheduler_in_force(config) == "constant" and not is_schedule_free(config):
+        return 0
+    return min(config.warmup_steps, max(steps - 1, 0))
+
+
 def decay(name: str, progress: float, cycles: int = 2) -> float:
     """The factor on the learning rate after warm-up.
 
     The cosines are Loshchilov & Hutter 2016 (arXiv:1608.03983), REX is Chen et al. 2021 (arXiv:2107.04197): slow
-    first, fast at the end. kohya's and transformers' schedules of these names give the same numbers.
+    first, fast at the end. kohya's and transformers' schedules of these names give the same numbers; `polynomial` is
+    theirs with power 2, since power 1 is `linear`.
 
     Args:
         name: One of `SCHEDULERS`.
@@ -124,7 +133,7 @@ def make_scheduler(config: TrainConfig, optimizer: Optimizer, steps: int) -> Lam
     """Make the schedule over `steps` optimizer steps, warm-up included; stepped once after each optimizer step."""
     if is_schedule_free(config):
         return LambdaLR(optimizer, lambda _step: 1.0)
-    warmup = min(config.warmup_steps, max(steps - 1, 0))
+    warmup = warmup_in_force(config, steps)
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -138,14 +147,20 @@ def make_scheduler(config: TrainConfig, optimizer: Optimizer, steps: int) -> Lam
 def weights_to_keep(optimizer: Optimizer) -> Iterator[None]:
     """Show, inside the block, the weights one would save.
 
-    Schedule-free optimizers train at one point and keep another, their running average.
+    Schedule-free optimizers train at one point and keep another, their running average. Their own way back is not
+    exact, and a run must not depend on how often it was saved, so the first point is put back from a copy.
     """
     switch: Callable[[], None] | None = getattr(optimizer, "eval", None)
     if switch is None:
         yield
         return
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    copies = [parameter.detach().clone() for parameter in trained]
     switch()
     try:
         yield
     finally:
         optimizer.train()  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for parameter, copy in zip(trained, copies, strict=True):
+                parameter.copy_(copy)

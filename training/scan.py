@@ -1,7 +1,7 @@
 """A folder of pictures as a dataset: kohya's `10_my_character` folders, captions beside the pictures.
 
-Only headers are read, so a folder of thousands is a dataset in seconds. `drop_unreadable` finds the pictures
-whose header is whole and whose body is not.
+Only headers are read, so a folder of thousands is a dataset in seconds. A picture whose
+header is whole and whose body is not shows when it is encoded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .dataset import Dataset, Picture
+from .dataset import REPEATS, Dataset, Picture
 from .errors import UnreadableImage, UserError
 from .images import IMAGE_SUFFIXES, read_size
 
@@ -27,9 +27,6 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 
 # What operating systems and network drives leave behind; names that start with a dot go as well.
 _LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
-
-# More than four digits is a date or a number from a camera, not a count.
-_REPEATS = re.compile(r"([0-9]{1,4})_(.*)")
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def scan_folder(root: Path, *, trigger: str = "", background: tuple[int, int, in
     pictures.sort(key=lambda picture: _natural(picture.path.relative_to(root)))
     for sentence in skipped:
         log.warning("%s", sentence)
-    repeats = _REPEATS.fullmatch(root.name)
+    repeats = REPEATS.fullmatch(root.name)
     name = (repeats[2] if repeats else root.name) or root.name or "dataset"
     return Dataset(tuple(pictures), name, root, trigger, background, tuple(skipped))
 
@@ -147,7 +144,7 @@ def _folders(root: Path, skipped: list[str]) -> Iterator[_Folder]:
         links = {name for name in names if os.path.islink(path / name)}
         names[:] = [*sorted(set(names) - links), *sorted(links)]
         names[:] = [name for name in names if not _is_litter(name)]
-        match = _REPEATS.fullmatch(path.name)
+        match = REPEATS.fullmatch(path.name)
         says[here] = (int(match[1]), match[2]) if match else says.get(str(path.parent), (1, ""))
         pairs = _pairs(path, files)
         if pairs:

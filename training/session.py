@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,7 +21,7 @@ from .events import Cancelled, Sink
 from .export import safe_name
 from .host.frozen import Differentiable, differentiable
 from .host.keys import layer_names, restricted_key_map
-from .host.model import HostModel
+from .host.model import HostModel, comes_from_the_model
 from .host.progress import host_interrupt, is_host_interrupt
 from .host.text import HostText, pack, unpack
 from .host.vae import HostVAE
@@ -28,11 +29,12 @@ from .latents import CaptionStore, LatentStore, cache_folders, store_captions, s
 from .loop import Diverged, Run, Trainer, parameters_snapshot
 from .lora import LayerNames, LoraModel, RunSummary
 from .metadata import RunFacts, build_metadata
-from .optimizers import SOURCES, optimizer_class, scheduler_in_force, weights_to_keep
+from .optimizers import SOURCES, optimizer_class, scheduler_in_force, warmup_in_force, weights_to_keep
 
 log = logging.getLogger(__name__)
 
 PREFIX = "diffusion_model."
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Session:
         self.clip, self.vae = clip, vae
         self.session_id = random.SystemRandom().getrandbits(32)
         self.checkpoints: list[str] = []
+        self.not_saved: list[str] = []
         self.started_at = time.time()
 
     def execute(self) -> Result:
@@ -159,6 +162,11 @@ class Session:
             i for i, p in enumerate(latents.dataset.pictures) if p.placement and p.placement.bucket == largest
         )
         shape = tuple(latents.load(index, False).shape)
+        if len(shape) - 2 != self.model.latent_dimensions:
+            raise UserError(
+                f"This VAE makes latents of {len(shape) - 2} dimensions and the MODEL takes "
+                f"{self.model.latent_dimensions}: connect the VAE that belongs to the MODEL."
+            )
         self.model.load((self.config.batch_size, *shape[1:]), self.config.gradient_checkpointing)
 
     # -- the run -----------------------------------------------------------------------------
@@ -174,7 +182,7 @@ class Session:
             model, latents, captions, config, network, self.sink,
             autocast=self.precision if self.precision != torch.float32 else None, after_step=self._after_step,
         )
-        self.batches_per_epoch = sum(map(len, trainer.steps_of_epoch(0)))
+        self.epochs, self.batches_per_epoch = trainer.epochs, sum(map(len, trainer.steps_of_epoch(0)))
         by_path = {layer.path: layer for layer in network.layers}
         self.names = layer_names(model.patcher, [PREFIX + path for path in by_path])
         self.key_map = restricted_key_map(model.patcher, self.names)
@@ -194,28 +202,37 @@ class Session:
                     raise
                 outcome = "cancelled"
         run = trainer.run
-        lora = self.lora_of(run)
-        self.folder.save(lora)
-        summary = RunSummary(
-            name=self.folder.name, folder=str(self.folder.path), losses=tuple(run.losses),
-            epoch_losses=tuple(run.epoch_losses), steps=run.step, epochs=run.epoch, images=run.images,
-            checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=time.monotonic() - clock,
-            encoded_latents=latents.encoded, encoded_captions=captions.encoded, skipped=latents.dataset.skipped,
-        )
-        self._write(run, summary)
-        self.sink.tell(summary.describe())
         if outcome == "cancelled":
             self.sink.take_cancel()
+            if run.step == 0:
+                self.folder.discard()
+                raise host_interrupt()
+        lora = self.lora_of(run)
+        self._keep(lambda: self.folder.save(lora))
+        self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
+        summary = self._summary(run, outcome, time.monotonic() - clock, latents.encoded, captions.encoded)
+        self._keep(lambda: self.folder.write_summary(summary))
+        self.sink.tell(summary.describe())
+        if outcome == "cancelled":
             log.info("LoRA Workbench: cancelled after %d steps; what was trained is in %s", run.step, self.folder.path)
-            if not config.keeps_on_cancel or run.step == 0:
+            if not config.keeps_on_cancel:
                 raise host_interrupt()
         return Result(lora, summary)
+
+    def _summary(self, run: Run, outcome: str, seconds: float, latents: int, captions: int) -> RunSummary:
+        return RunSummary(
+            name=self.folder.name, folder=str(self.folder.path), losses=tuple(run.losses),
+            epoch_losses=tuple(run.epoch_losses), steps=run.step, epochs=run.epoch, images=run.images,
+            checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=seconds,
+            encoded_latents=latents, encoded_captions=captions, skipped=self.dataset.skipped,
+            not_saved=tuple(dict.fromkeys(self.not_saved)),
+        )
 
     def _rehearse(self, trainer: Trainer, made: Differentiable) -> None:
         try:
             made.rehearse(trainer.rehearse)
         except (RuntimeError, KeyError, AttributeError, TypeError) as error:
-            if not looks_like_foreign_text(error):
+            if not (looks_like_foreign_text(error) and comes_from_the_model(error)):
                 raise
             width = trainer.captions.load(trainer.dataset.pictures[0].caption)[0][0].shape[-1]
             raise UserError(
@@ -232,27 +249,37 @@ class Session:
         if epoch_ended and every_epochs and run.epoch % every_epochs == 0 and not last:
             self._checkpoint(run, f"-{run.epoch:06d}")
         if epoch_ended:
-            self.folder.write_losses(run.losses, run.rates)
+            self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
 
     def _checkpoint(self, run: Run, suffix: str) -> None:
-        self.checkpoints.append(str(self.folder.save(self.lora_of(run), suffix)))
+        path = self._keep(lambda: self.folder.save(self.lora_of(run), suffix))
+        if path:
+            self.checkpoints.append(str(path))
+
+    def _keep(self, write: Callable[[], T]) -> T | None:
+        """Write a file of the run; when that fails say so and go on: hours of training are worth more than a file."""
+        try:
+            return write()
+        except UserError as error:
+            log.error("LoRA Workbench: %s", error)
+            self.not_saved.append(str(error))
+            self.sink.tell(str(error))
+            return None
 
     def _rescue(self, run: Run, error: BaseException) -> None:
         """Keep what was trained when a run breaks off, and tell where."""
-        log.error("LoRA Workbench: training broke off at step %d: %s", run.step + 1, error)
+        log.error("LoRA Workbench: training broke off after step %d: %s", run.step, error)
         if run.step == 0:
+            self.folder.discard()
             return
-        path = self.folder.save(self.lora_of(run), "-last-good")
-        self.folder.write_losses(run.losses, run.rates)
-        note = f"The LoRA as it was after step {run.step} is in {path}."
+        path = self._keep(lambda: self.folder.save(self.lora_of(run), "-last-good"))
+        self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
+        self._keep(lambda: self.folder.write_summary(self._summary(run, "failed", time.time() - self.started_at, 0, 0)))
+        note = f"The LoRA as it was after step {run.step} is in {path}." if path else self.not_saved[-1]
         if isinstance(error, Diverged):
             error.args = (f"{error} {note}",)
         else:
             log.error("LoRA Workbench: %s", note)
-
-    def _write(self, run: Run, summary: RunSummary) -> None:
-        self.folder.write_losses(run.losses, run.rates)
-        self.folder.write_summary(summary)
 
     # -- what comes out ----------------------------------------------------------------------
 
@@ -269,13 +296,14 @@ class Session:
             v_prediction=self.model.prediction.startswith("v_prediction"), rank=run.network.rank,
             alpha=run.network.alpha, dropout=config.dropout, learning_rate=config.learning_rate,
             optimizer=f"{source.module}.{source.name}({','.join(f'{k}={v}' for k, v in settings)})",
-            scheduler=scheduler_in_force(config), warmup_steps=config.warmup_steps, max_steps=run.total,
-            steps=run.step, epochs=config.epochs, epochs_done=run.epoch,
+            scheduler=scheduler_in_force(config), warmup_steps=warmup_in_force(config, run.total), max_steps=run.total,
+            steps=run.step, epochs=self.epochs, epochs_done=run.epoch,
             batches_per_epoch=self.batches_per_epoch, batch_size=config.batch_size,
             gradient_accumulation=config.gradient_accumulation, max_grad_norm=config.max_grad_norm,
             seed=config.seed, mixed_precision="bf16" if self.precision == torch.bfloat16 else "no",
             gradient_checkpointing=config.gradient_checkpointing,
-            timestep_sampling="sigmoid" if self.model.is_flow else None,
+            # In kohya's words: logit-normal, then shifted. The table that is drawn from is shifted already.
+            timestep_sampling="shift" if self.model.is_flow else None,
             flow_shift=self.model.flow_shift, guidance=config.guidance if self.model.takes_guidance else None,
             losses=tuple(run.losses), epoch_losses=tuple(run.epoch_losses),
         )
@@ -306,7 +334,7 @@ def compute_precision(wanted: str, device: torch.device) -> torch.dtype:
     """What the frozen model computes in on this device: `auto` is bf16 where hardware has it, else fp32."""
     if wanted != "auto":
         return torch.bfloat16 if wanted == "bf16" else torch.float32
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bf16 else torch.float32
 
 

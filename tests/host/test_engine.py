@@ -115,7 +115,7 @@ def test_schedules(scheduler, expected, comfy_host, small_models_folder, tmp_pat
     assert rates == pytest.approx([1e-3 * share for share in expected])
 
 
-@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine", "rex"])
+@pytest.mark.parametrize("scheduler", ["constant_with_warmup", "linear", "cosine", "rex"])
 def test_warm_up_rises_from_zero(scheduler, comfy_host, small_models_folder, tmp_path):
     settings = {"steps": 8, "warmup_steps": 4, "learning_rate": 1e-3, "scheduler": scheduler}
     with rig("sd3", small_models_folder, tmp_path, **settings) as it:
@@ -235,6 +235,58 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(comfy_host, s
         with pytest.raises(Diverged, match=r"step 4 \(.*\.png.*\) is not a finite number.*learning rate 0.01"):
             it.trainer.train()
         assert all(torch.equal(a, b) for a, b in zip(good, it.network.parameters(), strict=True))
+        # What is said of the run is said of these weights.
+        assert it.trainer.run.step == 2 == len(it.trainer.run.losses) == len(it.trainer.run.rates)
+
+
+def test_schedule_free_is_saved_at_its_average_and_trains_on_untouched(comfy_host, small_models_folder, tmp_path):
+    """However often it is saved, the run ends at the same bits; after a divergence its average is a number."""
+    from lora_workbench.training.loop import Diverged
+    from lora_workbench.training.optimizers import weights_to_keep
+
+    def save(run, _ended):
+        with weights_to_keep(run.optimizer):
+            saved.append(next(iter(run.network.parameters())).detach().clone())
+
+    saved: list[torch.Tensor] = []
+    settings = {"optimizer": "ScheduleFreeAdamW", "learning_rate": 5e-3, "steps": 6}
+    plain = trained("sd3", small_models_folder, tmp_path, **settings)
+    often = trained("sd3", small_models_folder, tmp_path, **settings, after_step=save)
+    assert all(torch.equal(a, b) for a, b in zip(plain, often, strict=True))
+    assert not torch.equal(saved[-1], plain[0])
+
+    def overflow(run, _ended):
+        if run.step == 4:
+            for state in run.optimizer.state.values():
+                state["z"].fill_(math.inf)
+            for tensor in run.network.parameters():
+                tensor.data.fill_(math.inf)
+
+    with rig("sd3", small_models_folder, tmp_path, **settings, after_step=overflow) as it:
+        with pytest.raises(Diverged):
+            it.trainer.train()
+        assert it.trainer.run.step == 3
+        with weights_to_keep(it.trainer.run.optimizer):
+            assert all(torch.isfinite(tensor).all() for tensor in it.network.parameters())
+
+
+def test_a_rehearsal_that_fails_holds_nothing(comfy_host):
+    """The first attempt's activations are gone when the second begins."""
+    import weakref
+
+    from lora_workbench.training.host.frozen import Differentiable
+
+    attempts = []
+
+    def step():
+        activations = torch.zeros(8)
+        assert all(earlier() is None for earlier in attempts)
+        attempts.append(weakref.ref(activations))
+        if len(attempts) == 1:
+            raise RuntimeError("one of the variables has been modified by an inplace operation")
+
+    Differentiable(None, []).rehearse(step)
+    assert len(attempts) == 2
 
 
 def test_a_broken_latent_is_named(comfy_host, small_models_folder, tmp_path):
@@ -247,7 +299,7 @@ def test_a_broken_latent_is_named(comfy_host, small_models_folder, tmp_path):
             it.trainer.train()
 
 
-def test_offloaded_and_half_precision_weights(comfy_host, small_models_folder, tmp_path):
+def test_half_and_eighth_precision_weights(comfy_host, small_models_folder, tmp_path):
     """Weights stored in half are cast for each use, in forward and in backward, and none is kept."""
     import comfy.sd
 

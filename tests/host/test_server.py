@@ -192,6 +192,44 @@ def test_a_change_on_disk_runs_the_node_again_and_nothing_else_does(server, spin
         caption.write_text(text, encoding="utf-8")
 
 
+def steps_shown(server, mark: int) -> int:
+    """The step that the trainer's text last told."""
+    texts = [e["data"]["text"] for e in server.events[mark:] if e["type"] == "progress_text"]
+    return max(int(text.split()[1].partition("/")[0]) for text in texts if text.startswith("step "))
+
+
+def test_queueing_again_after_a_cancel_trains_again(server):
+    """The half-trained LoRA is shown once; it does not pass for the trained one."""
+    prompt = {k: v for k, v in spine(server, "twice", steps=40).items() if k in ("load", "data", "buckets", "train")}
+    prompt["keep"] = node("SaveLoRA", lora=["train", 0], name="twice", precision="fp16", format="kohya", overwrite=True)
+    mark = len(server.events)
+    prompt_id = server.queue(prompt)
+    deadline = time.monotonic() + 120
+    while not any(e["type"] == "progress_text" and e["data"]["text"].startswith("step ") for e in server.events[mark:]):
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.02)
+    server.interrupt()
+    server.wait(prompt_id, timeout=90)
+    assert summary(server, "twice")["outcome"] == "cancelled"
+    server.run(prompt, timeout=120)
+    told = summary(server, "twice-2")
+    assert (told["outcome"], told["steps"]) == ("finished", 40)
+    server.run(prompt, timeout=120)
+    assert not run_folder(server, "twice-3").exists(), "a finished training was done again"
+
+
+def test_names_can_come_from_other_nodes(server):
+    parts = ("load", "data", "buckets", "train", "keep")
+    prompt = {k: v for k, v in spine(server, "unused", steps=1).items() if k in parts}
+    prompt["name"] = node("PrimitiveString", value="linked")
+    for part in ("train", "keep"):
+        prompt[part]["inputs"]["name"] = ["name", 0]
+    server.run(prompt, timeout=120)
+    assert (Path(server.base) / "models" / "loras" / "linked.safetensors").exists()
+    prompt["name"]["inputs"]["value"] = "a/b"
+    assert "slash" in trouble(server, prompt)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_cancel(server, keep):
     """ComfyUI's own button: the graph goes on with what was trained, or the queue stops; saved either way."""
@@ -206,12 +244,12 @@ def test_cancel(server, keep):
     ):
         assert time.monotonic() < deadline, "training did not begin"
         time.sleep(0.1)
-    pressed = time.monotonic()
     server.interrupt()
+    shown = steps_shown(server, mark)
     entry = server.wait(prompt_id, timeout=90)
-    assert time.monotonic() - pressed < 60
     told = summary(server, name)
-    assert told["outcome"] == "cancelled" and 0 < told["steps"] < 100_000
+    # The button is answered within one micro-step; the text a node shows is up to a fifth of a second old.
+    assert told["outcome"] == "cancelled" and 0 < told["steps"] <= shown + 10
     assert (run_folder(server, name) / f"{name}.safetensors").exists()
     if keep:
         assert (picture(server, entry, "save0") != picture(server, entry, "save1")).any()

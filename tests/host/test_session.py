@@ -71,6 +71,8 @@ def test_a_run_leaves_what_it_says(checkpoint, dataset, tmp_path):
     assert json.loads((folder / "config.json").read_text())["rank"] == 4
     assert result.lora.metadata["ss_num_train_images"] == str(len(dataset.pictures))
     assert json.loads(result.lora.metadata["lora_workbench.epoch_losses"]) == pytest.approx(told["epoch_losses"])
+    assert result.lora.metadata["ss_num_epochs"] == "2"
+    assert result.lora.metadata["ss_max_train_steps"] == str(told["steps"])
     assert result.lora.metadata["ss_num_batches_per_epoch"] == str(told["steps"] // 2)
     assert float(result.lora.metadata["lora_workbench.final_loss"]) == pytest.approx(told["losses"][-1])
 
@@ -102,6 +104,23 @@ def test_a_vae_of_another_family(checkpoint, dataset, small_models_folder, tmp_p
     assert "latents of 4 channels and the MODEL takes 16" in trouble((sd3, clip, vae), dataset, tmp_path)
 
 
+def test_a_vae_without_the_models_dimension_of_time(checkpoint, dataset, small_models_folder, tmp_path):
+    import comfy.sd
+    from comfy.taesd.taesd import TAESD
+
+    vae = comfy.sd.VAE(sd=TAESD(latent_channels=16).state_dict())
+    qwen = small_models.build("qwen", small_models_folder)
+    assert "2 dimensions and the MODEL takes 3" in trouble((qwen, checkpoint[1], vae), dataset, tmp_path)
+
+
+def test_the_metadata_of_a_run_by_steps(checkpoint, dataset, tmp_path):
+    """Epochs are those that the steps made, warm-up is what there was of it."""
+    settings = {"steps": 3, "epochs": 10, "warmup_steps": 50}
+    metadata = train(checkpoint, dataset, tmp_path, batch_size=4, **settings).lora.metadata
+    assert (metadata["ss_num_epochs"], metadata["ss_max_train_steps"]) == ("1", "3")
+    assert metadata["ss_lr_warmup_steps"] == "2"
+
+
 def test_a_model_without_a_trainable_layer(checkpoint, dataset, tmp_path):
     import copy
 
@@ -126,9 +145,8 @@ def test_a_bucket_that_the_vae_cannot_take(checkpoint, dataset, tmp_path):
     assert "no multiple of 8 pixels" in trouble(checkpoint, odd, tmp_path)
 
 
-def test_a_full_disk_at_the_first_checkpoint(checkpoint, dataset, tmp_path, monkeypatch):
+def test_a_full_disk_costs_a_file_and_not_the_training(checkpoint, dataset, tmp_path, monkeypatch):
     from lora_workbench.training import export
-    from lora_workbench.training.errors import UserError
 
     real = export.os.replace
 
@@ -137,13 +155,64 @@ def test_a_full_disk_at_the_first_checkpoint(checkpoint, dataset, tmp_path, monk
             raise OSError(28, "No space left on device")
         real(source, target)
 
+    whole = train(checkpoint, dataset, tmp_path / "before")
+    train(checkpoint, dataset, tmp_path, name="fills the caches", steps=1)
     monkeypatch.setattr(export.os, "replace", full)
+    result = train(checkpoint, dataset, tmp_path, save_every_steps=1)
+    assert all(torch.equal(result.lora[name], tensor) for name, tensor in whole.lora.items())
+    assert "There is no room for run.safetensors" in " ".join(result.summary.not_saved)
+    assert "There is no room for" in result.summary.describe() and result.summary.checkpoints == ()
+    assert not [path for path in (tmp_path / "runs" / "run").iterdir() if path.suffix not in (".json", ".csv")]
+
+
+def test_a_run_that_breaks_off_says_where_its_lora_is(checkpoint, dataset, tmp_path, monkeypatch):
+    from lora_workbench.training import loop
+
+    real = loop.Trainer.micro_step
+
+    def breaks(at):
+        def micro_step(self, batch):
+            if self.run.step == at:
+                raise MemoryError("in the middle")
+            return real(self, batch)
+
+        return micro_step
+
+    monkeypatch.setattr(loop.Trainer, "micro_step", breaks(2))
     before = Snapshot(checkpoint[0])
-    with pytest.raises(UserError, match="no room for|disk is full"):
-        # The caches hold these pictures already, so the first file to be written is the checkpoint.
-        train(checkpoint, dataset, tmp_path, save_every_steps=1)
+    with pytest.raises(MemoryError, match="in the middle"):
+        train(checkpoint, dataset, tmp_path, steps=5)
     assert before.differences(Snapshot(checkpoint[0])) == []
-    assert not list((tmp_path / "runs").rglob("*.tmp"))
+    folder = tmp_path / "runs" / "run"
+    told = json.loads((folder / "summary.json").read_text())
+    assert (told["outcome"], told["steps"]) == ("failed", 2)
+    assert (folder / "run-last-good.safetensors").exists()
+    monkeypatch.setattr(loop.Trainer, "micro_step", breaks(0))
+    with pytest.raises(MemoryError):
+        train(checkpoint, dataset, tmp_path, steps=5)
+    assert not (tmp_path / "runs" / "run-2").exists(), "nothing was trained, so nothing should lie there"
+
+
+def test_a_patch_of_another_node_sees_the_schedule(checkpoint, dataset, tmp_path):
+    """Deep Shrink and its kin read the noise level; an error of theirs is not blamed on the CLIP."""
+    model, clip, vae = checkpoint
+    seen = []
+
+    def patch(h, options):
+        seen.append((float(options["sigmas"][0]), options["cond_or_uncond"], len(options["sample_sigmas"])))
+        return h
+
+    def broken(h, options):
+        raise KeyError("what only this patch knows")
+
+    patched = model.clone()
+    patched.set_model_input_block_patch(patch)
+    train((patched, clip, vae), dataset, tmp_path)
+    assert seen and all(sigma > 0 for sigma, _, _ in seen)
+    patched = model.clone()
+    patched.set_model_input_block_patch(broken)
+    with pytest.raises(KeyError, match="what only this patch knows"):
+        train((patched, clip, vae), dataset, tmp_path)
 
 
 def test_patches_on_the_model_stay(checkpoint, dataset, tmp_path):

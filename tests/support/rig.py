@@ -144,6 +144,7 @@ class Snapshot:
             "inference": torch.is_inference_mode_enabled(),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "patches": patcher.patches_uuid,
+            "kernels": _fused_kernels(),
             "options": repr(patcher.model_options),
         }
 
@@ -154,3 +155,13 @@ class Snapshot:
             if getattr(self, part) != getattr(later, part):
                 found.append(part)
         return found
+
+
+def _fused_kernels() -> dict[str, int]:
+    """The rope kernels of newer hosts, which a run swaps for differentiable ones; by identity."""
+    try:
+        from comfy import quant_ops
+    except ImportError:
+        return {}
+    kernels = getattr(quant_ops, "ck", None)
+    return {name: id(getattr(kernels, name)) for name in dir(kernels) if "rope" in name} if kernels else {}

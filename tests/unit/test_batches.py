@@ -31,7 +31,6 @@ def test_an_epoch_is_complete_and_unmixed(batch_size: int) -> None:
     for batch in dealt:
         assert {dataset.pictures[index].placement.bucket for index in batch.indices} == {batch.bucket}
         assert 1 <= len(batch) <= batch_size and len(batch.flips) == len(batch)
-    assert len(dealt) == batches.batches_per_epoch(dataset, batch_size)
     # One short batch in a bucket at most.
     assert max(Counter(batch.bucket for batch in dealt if len(batch) < batch_size).values(), default=0) <= 1
 
@@ -74,8 +73,6 @@ def test_steps_group_batches_and_keep_the_rest() -> None:
 def test_nonsense_is_refused() -> None:
     with pytest.raises(SettingError, match="batch size is 0"):
         batches.epoch_batches(_dataset(), 0, 0, 0)
-    with pytest.raises(SettingError, match="batch size is 0"):
-        batches.batches_per_epoch(_dataset(), 0)
     with pytest.raises(SettingError, match="gradient accumulation is 0"):
         batches.steps_of([], 0)
     with pytest.raises(AssertionError, match="not bucketed"):

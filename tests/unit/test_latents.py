@@ -157,6 +157,37 @@ def test_a_cache_that_cannot_be_written_says_why_and_leaves_nothing(tmp_path, mo
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_damaged_latent_is_made_again(tmp_path):
+    """What the power failed in the middle of: the run that meets it stops, the next one has it anew."""
+    cache, _ = cache_folders(tmp_path / "cache")
+    pictures = dataset(tmp_path)
+    store = store_latents(pictures, CountingEncoder(), cache, SilentSink())
+    path = cache._path(store.keys[0, False])
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="Queue again"):
+        store.load(0, False)
+    again = store_latents(pictures, CountingEncoder(), cache, SilentSink())
+    assert again.encoded == 1
+    again.load(0, False)
+
+
+def test_captions_with_an_embedding_file_are_not_kept(tmp_path):
+    class Text:
+        identity = "text"
+
+        @staticmethod
+        def encode(caption: str):
+            return [[torch.zeros(1, 2, 3), {}]]
+
+    _, cache = cache_folders(tmp_path)
+    counts = [
+        store_captions(["a", "embedding:zorp"], Text(), cache, SilentSink(), lambda c: ({"x": c[0][0]}, None), None)
+        for _ in range(2)
+    ]
+    assert [store.encoded for store in counts] == [2, 1]
+    assert counts[1].load("embedding:zorp")[0][0].shape == (1, 2, 3)
+
+
 def test_padding_carries_no_loss():
     latent = torch.zeros(1, 4, 8, 8)
     assert padding_mask(PLACE, latent) is None

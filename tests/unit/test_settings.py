@@ -83,7 +83,9 @@ def test_rex_falls_slowly_first():
 
 
 @pytest.mark.parametrize("warmup", [0, 5])
-@pytest.mark.parametrize("name", ["constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"])
+@pytest.mark.parametrize(
+    "name", ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+)
 def test_schedules_are_those_of_transformers(name, warmup):
     library = pytest.importorskip("transformers.optimization")
     special = {"cosine_with_restarts": {"num_cycles": 3}, "polynomial": {"lr_end": 0.0, "power": 2.0}}.get(name, {})

@@ -108,12 +108,14 @@ class Differentiable:
         """
         try:
             step()
+            return
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
-            log.info("LoRA Workbench: this model adds in place; its norms get copies")
-            self.copy_norm_inputs()
-            step()
+        # Out here, or the exception's traceback would keep the first attempt's activations through the second.
+        log.info("LoRA Workbench: this model adds in place; its norms get copies")
+        self.copy_norm_inputs()
+        step()
 
     def copy_norm_inputs(self) -> None:
         """Give every norm a copy of its input to save."""

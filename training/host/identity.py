@@ -24,7 +24,7 @@ def weights_identity(module: nn.Module) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(module.state_dict().items()):
             # Checkpoints of SD1.5 lack this one; the host then leaves raw memory in it and never uses it.
-            if isinstance(tensor, Tensor) and not name.endswith("text_projection.weight"):
+            if isinstance(tensor, Tensor) and not name.endswith("clip_l.transformer.text_projection.weight"):
                 digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
                 digest.update(_sample(tensor))
         _known[module] = digest.hexdigest()

@@ -7,9 +7,13 @@ an architecture the host knows is an architecture we train.
 from __future__ import annotations
 
 import logging
+import math
+import traceback
+from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
+import comfy.model_base
 import comfy.model_management
 import comfy.model_sampling
 import torch
@@ -91,10 +95,18 @@ class HostModel:
         return int(self.model.latent_format.latent_channels)
 
     @property
+    def latent_dimensions(self) -> int:
+        """Dimensions of its latents beside batch and channels: 2, or 3 where there is one of time."""
+        return int(self.model.latent_format.latent_dimensions)
+
+    @property
     def flow_shift(self) -> float | None:
-        """How far the schedule of a flow leans to high noise; None for other models."""
+        """How far the schedule of a flow leans to high noise, as a factor on the odds of noise; None for others."""
         shift = getattr(self.sampling, "shift", None)
-        return float(shift) if self.is_flow and shift is not None else None
+        if not self.is_flow or shift is None:
+            return None
+        # Flux's schedule keeps the logarithm (the mu of its paper's time shift).
+        return math.exp(shift) if isinstance(self.sampling, comfy.model_sampling.ModelSamplingFlux) else float(shift)
 
     @property
     def takes_guidance(self) -> bool:
@@ -186,8 +198,10 @@ class HostModel:
         for members in groups.values():
             first, *others = [conds[i] for i in members]
             batched = {name: cond.concat([o[name] for o in others]) for name, cond in first.items()}
+            # What the sampler tells patches of the model: where in the schedule they are, and for which prompt.
+            told = {"sigmas": sigma[members], "sample_sigmas": sigma[members], "cond_or_uncond": [0] * len(members)}
             out = self.model.apply_model(
-                xt[members], sigma[members], transformer_options=dict(self.transformer_options), **batched
+                xt[members], sigma[members], transformer_options={**self.transformer_options, **told}, **batched
             )
             for index, part in zip(members, out.split(1), strict=True):
                 parts[index] = part
@@ -206,3 +220,12 @@ def _shape_key(cond: dict[str, Any]) -> tuple[Any, ...]:
         else:
             key.append((name, inner))
     return tuple(key)
+
+
+def comes_from_the_model(error: BaseException) -> bool:
+    """Whether an error was raised by the host's own model code, rather than by a patch of another node or by us."""
+    # Layers run through our functions and torch's: who called them is what counts.
+    passed = (Path(__file__).parents[1], Path(torch.__file__).parent)
+    frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    callers = [path for path in frames if not any(path.is_relative_to(folder) for folder in passed)]
+    return bool(callers) and callers[-1].is_relative_to(Path(comfy.model_base.__file__).parent)

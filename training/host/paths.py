@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import folder_paths
@@ -12,6 +13,10 @@ from ..images import IMAGE_SUFFIXES
 
 # Datasets outside the input folder: a key for extra_model_paths.yaml.
 DATASETS_KEY = "lora_datasets"
+
+_LISTED_DEPTH = 2
+_LIST_HOLDS = 1.0  # seconds
+_listed: list[tuple[float, tuple[str, ...]]] = []
 
 
 def runs_folder() -> Path:
@@ -49,38 +54,43 @@ def _roots() -> list[Path]:
 def dataset_folders() -> list[str]:
     """Names of folders a dataset can be read from: below ComfyUI's input folder and the `lora_datasets` paths.
 
-    Folders two levels deep are listed too, hidden ones and those without a picture are not. Those outside input are
-    listed by absolute path.
+    Folders two levels deep are listed if a picture lies in or up to two levels below them; hidden ones are not. Those
+    outside input are listed by absolute path. ComfyUI asks several times for each prompt, so an answer holds a moment.
     """
+    now = time.monotonic()
+    if _listed and now - _listed[0][0] < _LIST_HOLDS:
+        return list(_listed[0][1])
     found: list[str] = []
     for number, root in enumerate(_roots()):
-        for folder in sorted(_subfolders(root), key=lambda p: p.as_posix().casefold()):
-            found.append(folder.relative_to(root).as_posix() if number == 0 else folder.as_posix())
-        if number > 0 and root.is_dir():
+        any_picture, below = _with_pictures(root, _LISTED_DEPTH + 2)
+        for folder in below:
+            name = folder.relative_to(root)
+            if len(name.parts) <= _LISTED_DEPTH:
+                found.append(name.as_posix() if number == 0 else folder.as_posix())
+        if number > 0 and any_picture:
             found.append(root.as_posix())
+    _listed[:] = [(now, tuple(found))]
     return found
 
 
-def _subfolders(root: Path, depth: int = 2) -> list[Path]:
-    if not root.is_dir() or depth == 0:
-        return []
-    children = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and _has_pictures(p)]
-    return children + [below for child in children for below in _subfolders(child, depth - 1)]
-
-
-def _has_pictures(folder: Path, depth: int = 3) -> bool:
-    """Whether a picture lies in a folder or up to two levels below it; the host itself makes folders without."""
+def _with_pictures(folder: Path, depth: int) -> tuple[bool, list[Path]]:
+    """Whether a picture lies in a folder or below it, and every folder below of which that is true."""
+    own, found = False, []
     try:
-        with os.scandir(folder) as entries:
-            below = []
-            for entry in entries:
-                if entry.name.lower().endswith(IMAGE_SUFFIXES):
-                    return True
-                if depth > 1 and entry.is_dir() and not entry.name.startswith("."):
-                    below.append(Path(entry.path))
-    except OSError:
-        return False
-    return any(_has_pictures(child, depth - 1) for child in below)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name.casefold())
+    except OSError:  # gone, or not ours to read
+        return False, []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            inside, below = _with_pictures(Path(entry.path), depth - 1) if depth > 0 else (False, [])
+            if inside:
+                own = True
+                found += [Path(entry.path), *below]
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            own = True
+    return own, found
 
 
 def resolve_dataset_folder(name: str) -> Path:
@@ -93,8 +103,9 @@ def resolve_dataset_folder(name: str) -> Path:
         raise UserError(
             "No dataset folder is chosen: put a folder of pictures into ComfyUI's input folder and choose it here."
         )
-    roots = [root.resolve() for root in _roots()]
-    folder = (roots[0] / name).resolve()  # an absolute name stays as it is
+    # A link that someone made inside these folders is meant to be followed; only `..` must not lead out.
+    roots = [Path(os.path.abspath(root)) for root in _roots()]
+    folder = Path(os.path.abspath(roots[0] / name))  # an absolute name stays as it is
     if not any(folder == root or root in folder.parents for root in roots):
         raise UserError(
             f"The folder {name!r} lies outside ComfyUI's input folder. Move it there, or list its parent under "

@@ -10,7 +10,7 @@ import safetensors.torch
 
 from ..errors import UserError
 from ..export import safe_name, write_lora
-from ..lora import LoraModel
+from ..lora import DiffusersTarget, LoraModel
 from .keys import read_back
 from .paths import forget_lora_list, loras_folder
 
@@ -58,14 +58,21 @@ def check_file(path: Path, lora: LoraModel) -> None:
         return  # made by another node: which model it belongs to is not known here
     # The file does not end in .safetensors until it is checked, so the host is given what it would have read.
     tensors = safetensors.torch.load(path.read_bytes())
+    there = {key.rsplit(".lora_", 1)[0] for key in tensors}
+    absent = [
+        names.module
+        for names in lora.layers.values()
+        if names.kohya not in there
+        and not {target.module for target in names.diffusers or (DiffusersTarget(names.module),)} <= there
+    ]
     known = [names for names in lora.layers.values() if names.kohya in lora.key_map]
     for_others = {target.module for names in known for target in names.diffusers} - set(lora.key_map)
     mine = {key: tensor for key, tensor in tensors.items() if key.rsplit(".lora_", 1)[0] not in for_others}
     if len(mine) < len(tensors):
         log.info("LoRA Workbench: this PEFT file is for diffusers and peft; for ComfyUI save the format kohya.")
     patched, left_over = read_back(mine, lora.key_map)
-    if left_over or (len(mine) == len(tensors) and patched < len(lora.layers)):
+    if absent or left_over or (len(mine) == len(tensors) and patched < len(lora.layers)):
         raise UserError(
             f"The LoRA was not saved: of its {len(lora.layers)} layers ComfyUI would load only {patched} "
-            f"(left over: {', '.join(left_over[:3]) or 'none'}). Please report this with the model's name."
+            f"(left over: {', '.join([*absent, *left_over][:3]) or 'none'}). Please report this with the model's name."
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import comfy.model_management
+from comfyui_version import __version__ as host_version
 from torch import Tensor
 
 from .identity import patches_identity, weights_identity
@@ -20,7 +22,12 @@ class HostText:
 
     def __init__(self, clip: Any) -> None:
         self.clip = clip
+        baked = getattr(clip.patcher.model, "current_weight_patches_uuid", None)
+        if baked not in (None, clip.patcher.patches_uuid):
+            # The weights hold another node's patches at the moment; loading ours takes them off.
+            comfy.model_management.load_models_gpu([clip.patcher])
         parts = [
+            host_version,  # a newer host may tokenize or pad otherwise
             type(clip.cond_stage_model).__name__,
             weights_identity(clip.cond_stage_model),
             patches_identity(clip.patcher),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,16 +20,6 @@ class HostVAE:
         self.vae = vae
         self.identity = weights_identity(vae.first_stage_model)
 
-    @property
-    def step(self) -> int:
-        """Pixels per latent position; sides of pictures must be multiples of it."""
-        return int(self.vae.spacial_compression_encode())
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of its latents."""
-        return int(self.vae.latent_channels)
-
     def encode(self, pixels: np.ndarray) -> Tensor:
         """Encode one picture.
 
@@ -39,7 +31,19 @@ class HostVAE:
         """
         # Some of the host's autoencoders sample; a fixed seed keeps the cache and the run repeatable, and the
         # global generator, which other nodes may draw from, is left as it was.
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with _seeded():
             latent: Tensor = self.vae.encode(torch.from_numpy(pixels)[None])
         return latent.float().cpu()
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Seed the global generators inside the block and put their states back after it."""
+    apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()), device_type="cuda"):
+            torch.manual_seed(0)
+            yield
+    finally:
+        if apple is not None:
+            torch.mps.set_rng_state(apple)
