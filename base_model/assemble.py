@@ -1,8 +1,8 @@
 """Puts the shipped weights and a seeded text encoder together into a checkpoint that ComfyUI loads like any other.
 
-The denoiser and the VAE are trained and shipped (base_model/weights.safetensors, fp16). The text encoder is a CLIP-L
-whose 123 M weights are drawn from a seeded generator: it tells captions apart, which is all this small world needs,
-and need not be shipped. A checksum of the whole proves that every machine assembles the same file.
+The VAE and the denoiser are trained and shipped (vae.safetensors and denoiser.safetensors, fp16). The text encoder is
+a CLIP-L whose 123 M weights are drawn from a seeded generator: it tells captions apart, which is all this small world
+needs, and need not be shipped. A checksum of the whole proves that every machine assembles the same file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
-WEIGHTS = HERE / "weights.safetensors"
+VAE, DENOISER = HERE / "vae.safetensors", HERE / "denoiser.safetensors"
+PREFIXES = {VAE: "first_stage_model.", DENOISER: "model.diffusion_model."}  # their places in the checkpoint
 CARD = HERE / "card.json"  # sizes, checksums, recipe and measured quality
 
 DEPTH, PATCHES = 4, 16  # 4 blocks, 256 wide; positions for latents up to 32 × 32, pictures up to 256 px
@@ -96,28 +97,52 @@ def checksum(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def shipped_weights(path: Path = WEIGHTS, card: Path = CARD) -> dict[str, Tensor]:
-    """Read the shipped weights and hold them against their checksum.
+def card() -> dict[str, Any]:
+    """Read the model card's numbers: checksums, recipe, measured quality; empty before the first training."""
+    return json.loads(CARD.read_text(encoding="utf-8")) if CARD.is_file() else {}
+
+
+def shipped(file: Path) -> dict[str, Tensor]:
+    """Read one of the two shipped files and hold it against its checksum.
 
     Raises:
-        BaseModelError: They are missing, cut off or changed.
+        BaseModelError: It is missing, cut off or changed.
     """
-    again = "Get the file again from the pack's repository (git checkout base_model), or train it: base_model/train.py."
-    if not path.is_file():
-        raise BaseModelError(f"The base model's weights are not there: {path}. {again}")
+    again = f"Get it again from the pack's repository (git checkout base_model/{file.name})."
+    if not file.is_file():
+        raise BaseModelError(f"The base model is not complete, {file} is not there. {again}")
     try:
-        tensors = load_file(path)
+        tensors = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise BaseModelError(f"The base model's weights are damaged: {path} ({error}). {again}") from error
-    wanted = json.loads(card.read_text(encoding="utf-8"))["weights_sha256"]
-    if checksum(tensors) != wanted:
-        raise BaseModelError(f"The base model's weights are not the published ones: {path}. {again}")
+        raise BaseModelError(f"The base model is damaged: {file} cannot be read ({error}). {again}") from error
+    if checksum(tensors) != card().get("sha256", {}).get(file.name):
+        raise BaseModelError(f"The base model is damaged: {file} is not the one that was published. {again}")
     return tensors
 
 
-def full_checkpoint(trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join trained weights (`model.diffusion_model.…`, `first_stage_model.…`) with the seeded text encoder."""
-    return trained | {TEXT_PREFIX + name: tensor for name, tensor in text_encoder_weights().items()}
+def ship(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
+    """Write one of the two shipped files in fp16, and its checksum and some facts into the card."""
+    halves = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
+    part = file.with_suffix(".part")
+    save_file(halves, part)
+    part.replace(file)
+    known = card()
+    known.setdefault("sha256", {})[file.name] = checksum(halves)
+    if VAE.is_file() and DENOISER.is_file():
+        known["sha256"]["checkpoint"] = checksum(full_checkpoint())
+    CARD.write_text(json.dumps({**known, **facts}, indent=1) + "\n", encoding="utf-8")
+
+
+def full_checkpoint() -> dict[str, Tensor]:
+    """Join the shipped weights with the seeded text encoder.
+
+    Raises:
+        BaseModelError: The shipped weights are missing or damaged.
+    """
+    joined = {TEXT_PREFIX + name: tensor for name, tensor in text_encoder_weights().items()}
+    for file, prefix in PREFIXES.items():
+        joined |= {prefix + name: tensor for name, tensor in shipped(file).items()}
+    return joined
 
 
 def assemble(target: Path) -> str:
@@ -126,14 +151,14 @@ def assemble(target: Path) -> str:
     Raises:
         BaseModelError: The shipped weights are missing or damaged.
     """
-    wanted = json.loads(CARD.read_text(encoding="utf-8"))["checkpoint_sha256"] if CARD.is_file() else ""
+    wanted = card().get("sha256", {}).get("checkpoint", "")
     if target.is_file():
         try:
             if checksum(load_file(target)) == wanted:
-                return wanted
+                return str(wanted)
         except (SafetensorError, OSError):
             pass  # cut off by a full disk or a crash: written anew below
-    tensors = full_checkpoint(shipped_weights())
+    tensors = full_checkpoint()
     found = checksum(tensors)
     if wanted != found:
         raise BaseModelError(f"The assembled checkpoint differs from the published one ({found[:12]}…).")

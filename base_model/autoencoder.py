@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import world
-from .assemble import LATENT_SCALE, LATENT_SHIFT
+from .assemble import LATENT_SCALE, LATENT_SHIFT, VAE, card, ship, shipped
 from .progress import Checkpoints, say
 
 CROP = 64
@@ -76,8 +76,16 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
-def train(state: Checkpoints, steps: int) -> None:
-    """Train, from wherever the last run stopped."""
+def train(state: Checkpoints, steps: int, sample: Tensor) -> None:
+    """Train, from wherever the last run stopped, and ship the result; nothing to do when that was done before.
+
+    Args:
+        state: Where the work is kept.
+        steps: Steps in all.
+        sample: Pictures for `scaled`.
+    """
+    if card().get("vae_steps") == steps:
+        return
     from comfy.taesd.taesd import TAESD
 
     torch.manual_seed(1)
@@ -118,23 +126,29 @@ def train(state: Checkpoints, steps: int) -> None:
             say(f"vae {step}/{steps} loss {loss.item():.4f} l1 {F.l1_loss(out, x).item():.4f} {per_step:.2f} s/step")
         if step % 500 == 0 or step == steps:
             state.save("vae", step, model=model, optimizer=optimizer)
+    ship(VAE, scaled(model.to(memory_format=torch.contiguous_format), sample).state_dict(), vae_steps=steps)
 
 
-def finished(state: Checkpoints, sample: Tensor) -> torch.nn.Module:
-    """The trained VAE, its latents scaled to mean 0 and deviation 1 as the denoiser sees them.
+def scaled(model: torch.nn.Module, sample: Tensor) -> torch.nn.Module:
+    """Set the VAE's own scale so that its latents have mean 0 and deviation 1 as the denoiser sees them.
 
     Args:
-        state: Where the training left it.
+        model: The trained VAE; changed in place.
         sample: Pictures [B, 3, H, W], -1 to 1, on which mean and deviation are measured.
     """
-    from comfy.taesd.taesd import TAESD
-
-    model = TAESD(latent_channels=16).requires_grad_(False).eval()
-    state.load("vae", needed=True, model=model)
     with torch.no_grad():
         raw = model.taesd_encoder(sample * 0.5 + 0.5)
         mean, deviation = raw.mean().item(), raw.std().item()
         # The host hands the denoiser (latent - LATENT_SHIFT) · LATENT_SCALE; this makes that (raw - mean) / deviation.
         model.vae_scale.fill_(deviation * LATENT_SCALE)
         model.vae_shift.fill_(LATENT_SHIFT - mean / (deviation * LATENT_SCALE))
+    return model
+
+
+def finished() -> torch.nn.Module:
+    """The shipped VAE, in fp32."""
+    from comfy.taesd.taesd import TAESD
+
+    model = TAESD(latent_channels=16).requires_grad_(False).eval()
+    model.load_state_dict({name: tensor.float() for name, tensor in shipped(VAE).items()})
     return model

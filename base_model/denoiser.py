@@ -7,7 +7,6 @@ import math
 import random
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import world
-from .assemble import DEPTH, PATCHES, TEXT_PREFIX, denoiser_config, text_encoder_weights
+from .assemble import DENOISER, DEPTH, PATCHES, card, denoiser_config, ship, shipped, text_encoder_weights
 from .progress import Checkpoints, say
 
 SCENES, DRAWN = 4000, 4  # different scenes, and how often each is drawn with other places, sizes and turns
@@ -116,7 +115,7 @@ def encode_captions(captions: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def train(state: Checkpoints, steps: int, long_from: float = 0.7) -> None:
-    """Train, from wherever the last run stopped.
+    """Train, from wherever the last run or the shipped weights stopped; what is there is shipped every 500 steps.
 
     The first part sees the first 24 text tokens alone (the rest is padding), which is half the work; the last part
     sees all 77, as the host will show them.
@@ -133,11 +132,18 @@ def train(state: Checkpoints, steps: int, long_from: float = 0.7) -> None:
     trainable = [p for p in model.parameters() if p.requires_grad_(True) is not None]
     optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
     step = state.load("denoiser", model=model, average=average, optimizer=optimizer)
+    if not step and DENOISER.is_file():
+        # Another machine's work, without its optimizer.
+        weights = {name: tensor.float() for name, tensor in shipped(DENOISER).items()}
+        model.load_state_dict(weights)
+        average.load_state_dict(weights)
+        step = card()["denoiser_steps"]
     seen, started, losses = step, time.monotonic(), []
     while step < steps:
         source = torch.Generator().manual_seed(step)
+        warm_up, cosine = min(1, (step - seen + 1) / 200), (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            group["lr"] = RATE * warm_up * (0.02 + 0.98 * cosine)
         tokens = SHORT_TEXT if step < long_from * steps else 77
         loss = flow_loss(model, data, tokens, source)
         optimizer.zero_grad()
@@ -154,6 +160,7 @@ def train(state: Checkpoints, steps: int, long_from: float = 0.7) -> None:
             say(f"denoiser {step}/{steps} loss {np.mean(losses[-100:]):.4f} {per_step:.3f} s/step {tokens} tokens")
         if step % 500 == 0 or step == steps:
             state.save("denoiser", step, model=model, average=average, optimizer=optimizer)
+            ship(DENOISER, average.state_dict(), denoiser_steps=step)
 
 
 def flow_loss(model: torch.nn.Module, data: dict[str, Tensor], tokens: int, source: torch.Generator) -> Tensor:
@@ -177,13 +184,3 @@ def padded_text(hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
     """Pad CLIP-L's outputs to SD3's widths, as the host does where the other encoders are missing."""
     hidden, pooled = hidden.float(), pooled.float()
     return torch.nn.functional.pad(hidden, (0, 4096 - 768)), torch.nn.functional.pad(pooled, (0, 1280))
-
-
-def finished(state: Checkpoints) -> dict[str, Any]:
-    """The averaged weights, by the host's names."""
-    model = new_denoiser()
-    state.load("denoiser", needed=True, average=model)
-    return model.state_dict()
-
-
-__all__ = ["TEXT_PREFIX", "encode_captions", "finished", "make_data", "model_latents", "new_denoiser", "train"]

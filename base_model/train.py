@@ -3,7 +3,8 @@
     python base_model/train.py [--work FOLDER] [--vae-steps N] [--steps N] [--only PART]
 
 Needs the environment of `python dev.py test` and COMFYUI_PATH. Every part is resumable: run it again and it goes on.
-A few hours on two CPU cores. Parts: vae, data, denoiser, pack.
+A few hours on two CPU cores. What is trained is shipped at once: base_model/vae.safetensors, then denoiser.safetensors.
+Without a work folder the training goes on from what is shipped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.machinery
 import importlib.util
-import json
 import os
 import sys
 import tempfile
@@ -36,26 +36,6 @@ def start() -> None:
     args.base_directory = tempfile.mkdtemp(prefix="lora-workbench-base-")
 
 
-def pack(work: Path) -> None:
-    """Write the shipped weights and the checksums of them and of the whole checkpoint."""
-    from safetensors.torch import save_file
-
-    from base_model import assemble, autoencoder, denoiser
-    from base_model.progress import Checkpoints, say
-
-    state = Checkpoints(work)
-    vae = autoencoder.finished(state, sample_pictures())
-    trained = {f"model.diffusion_model.{name}": t for name, t in denoiser.finished(state).items()}
-    trained |= {f"first_stage_model.{name}": tensor for name, tensor in vae.state_dict().items()}
-    trained = {name: tensor.detach().half().contiguous() for name, tensor in trained.items()}
-    save_file(trained, assemble.WEIGHTS)
-    card = json.loads(assemble.CARD.read_text(encoding="utf-8")) if assemble.CARD.exists() else {}
-    card["weights_sha256"] = assemble.checksum(trained)
-    card["checkpoint_sha256"] = assemble.checksum(assemble.full_checkpoint(trained))
-    assemble.CARD.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    say(f"wrote {assemble.WEIGHTS} ({assemble.WEIGHTS.stat().st_size / 1e6:.1f} MB)")
-
-
 def sample_pictures():
     """Two hundred pictures of the world, [B, 3, 128, 128], -1 to 1."""
     import random
@@ -76,7 +56,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / ".host" / "base_model")
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=14_000)
-    parser.add_argument("--only", choices=["vae", "data", "denoiser", "pack"])
+    parser.add_argument("--only", choices=["vae", "data", "denoiser"])
     args = parser.parse_args()
     start()
     from base_model import autoencoder, denoiser
@@ -84,10 +64,9 @@ def main() -> None:
 
     state = Checkpoints(args.work)
     parts = {
-        "vae": lambda: autoencoder.train(state, args.vae_steps),
-        "data": lambda: denoiser.make_data(args.work, autoencoder.finished(state, sample_pictures()), seed=1),
+        "vae": lambda: autoencoder.train(state, args.vae_steps, sample_pictures()),
+        "data": lambda: denoiser.make_data(args.work, autoencoder.finished(), seed=1),
         "denoiser": lambda: denoiser.train(state, args.steps),
-        "pack": lambda: pack(args.work),
     }
     for name, part in parts.items():
         if args.only in (None, name):
