@@ -1,0 +1,90 @@
+"""Measures the base model: how often the reader finds what was asked for, for known and for held-out pairs.
+
+    python base_model/evaluate.py [--count N] [--write]
+
+`--write` puts the numbers into card.json and the first pictures into docs/base_model.jpg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from train import ROOT, start
+
+
+def measure(painter: Any, count: int, held_out: bool) -> tuple[dict[str, float], list[Any]]:
+    """Paint `count` pictures of one thing each; return the share read right and the pictures."""
+    from base_model import reader, world
+
+    rng = random.Random(f"evaluation {held_out}")
+    right, shown = {"shape": 0, "color": 0, "background": 0, "all": 0}, []
+    for number in range(count):
+        scene = world.random_scene(rng, held_out=held_out, plain=True)
+        prompt = (world.sentence if number % 2 == 0 else world.tags)(scene)
+        picture = painter.paint(prompt, seed=1000 + number)
+        reading, thing = reader.read(picture), scene.things[0]
+        hits = {
+            "shape": reading.shape == thing.shape,
+            "color": reading.color == thing.color,
+            "background": reading.background == scene.background,
+        }
+        for name, hit in {**hits, "all": all(hits.values())}.items():
+            right[name] += hit
+        shown.append((picture, prompt, all(hits.values())))
+    return {name: hits / count for name, hits in right.items()}, shown
+
+
+def contact_sheet(shown: list[Any], columns: int = 10) -> Any:
+    """The pictures side by side, those read wrong with a red edge."""
+    from PIL import Image, ImageDraw
+
+    side = shown[0][0].width + 8
+    sheet = Image.new("RGB", (columns * side, -(-len(shown) // columns) * side), (255, 255, 255))
+    for number, (picture, _, right) in enumerate(shown):
+        at = (number % columns * side + 4, number // columns * side + 4)
+        if not right:
+            edge = (at[0] - 3, at[1] - 3, at[0] + side - 6, at[1] + side - 6)
+            ImageDraw.Draw(sheet).rectangle(edge, fill=(255, 0, 0))
+        sheet.paste(picture, at)
+    return sheet
+
+
+def main() -> None:
+    """Measure and tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    start()
+    from base_model import assemble
+    from base_model.painter import GUIDANCE, SAMPLER, SCHEDULER, STEPS, Painter
+    from base_model.progress import say
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "base.safetensors"
+        assemble.assemble(checkpoint)
+        painter = Painter(checkpoint)
+    sampler = f"{SAMPLER}, {SCHEDULER}, {STEPS} steps, CFG {GUIDANCE}"
+    quality: dict[str, Any] = {"sampler": sampler, "pictures": args.count}
+    started = time.monotonic()
+    for name, held_out in (("known", False), ("held_out", True)):
+        quality[name], shown = measure(painter, args.count, held_out)
+        say(f"{name}: {quality[name]} ({(time.monotonic() - started) / args.count:.1f} s a picture)")
+        for _, prompt, right in shown:
+            if not right:
+                say(f"  wrong: {prompt}")
+        if args.write:
+            contact_sheet(shown[:40]).save(ROOT / "docs" / f"base_model_{name}.jpg", quality=88)
+    if args.write:
+        card = assemble.card()
+        assemble.CARD.write_text(json.dumps({**card, "quality": quality}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
