@@ -1,0 +1,87 @@
+"""The small base model's parts that need no host: its world, the reader, the concepts, the files it is made of."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from lora_workbench.base_model import assemble, concepts, world
+from safetensors.torch import save_file
+
+# The text encoder is drawn, not shipped: these must be the same bits on every machine and version.
+TEXT_ENCODER = "e3e4cca9c7557e5f487523a007c8d75f25097ed2d94e56bb045f81c32d959eab"
+
+
+def test_the_text_encoder_is_drawn_the_same_everywhere():
+    weights = assemble.text_encoder_weights()
+    assert assemble.checksum(weights) == TEXT_ENCODER
+    for name, deviation in (("embeddings.token_embedding", 1.0), ("encoder.layers.3.mlp.fc1", 0.02)):
+        tensor = weights[f"text_model.{name}.weight"].float()
+        assert tensor.std().item() == pytest.approx(deviation, rel=0.01)
+        assert abs(tensor.mean().item()) < 0.01 * deviation
+
+
+def test_a_missing_or_damaged_file_says_so(tmp_path, monkeypatch):
+    file = tmp_path / "vae.safetensors"
+    monkeypatch.setattr(assemble, "CARD", tmp_path / "card.json")
+    with pytest.raises(assemble.BaseModelError, match=r"vae.safetensors is not there.*git checkout"):
+        assemble.shipped(file)
+    assemble.ship(file, {"x": torch.arange(8.0)}, vae_steps=3)
+    assert torch.equal(assemble.shipped(file)["x"], torch.arange(8.0).half())
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["vae_steps"] == 3 and len(card["sha256"]["vae.safetensors"]) == 64
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4])
+    with pytest.raises(assemble.BaseModelError, match="cannot be read"):
+        assemble.shipped(file)
+    save_file({"x": torch.ones(8).half()}, file)
+    with pytest.raises(assemble.BaseModelError, match="not the one that was published"):
+        assemble.shipped(file)
+
+
+def test_held_out_pairs_are_never_drawn_for_training():
+    rng = random.Random(0)
+    scenes = [world.random_scene(rng) for _ in range(2000)]
+    assert not any(world.is_held_out(scene) for scene in scenes)
+    assert all(world.is_held_out(world.random_scene(rng, held_out=True, plain=True)) for _ in range(100))
+    # Each shape and each colour of a held-out pair is known from other pairs.
+    seen = {(thing.shape, thing.color) for scene in scenes for thing in scene.things}
+    for shape, color in world.HELD_OUT:
+        assert sum(s == shape for s, _ in seen) >= 6 and sum(c == color for _, c in seen) >= 5
+
+
+def test_captions_say_what_is_drawn():
+    scene = world.Scene((world.Thing("star", "red", "large", texture="striped", style="outlined"),), "navy")
+    assert world.sentence(scene) == "a large outlined striped red star on a navy background"
+    assert world.tags(scene) == "red star, large, striped, outlined, navy background"
+    two = world.Scene((world.Thing("star", "red", "small"), world.Thing("ring", "blue", "small")), "mint", "left of")
+    assert world.sentence(two) == "a red star left of a blue ring on a mint background"
+
+
+def test_the_reader_reads_what_is_drawn():
+    """It knows nothing of the base model, so what it says of drawn pictures is what it is worth."""
+    from lora_workbench.base_model import reader
+
+    rng, right = random.Random(1), 0
+    for number in range(60):
+        scene = world.random_scene(rng, held_out=number % 2 == 1, plain=True)
+        found = reader.read(world.draw_scene(world.placed(scene, rng)))
+        thing = scene.things[0]
+        right += (found.shape, found.color, found.background) == (thing.shape, thing.color, scene.background)
+    assert right == 60
+    assert reader.read(world.Image.new("RGB", (128, 128), world.BACKGROUNDS["navy"])).shape == "nothing"
+
+
+@pytest.mark.parametrize("name", list(concepts.CONCEPTS))
+def test_concepts_vary_and_stay_what_they_are(name):
+    pictures = concepts.pictures(name, 6, seed=0)
+    again = concepts.pictures(name, 6, seed=0)
+    other = concepts.pictures(name, 6, seed=1)
+    arrays = [np.asarray(picture) for picture, _ in pictures]
+    assert all((a == np.asarray(b)).all() for a, (b, _) in zip(arrays, again, strict=True))
+    assert not any((a == np.asarray(b)).all() for a, (b, _) in zip(arrays, other, strict=True))
+    assert len({caption for _, caption in pictures}) == 6
+    assert all(caption.startswith(f"{name} wearing a ") for _, caption in pictures)
