@@ -21,6 +21,7 @@ from .assemble import LATENT_SCALE, LATENT_SHIFT, VAE, card, ship, shipped
 from .progress import Checkpoints, say
 
 CROP = 64
+RATE = 1e-3
 
 
 def any_picture(rng: random.Random) -> Image.Image:
@@ -57,12 +58,49 @@ def any_picture(rng: random.Random) -> Image.Image:
     return picture
 
 
+def doodle(rng: random.Random) -> Image.Image:
+    """Inked blobs, dots within dots and thin limbs, as drawn characters are made of; smooth at the edges."""
+
+    def color() -> tuple[int, int, int]:
+        return rng.randrange(256), rng.randrange(256), rng.randrange(256)
+
+    over = 4
+    side = CROP * over
+    ink = color() if rng.random() < 0.3 else (rng.randrange(60),) * 3
+    width = rng.randrange(4, 14)
+    picture = Image.new("RGB", (side, side), color())
+    draw = ImageDraw.Draw(picture)
+
+    def blob(x: float, y: float, radius: float, fill: tuple[int, int, int], line: bool) -> None:
+        flat = rng.uniform(0.6, 1.5)
+        box = (x - radius, y - radius * flat, x + radius, y + radius * flat)
+        draw.ellipse(box, fill=fill, outline=ink if line else None, width=width)
+
+    for _ in range(rng.randrange(1, 8)):
+        x, y, radius = rng.randrange(side), rng.randrange(side), rng.uniform(6, 90)
+        kind = rng.randrange(4)
+        if kind == 0:
+            blob(x, y, radius, color(), rng.random() < 0.8)
+        elif kind == 1:  # an eye
+            small = min(radius, 50)
+            blob(x, y, small, (255, 255, 255), True)
+            blob(x + rng.uniform(-0.3, 0.3) * small, y + rng.uniform(-0.3, 0.3) * small, small * 0.5, ink, False)
+        elif kind == 2:  # a limb with a dot at its end
+            end = (x + rng.uniform(-90, 90), y + rng.uniform(-90, 90))
+            draw.line((x, y, *end), fill=ink, width=width + rng.randrange(24))
+            blob(*end, rng.uniform(8, 30), color(), True)
+        else:
+            corners = [(x + rng.uniform(-radius, radius), y + rng.uniform(-radius, radius)) for _ in range(3)]
+            draw.polygon(corners, fill=color(), outline=ink, width=width)
+    return picture.resize((CROP, CROP), Image.Resampling.LANCZOS)
+
+
 def batch(rng: random.Random, size: int, worldly: list[Image.Image]) -> Tensor:
-    """Draw a batch [B, 3, 64, 64], -1 to 1: half the world, half anything."""
+    """Draw a batch [B, 3, 64, 64], -1 to 1: a quarter the world, a quarter anything, half doodles."""
     pictures = []
     for number in range(size):
-        if number % 2:
-            pictures.append(any_picture(rng))
+        if number % 4:
+            pictures.append(any_picture(rng) if number % 4 == 1 else doodle(rng))
             continue
         whole = rng.choice(worldly)
         x, y = rng.randrange(whole.width - CROP + 1), rng.randrange(whole.height - CROP + 1)
@@ -84,7 +122,8 @@ def train(state: Checkpoints, steps: int, sample: Tensor) -> None:
         steps: Steps in all.
         sample: Pictures for `scaled`.
     """
-    if card().get("vae_steps") == steps:
+    done = card().get("vae_steps", 0)
+    if done >= steps:
         return
     from comfy.taesd.taesd import TAESD
 
@@ -99,14 +138,19 @@ def train(state: Checkpoints, steps: int, sample: Tensor) -> None:
         elif parameter.ndim == 1:
             torch.nn.init.zeros_(parameter)
     model = model.requires_grad_(True).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW([p for n, p in model.named_parameters() if not n.startswith("vae_")], lr=1e-3)
+    optimizer = torch.optim.AdamW([p for n, p in model.named_parameters() if not n.startswith("vae_")], lr=RATE)
     step = state.load("vae", model=model, optimizer=optimizer)
+    if not step and VAE.is_file():
+        # Another machine's work, without its optimizer.
+        model.load_state_dict({name: tensor.float() for name, tensor in shipped(VAE).items()})
+        step = done
     rng = random.Random(100 + step)
     worldly = [world.draw_scene(world.placed(world.random_scene(rng), rng)) for _ in range(600)]
     started, seen = time.monotonic(), step
     while step < steps:
+        warm_up, share = min(1, (step - seen + 1) / 100), (step - seen) / (steps - seen)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = RATE * warm_up * (1 + math.cos(math.pi * share)) / 2
         x = batch(rng, 16, worldly).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             latent = model.taesd_encoder(x * 0.5 + 0.5).float()

@@ -37,8 +37,8 @@ class Pose:
 
     background: str
     wears: str
-    middle: Point = (0.5, 0.54)
-    size: float = 0.62
+    middle: Point = (0.5, 0.53)
+    size: float = 0.78
     lean: float = 0.0
     wave: float = 0.0
     gaze: float = 0.0
@@ -54,8 +54,8 @@ def random_pose(rng: random.Random, number: int) -> Pose:
     return Pose(
         background=_GROUNDS[number % len(_GROUNDS)],
         wears=_WORN[(number * 5 + 1) % len(_WORN)],
-        middle=(0.5 + rng.uniform(-0.1, 0.1), 0.55 + rng.uniform(-0.05, 0.05)),
-        size=rng.uniform(0.56, 0.74),
+        middle=(0.5 + rng.uniform(-0.06, 0.06), 0.53 + rng.uniform(-0.03, 0.03)),
+        size=rng.uniform(0.7, 0.86),
         lean=rng.uniform(-14, 14),
         wave=rng.uniform(-1, 1),
         gaze=rng.uniform(-1, 1),
