@@ -14,15 +14,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import world
-from .assemble import DENOISER, DEPTH, PATCHES, card, denoiser_config, ship, shipped, text_encoder_weights
+from .assemble import (
+    DENOISER,
+    DEPTH,
+    LATENT_SCALE,
+    LATENT_SHIFT,
+    PATCHES,
+    TEXT_TOKENS,
+    card,
+    denoiser_config,
+    ship,
+    shipped,
+    text_encoder_weights,
+)
+from .compute import autocast
 from .progress import Checkpoints, say
 
-SCENES, DRAWN = 4000, 4  # different scenes, and how often each is drawn with other places, sizes and turns
+SCENES, DRAWN = 2500, 2  # different scenes, and how often each is drawn with other places, sizes and turns
 BATCH = 24
 RATE = 6e-4
 SHIFT = 1.5  # of the logit-normal timesteps
 EMPTY = 0.1  # share of empty captions, for guidance
-SHORT_TEXT = 24  # text tokens in the first part of the training; see `train`
+SHORT_TEXT = 18  # tokens of the longest caption, ends included; see `train`
+TAILS = 64  # captions whose padding is kept
 EMA = 0.999
 
 
@@ -64,12 +78,14 @@ def make_data(folder: Path, vae: torch.nn.Module, seed: int) -> None:
     distinct = list(dict.fromkeys(captions))
     say(f"data: {SCENES} scenes, {len(distinct)} captions")
     if not text_file.exists():
-        hidden, pooled = encode_captions(distinct)
+        hidden, pooled = encode_captions(distinct, SHORT_TEXT)
+        tails = encode_captions(distinct[:TAILS], TEXT_TOKENS)[0][:, SHORT_TEXT:].contiguous()
         number = {caption: n for n, caption in enumerate(distinct)}
         index = torch.tensor([[number[world.sentence(s)], number[world.tags(s)]] for s in scenes])
-        save_file({"hidden": hidden, "pooled": pooled, "index": index, "empty": torch.tensor([number[""]])}, text_file)
+        text = {"hidden": hidden, "pooled": pooled, "tails": tails, "index": index}
+        save_file({**text, "empty": torch.tensor([number[""]])}, text_file)
     latents = []
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.no_grad(), autocast():
         for at in range(0, SCENES * DRAWN, 64):
             numbers = range(at, min(at + 64, SCENES * DRAWN))
             drawn = [world.draw_scene(world.placed(scenes[n // DRAWN], rng)) for n in numbers]
@@ -82,28 +98,38 @@ def make_data(folder: Path, vae: torch.nn.Module, seed: int) -> None:
 
 def model_latents(vae: torch.nn.Module, pixels: Tensor) -> Tensor:
     """Encode pictures [B, 3, H, W], -1 to 1, to what the denoiser sees."""
-    from .assemble import LATENT_SCALE, LATENT_SHIFT
-
     return (vae.encode(pixels).float() - LATENT_SHIFT) * LATENT_SCALE
 
 
-def encode_captions(captions: list[str]) -> tuple[Tensor, Tensor]:
+def encode_captions(captions: list[str], length: int) -> tuple[Tensor, Tensor]:
     """Encode captions with the host's own SD3 text encoder, CLIP-L only.
 
+    Args:
+        captions: At most 75 tokens each.
+        length: Tokens to encode. A token sees only those before it, so the first of fewer are the same as of all 77.
+
     Returns:
-        Hidden states [N, 77, 768] and pooled outputs [N, 768], fp16: the host pads both with zeros.
+        Hidden states [N, length, 768] and pooled outputs [N, 768], fp16: the host pads both with zeros.
+
+    Raises:
+        ValueError: A caption has more tokens.
     """
     import comfy.sd
 
-    weights = {name: tensor for name, tensor in text_encoder_weights().items()}
-    clip = comfy.sd.load_text_encoder_state_dicts([weights], clip_type=comfy.sd.CLIPType.SD3)
+    clip = comfy.sd.load_text_encoder_state_dicts([text_encoder_weights()], clip_type=comfy.sd.CLIPType.SD3)
     encoder = clip.cond_stage_model.clip_l
+    positions = encoder.transformer.text_model.embeddings.position_embedding
+    positions.weight = torch.nn.Parameter(positions.weight[:length], requires_grad=False)
     hidden, pooled = [], []
     started = time.monotonic()
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.no_grad(), autocast():
         for at in range(0, len(captions), 32):
             tokens = [[token for token, _ in clip.tokenize(c)["l"][0]] for c in captions[at : at + 32]]
-            out = encoder(tokens)
+            end = tokens[0][-1]
+            longest = max(row.index(end) + 1 for row in tokens)
+            if longest > length:
+                raise ValueError(f"A caption has {longest} tokens, only {length} are encoded.")
+            out = encoder([row[:length] for row in tokens])
             hidden.append(out[0].half())
             pooled.append(out[1].half())
             if at % 1600 == 0:
@@ -114,11 +140,11 @@ def encode_captions(captions: list[str]) -> tuple[Tensor, Tensor]:
 # -- the training --------------------------------------------------------------------------------
 
 
-def train(state: Checkpoints, steps: int, long_from: float = 0.7) -> None:
+def train(state: Checkpoints, steps: int, long_from: float = 0.88) -> None:
     """Train, from wherever the last run or the shipped weights stopped; what is there is shipped every 500 steps.
 
-    The first part sees the first 24 text tokens alone (the rest is padding), which is half the work; the last part
-    sees all 77, as the host will show them.
+    The first part sees the first 18 text tokens alone, which is half the work; the last part sees all 77, as the host
+    will show them. What follows a caption is padding and to be ignored, so it may be another caption's.
 
     Args:
         state: Where the work is kept.
@@ -130,7 +156,7 @@ def train(state: Checkpoints, steps: int, long_from: float = 0.7) -> None:
     model = new_denoiser().train()
     average = copy.deepcopy(model).requires_grad_(False)
     trainable = [p for p in model.parameters() if p.requires_grad_(True) is not None]
-    optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     step = state.load("denoiser", model=model, average=average, optimizer=optimizer)
     if not step and DENOISER.is_file():
         # Another machine's work, without its optimizer.
@@ -144,7 +170,7 @@ def train(state: Checkpoints, steps: int, long_from: float = 0.7) -> None:
         warm_up, cosine = min(1, (step - seen + 1) / 200), (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = RATE * warm_up * (0.02 + 0.98 * cosine)
-        tokens = SHORT_TEXT if step < long_from * steps else 77
+        tokens = SHORT_TEXT if step < long_from * steps else TEXT_TOKENS
         loss = flow_loss(model, data, tokens, source)
         optimizer.zero_grad()
         loss.backward()
@@ -171,11 +197,14 @@ def flow_loss(model: torch.nn.Module, data: dict[str, Tensor], tokens: int, sour
     text = data["index"][pick // DRAWN, form]
     empty = torch.rand(BATCH, generator=source) < EMPTY
     text = torch.where(empty, data["empty"][0], text)
-    context, pooled = padded_text(data["hidden"][text, :tokens], data["pooled"][text])
+    hidden = data["hidden"][text]
+    if tokens > SHORT_TEXT:
+        hidden = torch.cat([hidden, data["tails"][torch.randint(TAILS, (BATCH,), generator=source)]], dim=1)
+    context, pooled = padded_text(hidden, data["pooled"][text])
     u = torch.sigmoid(torch.randn(BATCH, generator=source))
     sigma = (SHIFT * u / (1 + (SHIFT - 1) * u))[:, None, None, None]
     noise = torch.randn(x0.shape, generator=source)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast():
         out = model((1 - sigma) * x0 + sigma * noise, sigma.flatten() * 1000, context=context, y=pooled)
     return (out.float() - (noise - x0)).square().mean()
 

@@ -23,11 +23,11 @@ def measure(painter: Any, count: int, held_out: bool) -> tuple[dict[str, float],
     from base_model import reader, world
 
     rng = random.Random(f"evaluation {held_out}")
+    scenes = [world.random_scene(rng, held_out=held_out, plain=True) for _ in range(count)]
+    prompts = [(world.sentence if number % 2 == 0 else world.tags)(scene) for number, scene in enumerate(scenes)]
+    pictures = painter.paint(prompts, [1000 + number for number in range(count)])
     right, shown = {"shape": 0, "color": 0, "background": 0, "all": 0}, []
-    for number in range(count):
-        scene = world.random_scene(rng, held_out=held_out, plain=True)
-        prompt = (world.sentence if number % 2 == 0 else world.tags)(scene)
-        picture = painter.paint(prompt, seed=1000 + number)
+    for scene, prompt, picture in zip(scenes, prompts, pictures, strict=True):
         reading, thing = reader.read(picture), scene.things[0]
         hits = {
             "shape": reading.shape == thing.shape,

@@ -38,17 +38,8 @@ class Reading:
 def read(picture: Image.Image) -> Reading:
     """Read one picture with one thing in it."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
-    rim = max(2, pixels.shape[0] // 32)
-    border = np.concatenate([pixels[:rim].reshape(-1, 3), pixels[-rim:].reshape(-1, 3), pixels[:, :rim].reshape(-1, 3),
-                             pixels[:, -rim:].reshape(-1, 3)])  # fmt: skip
-    ground = np.median(border, axis=0)
-    background = nearest(ground, BACKGROUNDS)
-    differs = np.abs(_lab(pixels) - _lab(ground)).max(axis=-1) > 12
-    labels, count = ndimage.label(ndimage.binary_opening(differs))
-    if not count:
-        return Reading("nothing", "nothing", background, 0.0)
-    areas = ndimage.sum_labels(np.ones_like(labels), labels, index=range(1, count + 1))
-    mask = labels == 1 + int(np.argmax(areas))
+    background = nearest(ground_color(pixels), BACKGROUNDS)
+    mask = foreground(pixels, smallest=1.0)
     if mask.sum() < 40:
         return Reading("nothing", "nothing", background, 0.0)
     core = ndimage.binary_erosion(mask, iterations=2)
@@ -57,9 +48,31 @@ def read(picture: Image.Image) -> Reading:
     return Reading(shape, color, background, overlap)
 
 
+def ground_color(pixels: np.ndarray) -> np.ndarray:
+    """The colour of the background, [3]: the median of the border of a picture [H, W, 3]."""
+    rim = max(2, pixels.shape[0] // 32)
+    border = [pixels[:rim], pixels[-rim:], pixels[:, :rim], pixels[:, -rim:]]
+    return np.median(np.concatenate([strip.reshape(-1, 3) for strip in border]), axis=0)
+
+
+def foreground(pixels: np.ndarray, smallest: float = 0.05) -> np.ndarray:
+    """Where a picture [H, W, 3] is not background, [H, W].
+
+    Args:
+        pixels: 0 to 255.
+        smallest: Separate patches smaller than this share of the largest are left out as crumbs.
+    """
+    differs = np.abs(to_lab(pixels) - to_lab(ground_color(pixels))).max(axis=-1) > 12
+    labels, count = ndimage.label(ndimage.binary_opening(differs))
+    if not count:
+        return np.zeros(differs.shape, bool)
+    areas = ndimage.sum_labels(np.ones_like(labels), labels, index=range(1, count + 1))
+    return np.isin(labels, 1 + np.where(areas >= smallest * areas.max())[0])
+
+
 def nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
     """Name the colour of a palette that looks most like this one."""
-    distances = {name: float(np.linalg.norm(_lab(np.array(known, np.float32)) - _lab(color)))
+    distances = {name: float(np.linalg.norm(to_lab(np.array(known, np.float32)) - to_lab(color)))
                  for name, known in palette.items()}  # fmt: skip
     return min(distances, key=distances.__getitem__)
 
@@ -94,7 +107,7 @@ def _silhouettes(shape: str) -> tuple[tuple[np.ndarray, float], ...]:
     return tuple(found)
 
 
-def _lab(rgb: np.ndarray) -> np.ndarray:
+def to_lab(rgb: np.ndarray) -> np.ndarray:
     """sRGB, 0 to 255, to CIE L*a*b* (D65), in which distance is roughly how different two colours look."""
     linear = rgb / 255
     linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)

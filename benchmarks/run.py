@@ -1,6 +1,9 @@
-"""The benchmarks: each prints ratios measured in one run, and `--write` puts them into docs/benchmarks.md.
+"""The benchmarks: each prints what was measured in one run, and `--write` puts it into docs/.
 
-    python dev.py bench [--steps N] [--write]
+    python dev.py bench [step] [learning] [defaults] [--write]
+
+step: time and memory of a training step. learning: what a LoRA learns and spoils. defaults: what each default is worth
+(long; not run unless named).
 """
 
 from __future__ import annotations
@@ -94,27 +97,50 @@ def step_benchmark(steps: int) -> str:
     return "\n".join(lines)
 
 
-def write_table(name: str, table: str) -> None:
-    """Replace one table of docs/benchmarks.md, between its two marker comments."""
+def write_table(page: Path, name: str, table: str) -> None:
+    """Replace one table of a page of docs/, between its two marker comments."""
     start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    text = DOCS.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     if start not in text:
         text += f"\n{start}\n{end}\n"
     before, rest = text.split(start, 1)
     after = rest.split(end, 1)[1]
-    DOCS.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
+    page.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
-    """Run the benchmarks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
+    """Run the benchmarks that were asked for; step and learning by default."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=["step", "learning", "defaults", []], default=["step", "learning"])
+    parser.add_argument("--steps", type=int, default=6, help="step: steps of each case")
+    parser.add_argument("--seeds", type=int, default=3, help="learning, defaults: runs of each case")
+    parser.add_argument("--concepts", nargs="+", default=["zorp", "quib"], help="learning: on what")
+    parser.add_argument("--only", nargs="+", default=[], help="defaults: these settings")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/")
     args = parser.parse_args()
-    table = step_benchmark(args.steps)
-    print("\n" + table)
-    if args.write:
-        write_table(f"step {host_version()}", table)
+    version = host_version()
+    for what in args.what:
+        if what == "step":
+            page, name, lines = DOCS, f"step {version}", step_benchmark(args.steps)
+        else:
+            from step_time import start_host
+
+            start_host()
+            page, name, lines = in_process(what, args)
+        print("\n" + lines, flush=True)
+        if args.write:
+            write_table(page, name, lines)
+
+
+def in_process(what: str, args: argparse.Namespace) -> tuple[Path, str, str]:
+    """Run a benchmark that needs the host here: (page, name and text of its table)."""
+    if what == "learning":
+        from learning import learning_benchmark
+
+        return DOCS, f"learning {host_version()}", learning_benchmark(args.concepts, range(args.seeds))
+    from defaults import defaults_benchmark
+
+    return DOCS.with_name("defaults.md"), "defaults", defaults_benchmark(range(args.seeds), args.only)
 
 
 if __name__ == "__main__":

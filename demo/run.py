@@ -1,4 +1,4 @@
-"""Train a LoRA on a running ComfyUI with the example workflow, at a size for two CPU cores, and show it in one picture.
+"""Train a LoRA on a running ComfyUI with the first example workflow, and show what it learned in one picture.
 
     python demo/run.py --port PORT --base FOLDER
 
@@ -19,16 +19,19 @@ from typing import Any
 from client import Client, ServerError
 from PIL import Image
 from sheet import Row, picture_sheet
-from workflow import WorkflowError, find, set_values, to_prompt
+from workflow import WorkflowError, find, to_prompt
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKFLOW = ROOT / "example_workflows" / "train_and_preview.json"
+WORKFLOW = ROOT / "example_workflows" / "learn_a_character.json"
 SHEET = Path("output", "lora_workbench", "demo_sheet.png")
 
-RESOLUTION = 256
-EPOCHS = 2
-SAMPLES = 4
-SAMPLER_STEPS = 6
+# The rows of pictures that the workflow makes: title of their SaveImage node, title and note on the sheet.
+ROWS = (
+    ("Before", "Before", "without the LoRA"),
+    ("Half", "Strength 0.5", "the same noise"),
+    ("After", "Strength 1", "the same noise"),
+    ("New", "A new combination", ""),
+)
 # Where nobody watches the line change, it is printed anew this often.
 PRINT_EVERY = 5.0  # seconds
 
@@ -69,17 +72,6 @@ class Line:
         sys.stdout.flush()
 
 
-def demo_prompt(object_info: dict[str, Any]) -> dict[str, Any]:
-    """The example workflow, smaller: some epochs of small pictures on a small model take about a minute."""
-    prompt = to_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")), object_info)
-    set_values(prompt, "LoRAWorkbench_BucketImages", resolution=RESOLUTION)
-    set_values(prompt, "LoRAWorkbench_LoRATrainer", epochs=EPOCHS)
-    set_values(prompt, "LoRAWorkbench_SaveLoRA", overwrite=True)
-    set_values(prompt, "EmptyLatentImage", width=RESOLUTION, height=RESOLUTION, batch_size=SAMPLES)
-    set_values(prompt, "KSampler", steps=SAMPLER_STEPS)
-    return prompt
-
-
 def train(client: Client, prompt: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Run the prompt, telling of its progress. Return what nodes showed and the last line of the training."""
     line = Line()
@@ -112,6 +104,13 @@ def images(client: Client, outputs: dict[str, Any], node: str) -> list[Image.Ima
     return [Image.open(io.BytesIO(client.file(entry))) for entry in outputs[node]["images"]]
 
 
+def prompt_of(prompt: dict[str, Any], node: str) -> str:
+    """The text that the pictures of a SaveImage node were made with."""
+    for name in ("images", "samples", "positive"):
+        node = prompt[node]["inputs"][name][0]
+    return prompt[node]["inputs"]["text"]
+
+
 def training_pictures(folder: Path) -> list[Image.Image]:
     """Every picture below a folder."""
     files = sorted(file for file in folder.rglob("*") if file.suffix in (".png", ".jpg"))
@@ -121,14 +120,14 @@ def training_pictures(folder: Path) -> list[Image.Image]:
 def draw_sheet(client: Client, prompt: dict[str, Any], outputs: dict[str, Any], base: Path, last: str) -> Path:
     """Write the sheet and return where it is."""
     folder = base / "input" / prompt[find(prompt, "LoRAWorkbench_LoadDataset")]["inputs"]["folder"]
-    text = prompt[find(prompt, "CLIPTextEncode", "Prompt")]["inputs"]["text"]
     pictures = training_pictures(folder)
-    rows = [Row("Training pictures", f"{len(pictures)}, scaled to an area of {RESOLUTION} x {RESOLUTION}", pictures)]
-    for title, note in (("Before", "without the LoRA"), ("After", "with the LoRA, the same seeds")):
-        rows.append(Row(title, note, images(client, outputs, find(prompt, "SaveImage", title))))
+    rows = [Row("Training pictures", f"all {len(pictures)}", pictures)]
+    for node, title, note in ROWS:
+        shown = find(prompt, "SaveImage", node)
+        rows.append(Row(title, note or f'"{prompt_of(prompt, shown)}"', images(client, outputs, shown)))
     sheet = picture_sheet(
         "LoRA Workbench demo",
-        f'Prompt: "{text}"',
+        f'Prompt: "{prompt_of(prompt, find(prompt, "SaveImage", "After"))}"',
         rows,
         (last[:1].upper() + last[1:]).partition("\n")[0],  # below it comes where the run lies
     )
@@ -146,8 +145,8 @@ def main() -> None:
     client = Client(args.port)
     try:
         client.wait_until_up()
-        prompt = demo_prompt(client.get("/object_info"))
-        say(f"queueing {WORKFLOW.relative_to(ROOT)} at {RESOLUTION} x {RESOLUTION}, {EPOCHS} epochs")
+        prompt = to_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")), client.get("/object_info"))
+        say(f"queueing {WORKFLOW.relative_to(ROOT)}")
         outputs, last = train(client, prompt)
         sheet = draw_sheet(client, prompt, outputs, args.base, last)
     except (ServerError, WorkflowError, OSError) as error:
@@ -156,8 +155,6 @@ def main() -> None:
     say(f"picture sheet: {sheet}")
     say(f"LoRA: {lora}")
     say(f"to use it: Load LoRA, lora_name {lora.relative_to(args.base / 'models' / 'loras')}")
-    say("the demo's base model has random weights: before and after are noise, different noise. A real checkpoint "
-        "gives pictures.")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ SCHEDULERS = (
     "polynomial",
     "rex",
 )
+TIMESTEPS = ("auto", "uniform", "logit-normal")
 PRECISIONS = ("auto", "bf16", "fp32")
 ON_CANCEL = ("keep and go on", "stop the queue")
 
@@ -155,6 +156,13 @@ class TrainConfig:
     )
     max_grad_norm: float = knob(
         1.0, "Longer gradients are cut to this length. 0: never.", min=0.0, max=1000.0, step=0.1, advanced=True
+    )
+    timesteps: str = knob(
+        "auto",
+        "Which noise levels are trained most: uniform all alike, logit-normal the middle ones. auto takes logit-normal "
+        "for flow models (SD3, Flux and newer) and uniform for the others, as each was made.",
+        choices=TIMESTEPS,
+        advanced=True,
     )
     precision: str = knob(
         "auto",

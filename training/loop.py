@@ -22,7 +22,7 @@ from .dataset import Dataset
 from .errors import UserError
 from .events import Cancelled, Sink, StepEvent
 from .latents import CaptionStore, LatentStore
-from .objective import Draw, draw, padding_mask, prediction_losses
+from .objective import Draw, draw, padding_mask, prediction_losses, timesteps_in_force
 from .optimizers import make_optimizer, make_scheduler
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class Trainer:
         self.autocast = autocast
         self.dataset: Dataset = latents.dataset
         self.table = model.sigma_table()
+        self.timesteps = timesteps_in_force(config.timesteps, model.is_flow)
         first_epoch = self.steps_of_epoch(0)
         self.epochs = math.ceil(config.steps / len(first_epoch)) if config.steps else config.epochs
         # Each picture counts the same: a step's loss is the sum over its pictures by what a step holds on average.
@@ -225,7 +226,7 @@ class Trainer:
         device = self.model.device
         raw = [self.latents.load(i, flip) for i, flip in zip(batch.indices, batch.flips, strict=True)]
         x0 = self.model.latents_in(torch.cat(raw).to(device)).float()
-        drawn = draw(tuple(x0.shape), self.table, self.model.is_flow, self.config.seed, self.run.micro_step)
+        drawn = draw(tuple(x0.shape), self.table, self.timesteps, self.config.seed, self.run.micro_step)
         drawn = Draw(drawn.noise.to(device), drawn.sigma.to(device))
         conds = []
         for index, picture in enumerate(pictures):

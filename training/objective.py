@@ -30,6 +30,13 @@ class Denoiser(Protocol):
     def denoised(self, xt: Tensor, sigma: Tensor, conds: list[dict[str, Any]]) -> Tensor: ...  # noqa: D102
 
 
+def timesteps_in_force(wanted: str, is_flow: bool) -> str:
+    """How noise levels are drawn: `auto` is logit-normal for flows, uniform for diffusion models."""
+    if wanted != "auto":
+        return wanted
+    return "logit-normal" if is_flow else "uniform"
+
+
 @dataclass(frozen=True)
 class Draw:
     """The random part of one micro-step: noise [B, C, …] and noise levels sigma [B]."""
@@ -38,22 +45,22 @@ class Draw:
     sigma: Tensor
 
 
-def draw(shape: tuple[int, ...], table: Tensor, is_flow: bool, seed: int, micro_step: int) -> Draw:
+def draw(shape: tuple[int, ...], table: Tensor, timesteps: str, seed: int, micro_step: int) -> Draw:
     """Draw noise and noise levels for one micro-step, on the CPU so that every machine draws the same.
 
-    Noise levels are taken from the model's own schedule: uniformly for diffusion models, logit-normally (around
-    the middle, Esser et al. 2024, section 3.1) for flows. A flow's schedule carries the model's shift already.
+    Noise levels are taken from the model's own schedule: uniformly, or logit-normally (around the middle, Esser et al.
+    2024, section 3.1). A flow's schedule carries the model's shift already.
 
     Args:
         shape: [B, C, (T,) H, W].
         table: Rising noise levels of the schedule.
-        is_flow: Whether the model is a rectified flow.
+        timesteps: `uniform` or `logit-normal`.
         seed: The run's seed.
         micro_step: Micro-steps since the run began.
     """
     noise = torch.randn(shape, generator=generator(seed, "noise", micro_step))
     times = generator(seed, "timestep", micro_step)
-    if is_flow:
+    if timesteps == "logit-normal":
         share = torch.sigmoid(torch.randn(shape[0], generator=times))
     else:
         share = torch.rand(shape[0], generator=times)

@@ -29,6 +29,7 @@ from .latents import CaptionStore, LatentStore, cache_folders, store_captions, s
 from .loop import Diverged, Run, Trainer, parameters_snapshot
 from .lora import LayerNames, LoraModel, RunSummary
 from .metadata import RunFacts, build_metadata
+from .objective import timesteps_in_force
 from .optimizers import SOURCES, optimizer_class, scheduler_in_force, warmup_in_force, weights_to_keep
 
 log = logging.getLogger(__name__)
@@ -290,6 +291,7 @@ class Session:
     def _facts(self, run: Run) -> RunFacts:
         config, source = self.config, SOURCES[self.config.optimizer]
         settings = [("weight_decay", config.weight_decay), *source.settings]
+        timesteps = timesteps_in_force(config.timesteps, self.model.is_flow)
         return RunFacts(
             output_name=self.folder.name, session_id=self.session_id, started_at=self.started_at,
             finished_at=time.time(), model_class=self.model.family,
@@ -303,7 +305,7 @@ class Session:
             seed=config.seed, mixed_precision="bf16" if self.precision == torch.bfloat16 else "no",
             gradient_checkpointing=config.gradient_checkpointing,
             # In kohya's words: logit-normal, then shifted. The table that is drawn from is shifted already.
-            timestep_sampling="shift" if self.model.is_flow else None,
+            timestep_sampling={"logit-normal": "shift"}.get(timesteps, timesteps) if self.model.is_flow else None,
             flow_shift=self.model.flow_shift, guidance=config.guidance if self.model.takes_guidance else None,
             losses=tuple(run.losses), epoch_losses=tuple(run.epoch_losses),
         )

@@ -14,7 +14,7 @@ from lora_workbench.training.dataset import Dataset, Picture, Placement
 from lora_workbench.training.errors import UserError
 from lora_workbench.training.events import Cancelled, SilentSink
 from lora_workbench.training.latents import cache_folders, store_captions, store_latents
-from lora_workbench.training.objective import draw, padding_mask
+from lora_workbench.training.objective import draw, padding_mask, timesteps_in_force
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -199,9 +199,11 @@ def test_padding_carries_no_loss():
 
 
 def test_noise_levels_follow_the_kind_of_model():
+    assert [timesteps_in_force("auto", is_flow) for is_flow in (True, False)] == ["logit-normal", "uniform"]
+    assert timesteps_in_force("uniform", True) == "uniform"
     table = torch.linspace(0.001, 1, 1000)
-    uniform = torch.cat([draw((8, 1, 1, 1), table, False, 0, step).sigma for step in range(300)])
-    normal = torch.cat([draw((8, 1, 1, 1), table, True, 0, step).sigma for step in range(300)])
+    uniform = torch.cat([draw((8, 1, 1, 1), table, "uniform", 0, step).sigma for step in range(300)])
+    normal = torch.cat([draw((8, 1, 1, 1), table, "logit-normal", 0, step).sigma for step in range(300)])
     assert uniform.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist() == pytest.approx([0.1, 0.5, 0.9], abs=0.04)
     # sigmoid of N(0, 1): a tenth lies below 0.217.
     assert normal.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist() == pytest.approx([0.217, 0.5, 0.783], abs=0.03)

@@ -1,0 +1,185 @@
+"""Judges what a LoRA has learned of a concept and what it has spoiled, without any learned model.
+
+- Fidelity: how close its pictures are to held-out pictures of the concept. A picture is described by its thing alone,
+  cut out and scaled: the layout of its colours (CIE Lab) and its edges (histograms of oriented gradients). Hundreds of
+  drawn pictures cover the poses, so the distance to the nearest ones is what no pose explains. It is 1 where fresh
+  drawn pictures are and 0 where the base model's are.
+- Editability: the share of pictures that show the background, and what is worn in the colour, that the prompt names,
+  in combinations that the training set does not have.
+- Preservation: the share of prompts without the trigger that are still read right, held against the base's share with
+  the same noise. `drift` is how far those pictures have moved, as mean colour difference (CIE 1976 delta E).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from skimage.feature import hog
+
+from . import concepts, reader, world
+
+_REFERENCES, _FRESH = (400, 1000), (60, 2000)
+_NEAREST = 3
+_NOTHING = np.array([50.0, 0.0, 0.0], np.float32)  # the grey put in place of the background
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a model is worth; all but `drift` are shares, 0 to 1.
+
+    Attributes:
+        fidelity: 0 as the base, 1 as drawn pictures of the concept.
+        ground: Prompts whose background is shown.
+        worn: Prompts whose worn colour is shown.
+        kept: Prompts without the trigger that are read right.
+        lost: The base's share of those less this one.
+        drift: Mean colour difference of those pictures to the base's.
+    """
+
+    fidelity: float
+    ground: float
+    worn: float
+    kept: float
+    lost: float
+    drift: float
+
+
+class Judge:
+    """Judges models on one concept, all with the same prompts and noise.
+
+    Args:
+        painter: A `Painter`.
+        concept: Which of CONCEPTS.
+        count: Pictures for fidelity, for editability and for preservation each.
+    """
+
+    def __init__(self, painter: Any, concept: str, count: int = 24) -> None:
+        self.painter, self.concept = painter, concept
+        self._known = _Gallery([picture for picture, _ in concepts.pictures(concept, *_REFERENCES)])
+        self._alike = [caption for _, caption in concepts.pictures(concept, count, _FRESH[1])]
+        self._asked = _new_combinations(concept, count)
+        rng = random.Random("preservation")
+        self._scenes = [world.random_scene(rng, plain=True) for _ in range(count)]
+        self._seeds = list(range(5000, 5000 + count))
+        self._real = self._known.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
+        self._base = self._known.distance(self.painter.paint(self._alike, self._seeds))
+        self._before = self._paint_scenes(None)
+
+    def judge(self, model: Any) -> Judgement:
+        """Sample from a MODEL and say what it is worth."""
+        fidelity = self.fidelity(self.painter.paint(self._alike, self._seeds, model))
+        prompts = [concepts.caption(self.concept, *asked) for asked in self._asked]
+        pictures = self.painter.paint(prompts, self._seeds, model)
+        after = self._paint_scenes(model)
+        kept = self._right(after)
+        asked = list(zip(pictures, self._asked, strict=True))
+        return Judgement(
+            fidelity=fidelity,
+            ground=float(np.mean([reader.read(picture).background == ground for picture, (_, ground) in asked])),
+            worn=float(np.mean([worn(picture, self.concept) == wears for picture, (wears, _) in asked])),
+            kept=kept,
+            lost=self._right(self._before) - kept,
+            drift=float(np.mean([_moved(a, b) for a, b in zip(self._before, after, strict=True)])),
+        )
+
+    def fidelity(self, pictures: Sequence[Image.Image]) -> float:
+        """How much these look like the concept: 0 as the base's pictures for the same prompts, 1 as drawn ones."""
+        return (self._base - self._known.distance(pictures)) / (self._base - self._real)
+
+    def _paint_scenes(self, model: Any) -> list[Image.Image]:
+        return list(self.painter.paint([world.sentence(scene) for scene in self._scenes], self._seeds, model))
+
+    def _right(self, pictures: Sequence[Image.Image]) -> float:
+        hits = []
+        for picture, scene in zip(pictures, self._scenes, strict=True):
+            found, thing = reader.read(picture), scene.things[0]
+            hits.append((found.shape, found.color, found.background) == (thing.shape, thing.color, scene.background))
+        return float(np.mean(hits))
+
+
+def _new_combinations(concept: str, count: int) -> list[tuple[str, str]]:
+    """Pairs of worn colour and background that no training picture shows."""
+    trained = {caption for _, caption in concepts.pictures(concept, *concepts.TRAINED)}
+    rng = random.Random(f"{concept} editability")
+    pairs = [
+        (wears, ground) for wears in concepts.CONCEPTS[concept].wears for ground in world.BACKGROUNDS
+        if concepts.caption(concept, wears, ground) not in trained
+    ]  # fmt: skip
+    rng.shuffle(pairs)
+    return [pairs[number % len(pairs)] for number in range(count)]
+
+
+def worn(picture: Image.Image, concept: str) -> str:
+    """The colour of what a concept wears: the most frequent of those it may wear, or "nothing"."""
+    known = concepts.CONCEPTS[concept]
+    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    palette = [world.COLORS[name] for name in known.wears] + list(known.own)
+    lab = reader.to_lab(pixels[reader.foreground(pixels)])
+    distances = np.linalg.norm(lab[:, None] - reader.to_lab(np.array(palette, np.float32))[None], axis=-1)
+    close = distances.min(axis=1) < 30
+    counts = np.bincount(distances.argmin(axis=1)[close], minlength=len(palette))[: len(known.wears)]
+    return known.wears[int(counts.argmax())] if counts.max() > 0.02 * max(1, len(lab)) else "nothing"
+
+
+class _Gallery:
+    """Pictures of a concept, described, to be near to."""
+
+    def __init__(self, pictures: Sequence[Image.Image]) -> None:
+        self._colors, self._edges = _describe(pictures)
+        # A distance of 1 is that of two pictures of the concept taken by lot.
+        half = len(pictures) // 2
+        one, other = ([part[:half], part[half:]] for part in (self._colors, self._edges))
+        colors, edges = self._distances(one[0], other[0], one[1], other[1])
+        self._units = colors.mean(), edges.mean()
+
+    def distance(self, pictures: Sequence[Image.Image]) -> float:
+        """Mean distance of pictures to the few nearest ones here."""
+        colors, edges = self._distances(*_describe(pictures), self._colors, self._edges)
+        both = colors / self._units[0] + edges / self._units[1]
+        return float(np.sort(both, axis=1)[:, :_NEAREST].mean() / 2)
+
+    @staticmethod
+    def _distances(colors: Any, edges: Any, other_colors: Any, other_edges: Any) -> tuple[Any, Any]:
+        return tuple(
+            np.stack([np.linalg.norm(others - one, axis=1) for one in ones])
+            for ones, others in ((colors, other_colors), (edges, other_edges))
+        )  # type: ignore[return-value]
+
+
+def _describe(pictures: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+    """Colour layout [N, 24·24·3] and edges [N, M] of the thing in each picture."""
+    colors, edges = [], []
+    for picture in pictures:
+        thing = _cut_out(picture)
+        small = [ndimage.zoom(thing[..., part], 0.5, order=1) for part in range(3)]
+        colors.append(np.stack(small, axis=-1).ravel())
+        edges.append(hog(thing[..., 0] / 100, orientations=8, pixels_per_cell=(8, 8), cells_per_block=(2, 2)))
+    return np.stack(colors), np.stack(edges)
+
+
+def _cut_out(picture: Image.Image, side: int = 48) -> np.ndarray:
+    """The thing of a picture in CIE Lab, [side, side, 3], scaled to fill the square, on grey."""
+    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    mask = reader.foreground(pixels)
+    lab = np.where(mask[..., None], reader.to_lab(pixels), _NOTHING)
+    if not mask.any():
+        return np.broadcast_to(_NOTHING, (side, side, 3)).copy()
+    rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
+    height, width = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
+    square = np.broadcast_to(_NOTHING, (max(height, width), max(height, width), 3)).copy()
+    top, left = (square.shape[0] - height) // 2, (square.shape[1] - width) // 2
+    square[top : top + height, left : left + width] = lab[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scaled = [Image.fromarray(square[..., part]).resize((side, side), Image.Resampling.BOX) for part in range(3)]
+    return np.stack([np.asarray(part) for part in scaled], axis=-1)
+
+
+def _moved(before: Image.Image, after: Image.Image) -> float:
+    """Mean colour difference of two pictures (CIE 1976)."""
+    one, two = (reader.to_lab(np.asarray(picture, dtype=np.float32)) for picture in (before, after))
+    return float(np.linalg.norm(one - two, axis=-1).mean())

@@ -1,0 +1,170 @@
+"""The learning benchmark: what a LoRA of a small character learns and spoils, ours beside ComfyUI's own trainer.
+
+    python dev.py bench learning [--seeds N] [--write]
+
+Both train on the shipped base model, on the same dozen pictures, and are judged by `base_model/judge.py` with the same
+prompts and noise. ComfyUI's trainer is measured at the same number of steps and at the same wall-clock.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from native import native_lora
+from step_time import ROOT
+
+# A run of the demo.
+OURS: dict[str, Any] = {"epochs": 8, "batch_size": 4}
+REPEATS = 10
+# What ComfyUI's trainer comes with.
+NATIVE: dict[str, Any] = {"learning_rate": 5e-4, "rank": 8, "training_dtype": "fp32", "lora_dtype": "fp32",
+                          "gradient_checkpointing": False}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A LoRA, and what it took to train it."""
+
+    lora: dict[str, Any]
+    steps: int
+    seconds: float
+
+
+class Bench:
+    """The base model and one concept's pictures, trained on again and again."""
+
+    def __init__(self, concept: str, folder: Path, count: int = 24) -> None:
+        from lora_workbench.base_model import assemble, concepts
+        from lora_workbench.base_model.judge import Judge
+        from lora_workbench.base_model.painter import Painter
+        from lora_workbench.demo.pictures import write_pictures
+
+        checkpoint = ROOT / ".host" / "bench" / "base.safetensors"
+        assemble.assemble(checkpoint)
+        self.painter, self.folder = Painter(checkpoint), folder
+        self.pictures = concepts.pictures(concept, *concepts.TRAINED)
+        write_pictures(folder / "pictures" / f"{REPEATS}_{concept}", self.pictures)
+        self.judge = Judge(self.painter, concept, count)
+
+    def ours(self, seed: int, **settings: Any) -> Trained:
+        """Train with LoRA Workbench."""
+        import torch
+        from lora_workbench.training.buckets import BucketConfig, assign_buckets
+        from lora_workbench.training.config import TrainConfig
+        from lora_workbench.training.events import SilentSink
+        from lora_workbench.training.scan import scan_folder
+        from lora_workbench.training.session import train_lora
+
+        config = TrainConfig(seed=seed, **{**OURS, **settings})
+        with torch.inference_mode():  # as ComfyUI runs nodes
+            dataset = assign_buckets(scan_folder(self.folder / "pictures"), BucketConfig(resolution=128, step=16))
+            result = train_lora(
+                self.painter.model, self.painter.clip, self.painter.vae, dataset, config, root=self.folder / "runs",
+                cache_root=self.folder / "cache", sink=SilentSink(),
+            )  # fmt: skip
+        return Trained(result.lora, result.summary.steps, result.summary.seconds)
+
+    def native(self, seed: int, steps: int, **settings: Any) -> Trained:
+        """Train with ComfyUI's TrainLoraNode, on latents and conditioning made beforehand."""
+        import numpy as np
+        import torch
+
+        with torch.inference_mode():
+            pixels = [torch.from_numpy(np.asarray(picture)).float()[None] / 255 for picture, _ in self.pictures]
+            latents = [{"samples": self.painter.vae.encode(picture)} for picture in pixels]
+            positive = [self.painter.conditioning(caption) for _, caption in self.pictures]
+            started = time.monotonic()
+            lora = native_lora(
+                self.painter.model, latents, positive, seed=seed, steps=steps, **{**NATIVE, **settings}
+            )
+        return Trained(lora, steps, time.monotonic() - started)
+
+    def run(self, train: Callable[..., Trained], seed: int, *args: Any, **settings: Any) -> tuple[Trained, Any]:
+        """Train with `ours` or `native`, put the LoRA on the model and judge it."""
+        import torch
+        from lora_workbench.training.host.apply import apply_lora
+
+        trained = train(seed, *args, **settings)
+        with torch.inference_mode():
+            model, _ = apply_lora(self.painter.model, None, trained.lora, 1.0, 1.0)
+            return trained, self.judge.judge(model)
+
+
+def describe_machine() -> str:
+    """The host and the machine, in a sentence."""
+    from comfyui_version import __version__
+
+    return f"ComfyUI {__version__}, {platform.machine()}, {os.cpu_count()} CPU cores."
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+def compare(concept: str, seeds: Sequence[int]) -> list[tuple[str, list[tuple[Trained, Any]]]]:
+    """Train and judge each trainer with each seed; returns (what, one pair for each seed) for each row."""
+    rows: dict[str, list[tuple[Trained, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(concept, Path(folder))
+        bench.ours(0, steps=2)  # warms up, and fills the caches
+        for seed in seeds:
+            def record(name: str, train: Callable[..., Trained], *args: Any, seed: int = seed, **more: Any) -> Trained:
+                trained, judgement = bench.run(train, seed, *args, **more)
+                rows.setdefault(name, []).append((trained, judgement))
+                say(f"{concept} seed {seed} {name}: {trained.steps} steps, {trained.seconds:.0f} s, {judgement}")
+                return trained
+
+            batch = {"batch_size": OURS["batch_size"]}
+            ours = record("LoRA Workbench", bench.ours)
+            theirs = record("TrainLoraNode, as many steps", bench.native, ours.steps, **batch)
+            within = max(1, round(ours.seconds / theirs.seconds * theirs.steps))
+            record("TrainLoraNode, as much time", bench.native, within, **batch)
+            single = bench.native(seed, 30)
+            within = max(1, round(ours.seconds / single.seconds * single.steps))
+            record("TrainLoraNode, as much time, batch of 1", bench.native, within)
+    return list(rows.items())
+
+
+def spread(values: Sequence[float], scale: float = 1, digits: int = 2) -> str:
+    """Mean, and least to most in brackets."""
+    scaled = [value * scale for value in values]
+    return f"{statistics.mean(scaled):.{digits}f} ({min(scaled):.{digits}f} to {max(scaled):.{digits}f})"
+
+
+COLUMNS = {
+    "fidelity": ("fidelity", 1, 2), "ground": ("background obeyed, %", 100, 0), "worn": ("colour obeyed, %", 100, 0),
+    "lost": ("lost without the trigger, points", 100, 1), "drift": ("drift without it, ΔE", 1, 1),
+}  # fmt: skip
+
+
+def table(concept: str, rows: Sequence[tuple[str, list[tuple[Trained, Any]]]]) -> list[str]:
+    """The rows as a table: mean and range over the seeds."""
+    reference = statistics.mean(trained.seconds for trained, _ in rows[0][1])
+    heads = ["steps", "time, of ours", *(head for head, _, _ in COLUMNS.values())]
+    lines = [f"| {concept} | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
+    for name, found in rows:
+        steps = round(statistics.mean(trained.steps for trained, _ in found))
+        times = statistics.mean(trained.seconds for trained, _ in found) / reference
+        judged = [
+            spread([getattr(judgement, field) for _, judgement in found], scale, digits)
+            for field, (_, scale, digits) in COLUMNS.items()
+        ]
+        lines.append(f"| {name} | {steps} | {times:.2f} × | " + " | ".join(judged) + " |")
+    return lines
+
+
+def learning_benchmark(concepts: Sequence[str], seeds: Sequence[int]) -> str:
+    """Compare the trainers on each concept; returns a table for each."""
+    lines = [f"Mean over {len(seeds)} seeds and, in brackets, least to most. {describe_machine()}"]
+    for concept in concepts:
+        lines += ["", *table(concept, compare(concept, seeds))]
+    return "\n".join(lines)

@@ -1,0 +1,26 @@
+"""The demo's training pictures on disk, as a person would lay them out. Pillow only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+
+def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) -> list[Path]:
+    """Write pictures and a caption file beside each; returns the pictures' paths.
+
+    Args:
+        folder: Such as `input/zorp/10_zorp`; its pictures take its name without the number.
+        pictures: (picture, caption) pairs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = folder.name.split("_", 1)[-1]
+    files = []
+    for number, (picture, caption) in enumerate(pictures, 1):
+        file = folder / f"{name}_{number:02d}.png"
+        picture.save(file)
+        file.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
+        files.append(file)
+    return files
