@@ -210,10 +210,17 @@ def environment(host: Path) -> dict[str, str]:
 # The commands
 
 
+def demo_base(python: Path) -> Path:
+    """ComfyUI's base directory with the pack's own model and the demo's pictures in it."""
+    base = make_base(HOST_ROOT / "base")
+    run([python, ROOT / "demo" / "prepare.py", "--base", base])
+    return base
+
+
 def serve(args: argparse.Namespace) -> None:
     python, host = prepare(args)
     port = args.port or 8188
-    base = make_base(HOST_ROOT / "base")
+    base = demo_base(python)
     say(f"ComfyUI {host_version(host)} with LoRA Workbench: http://127.0.0.1:{port}  (Ctrl+C ends it)")
     server = subprocess.Popen(server_command(python, host, base, port), cwd=host, env=environment(host))
     try:
@@ -225,8 +232,7 @@ def serve(args: argparse.Namespace) -> None:
 
 def demo(args: argparse.Namespace) -> None:
     python, host = prepare(args)
-    base = make_base(HOST_ROOT / "base")
-    run([python, ROOT / "demo" / "prepare.py", "--base", base], cwd=host, env=environment(host))
+    base = demo_base(python)
     port = free_port()
     log = HOST_ROOT / "demo-server.log"
     say(f"starting ComfyUI {host_version(host)} on port {port} (its log: {log.relative_to(ROOT)})")

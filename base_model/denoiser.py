@@ -32,10 +32,11 @@ from .progress import Checkpoints, say
 
 SCENES, DRAWN = 2500, 2  # different scenes, and how often each is drawn with other places, sizes and turns
 BATCH = 24
-RATE = 6e-4
+RATE = 8e-4
 SHIFT = 1.5  # of the logit-normal timesteps
 EMPTY = 0.1  # share of empty captions, for guidance
 SHORT_TEXT = 18  # tokens of the longest caption, ends included; see `train`
+LONG_EVERY = 10
 TAILS = 64  # captions whose padding is kept
 EMA = 0.999
 
@@ -140,16 +141,15 @@ def encode_captions(captions: list[str], length: int) -> tuple[Tensor, Tensor]:
 # -- the training --------------------------------------------------------------------------------
 
 
-def train(state: Checkpoints, steps: int, long_from: float = 0.88) -> None:
-    """Train, from wherever the last run or the shipped weights stopped; what is there is shipped every 500 steps.
+def train(state: Checkpoints, steps: int) -> None:
+    """Train, from wherever the last run or the shipped weights stopped; what is there is shipped every 2000 steps.
 
-    The first part sees the first 18 text tokens alone, which is half the work; the last part sees all 77, as the host
-    will show them. What follows a caption is padding and to be ignored, so it may be another caption's.
+    Most steps see the first 18 text tokens alone, which is half the work; one in ten sees all 77, as the host will show
+    them. What follows a caption is padding and to be ignored, so it may be another caption's.
 
     Args:
         state: Where the work is kept.
         steps: Steps in all.
-        long_from: Share of the steps after which all text tokens are seen.
     """
     data = load_file(state.folder / "latents.safetensors") | load_file(state.folder / "text.safetensors")
     torch.manual_seed(2)
@@ -170,7 +170,7 @@ def train(state: Checkpoints, steps: int, long_from: float = 0.88) -> None:
         warm_up, cosine = min(1, (step - seen + 1) / 200), (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = RATE * warm_up * (0.02 + 0.98 * cosine)
-        tokens = SHORT_TEXT if step < long_from * steps else TEXT_TOKENS
+        tokens = TEXT_TOKENS if step % LONG_EVERY == LONG_EVERY - 1 else SHORT_TEXT
         loss = flow_loss(model, data, tokens, source)
         optimizer.zero_grad()
         loss.backward()
@@ -183,9 +183,10 @@ def train(state: Checkpoints, steps: int, long_from: float = 0.88) -> None:
         losses.append(loss.item())
         if step % 100 == 0 or step == steps:
             per_step = (time.monotonic() - started) / (step - seen)
-            say(f"denoiser {step}/{steps} loss {np.mean(losses[-100:]):.4f} {per_step:.3f} s/step {tokens} tokens")
+            say(f"denoiser {step}/{steps} loss {np.mean(losses[-100:]):.4f} {per_step:.3f} s/step")
         if step % 500 == 0 or step == steps:
             state.save("denoiser", step, model=model, average=average, optimizer=optimizer)
+        if step % 2000 == 0 or step == steps:
             ship(DENOISER, average.state_dict(), denoiser_steps=step)
 
 

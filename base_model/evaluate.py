@@ -2,7 +2,7 @@
 
     python base_model/evaluate.py [--count N] [--write]
 
-`--write` puts the numbers into card.json and the first pictures into docs/base_model.jpg.
+`--write` puts the numbers into card.json and README.md, and the first pictures into docs/base_model_*.jpg.
 """
 
 from __future__ import annotations
@@ -55,6 +55,19 @@ def contact_sheet(shown: list[Any], columns: int = 10) -> Any:
     return sheet
 
 
+def write_readme(quality: dict[str, Any]) -> None:
+    """Put the measured shares into README.md, between its two marker comments."""
+    parts = ("all", "shape", "color", "background")
+    lines = ["| pairs | all three | shape | colour | background |", "| --- | --- | --- | --- | --- |"]
+    for name, title in (("known", "known"), ("held_out", "held out")):
+        lines.append(f"| {title} | " + " | ".join(f"{quality[name][part]:.0%}" for part in parts) + " |")
+    lines += ["", f"{quality['pictures']} pictures a row; {quality['sampler']}."]
+    file = ROOT / "base_model" / "README.md"
+    start, end = "<!-- quality -->", "<!-- end quality -->"
+    before, rest = file.read_text(encoding="utf-8").split(start)
+    file.write_text(before + start + "\n" + "\n".join(lines) + "\n" + end + rest.split(end)[1], encoding="utf-8")
+
+
 def main() -> None:
     """Measure and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,6 +97,7 @@ def main() -> None:
     if args.write:
         card = assemble.card()
         assemble.CARD.write_text(json.dumps({**card, "quality": quality}, indent=1) + "\n", encoding="utf-8")
+        write_readme(quality)
 
 
 if __name__ == "__main__":

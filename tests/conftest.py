@@ -114,21 +114,41 @@ def tiny_checkpoint(small_models_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(host_path: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def base_checkpoint() -> Path:
+    """The shipped base model, put together into a checkpoint."""
+    from lora_workbench.base_model.assemble import assemble
+
+    file = ROOT / ".host" / "base_model.safetensors"
+    assemble(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def server(
+    host_path: Path, tiny_checkpoint: Path, base_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ComfyServer]:
     """A running ComfyUI with the pack, one for the whole session (it takes 10 s to start).
 
-    It has the checkpoint `tiny_sd15.safetensors` and captioned photos in `input/photos/2_photo`.
+    It has the checkpoint `tiny_sd15.safetensors`, the base model `lora_workbench_base.safetensors` with its pictures
+    in `input/lora_workbench_zorp/10_zorp`, and captioned photos in `input/photos/2_photo`.
     """
+    from lora_workbench.base_model import concepts
+    from lora_workbench.demo.pictures import write_pictures
     from support.photos import write_photos
     from support.server import ComfyServer
 
     base = tmp_path_factory.mktemp("server_base")
-    checkpoint = base / "models" / "checkpoints" / "tiny_sd15.safetensors"
-    checkpoint.parent.mkdir(parents=True)
-    try:
-        os.link(tiny_checkpoint, checkpoint)
-    except OSError:  # another disk
-        shutil.copyfile(tiny_checkpoint, checkpoint)
+    checkpoints = base / "models" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    for source, name in ((tiny_checkpoint, "tiny_sd15"), (base_checkpoint, "lora_workbench_base")):
+        target = checkpoints / f"{name}.safetensors"
+        try:
+            os.link(source, target)
+        except OSError:  # another disk
+            shutil.copyfile(source, target)
+    write_pictures(
+        base / "input" / "lora_workbench_zorp" / "10_zorp", concepts.pictures("zorp", *concepts.TRAINED)
+    )
     write_photos(base / "input" / "photos" / "2_photo", longest=256)
     with ComfyServer(host_path, base) as running:
         yield running

@@ -68,7 +68,7 @@ SAYS = """type => {
 def example(file: Path) -> dict[str, Any]:
     """A workflow with the test server's checkpoint in it: newer front ends mark nodes whose model is missing."""
     text = file.read_text(encoding="utf-8")
-    return json.loads(text.replace("lora_workbench_demo.safetensors", "tiny_sd15.safetensors"))
+    return json.loads(text.replace("v1-5-pruned-emaonly-fp16.safetensors", "tiny_sd15.safetensors"))
 
 
 @pytest.fixture(scope="module")

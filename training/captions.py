@@ -1,0 +1,108 @@
+"""What of a caption is trained at one moment: lines, wildcards, shuffled and dropped tags, drawn anew for each picture.
+
+The order of things is kohya's (`train_util.py`, process_caption): the whole caption may be dropped, then a line and
+the wildcards are drawn, then what stands after the kept tags is shuffled and thinned. Unlike there the trigger word
+always stays, and stays where it is.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+from .caption_edits import join_tags, split_tags
+from .config import check_fields, knob
+from .draws import seed_for
+
+KEPT_UNTIL = "|||"  # what stands before it is kept in place; what stands after a second one as well
+_WILDCARD = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class CaptionPolicy:
+    """How captions change from one time a picture is seen to the next."""
+
+    shuffle: bool = knob(
+        False, "Shuffle the tags each time, so that their order is not learned. Not for captions that are sentences."
+    )
+    keep_tokens: int = knob(
+        1, "So many tags at the beginning stay in place. ||| inside a caption says the same for that caption alone.",
+        min=0, max=1000,
+    )
+    tag_dropout: float = knob(
+        0.0, "Share of the tags left out each time, so that none is needed to call what is learned.",
+        min=0.0, max=1.0, step=0.01,
+    )
+    caption_dropout: float = knob(
+        0.0, "Share of the times a picture is seen with the trigger alone, or with no caption. 0.05 to 0.1 is usual.",
+        min=0.0, max=1.0, step=0.01,
+    )
+    wildcards: bool = knob(
+        True, "Draw one of {red|blue|green}, and one line of a caption that has several. Off: all of it, as it stands."
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a caption can differ from one time to the next, whatever it says."""
+        return self.shuffle or self.tag_dropout > 0 or self.caption_dropout > 0
+
+
+def one_line(caption: str) -> str:
+    """A caption of several lines as one."""
+    return " ".join(line.strip() for line in caption.splitlines() if line.strip())
+
+
+def live_caption(caption: str, policy: CaptionPolicy, trigger: str, seed: int, *counters: int) -> str:
+    """Draw what of a caption is trained this time.
+
+    Args:
+        caption: As it was written.
+        policy: What may change.
+        trigger: The dataset's trigger word; empty when it has none.
+        seed: The run's seed.
+        counters: Where in the run: the micro-step and the place in the batch.
+    """
+    rng = random.Random(seed_for(seed, "caption", *counters))
+    has_trigger = bool(trigger) and trigger.casefold() in caption.casefold()
+    if rng.random() < policy.caption_dropout:
+        return trigger if has_trigger else ""
+    if policy.wildcards:
+        lines = [line.strip() for line in caption.splitlines() if line.strip()]
+        caption = _draw_wildcards(rng.choice(lines) if lines else "", rng)
+    caption = one_line(caption)
+    if not (policy.shuffle or policy.tag_dropout or KEPT_UNTIL in caption):
+        return caption
+    kept, flexible, last = _parts(caption, policy.keep_tokens)
+    if policy.shuffle:
+        rng.shuffle(flexible)
+    flexible = [tag for tag in flexible if _is(tag, trigger) or rng.random() >= policy.tag_dropout]
+    if policy.shuffle:
+        # Wherever it was drawn to: the word that calls the concept comes first among what moves.
+        flexible.sort(key=lambda tag: not _is(tag, trigger))
+    return join_tags([*kept, *flexible, *last])
+
+
+def _parts(caption: str, keep_tokens: int) -> tuple[list[str], list[str], list[str]]:
+    """A caption's tags: those kept at the beginning, those that may move and go, those kept at the end."""
+    if KEPT_UNTIL in caption:
+        first, flexible, *last = (split_tags(part) for part in caption.split(KEPT_UNTIL, 2))
+        return first, flexible, last[0] if last else []
+    tags = split_tags(caption)
+    return tags[:keep_tokens], tags[keep_tokens:], []
+
+
+def _is(tag: str, trigger: str) -> bool:
+    return bool(trigger) and tag.casefold() == trigger.casefold()
+
+
+def _draw_wildcards(text: str, rng: random.Random) -> str:
+    """Draw one of each `{a|b}`, innermost first."""
+    while True:
+        drawn = _WILDCARD.sub(lambda found: rng.choice(found.group(1).split("|")), text)
+        if drawn == text:
+            return drawn
+        text = drawn
