@@ -30,9 +30,9 @@ from .assemble import (
 from .compute import autocast
 from .progress import Checkpoints, say
 
-SCENES, DRAWN = 2500, 2  # different scenes, and how often each is drawn with other places, sizes and turns
-BATCH = 24
-RATE = 8e-4
+SCENES, DRAWN = 2000, 2  # different scenes, and how often each is drawn with other places, sizes and turns
+BATCH = 16
+RATE = 6e-4
 SHIFT = 1.5  # of the logit-normal timesteps
 EMPTY = 0.1  # share of empty captions, for guidance
 SHORT_TEXT = 18  # tokens of the longest caption, ends included; see `train`
