@@ -45,9 +45,9 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         UnreadableImage: The file is missing, is no picture, or is too large to decode safely.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        return (height, width) if orientation(image) >= 5 else (width, height)
 
 
 def read_rgb(path: Path, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
@@ -60,11 +60,11 @@ def read_rgb(path: Path, background: tuple[int, int, int] = (255, 255, 255)) -> 
     Raises:
         UnreadableImage: The file is missing, damaged, cut off, or too large to decode safely.
     """
-    with _opened(path) as image:
-        turn = _TURNS.get(_orientation(image))
+    with opened(path) as image:
+        turn = orientation(image)
         image.load()
-        opaque = _opaque(image, background)
-    return opaque if turn is None else opaque.transpose(turn)
+        seen = opaque(image, background)
+    return turned(seen, turn)
 
 
 def read_picture(picture: Picture, background: tuple[int, int, int]) -> Image.Image:
@@ -112,7 +112,7 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture, header only, and turn whatever goes wrong with it into words."""
     Image.init()  # registers every format; open() takes only known names, and pillow before 11.3 knows no AVIF
     try:
@@ -137,7 +137,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (upright) to 8.
 
     Asked before the pixels are decoded, so that `read_size` and `read_rgb` cannot differ. The base
@@ -150,7 +150,7 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) and found in _TURNS else 1
 
 
-def _opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """A decoded picture of any mode as RGB, laid on `background` where it is transparent."""
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
@@ -163,6 +163,11 @@ def _opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     canvas = Image.new("RGBA", image.size, (*background, 255))
     canvas.alpha_composite(image.convert("RGBA"))
     return canvas.convert("RGB")
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """A picture upright, by its EXIF orientation, 1 to 8."""
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:

@@ -151,7 +151,7 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, clear: bool) -> None:
 def test_16_bit_grey_of_older_pillows(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 25700, 65535]], np.int32))
     assert image.mode == "I"
-    assert np.asarray(images._opaque(image, GREEN))[0, :, 0].tolist() == [0, 100, 255]
+    assert np.asarray(images.opaque(image, GREEN))[0, :, 0].tolist() == [0, 100, 255]
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:

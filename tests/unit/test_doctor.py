@@ -1,0 +1,175 @@
+"""The doctor finds what was put wrong on purpose, names the files, and says nothing of a sound set."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lora_workbench.training.buckets import BucketConfig, assign_buckets
+from lora_workbench.training.dataset import Dataset
+from lora_workbench.training.doctor import SPOILS, examine, without
+from lora_workbench.training.errors import UnreadableImage, UserError
+from lora_workbench.training.looks import Look, look_at, near_duplicates
+from lora_workbench.training.scan import scan_folder
+from PIL import Image, ImageFilter
+
+SIDE = 640
+
+
+def scene(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
+    """A picture unlike that of any other seed, sharp all over."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    grain = rng.integers(-20, 20, (size[1], size[0], 1))
+    return Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8))
+
+
+def write(folder: Path, name: str, image: Image.Image, caption: str = "", **options: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    image.save(folder / name, **options)
+    if caption:
+        (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return folder / name
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    folder = tmp_path / "1_zorp"
+    for number in range(12):
+        write(folder, f"{number:02d}.png", scene(number), f"zorp at place number {number}")
+    return tmp_path
+
+
+def examined(root: Path, **settings: object):
+    dataset = assign_buckets(scan_folder(root, trigger="zorp"), BucketConfig(resolution=512))
+    dataset = replace(dataset, **settings)
+    looks = []
+    for picture in dataset.pictures:
+        try:
+            looks.append(look_at(picture, dataset.background))
+        except UnreadableImage:
+            looks.append(None)
+    return dataset, examine(dataset, looks, lambda caption: len(caption.split()))
+
+
+def kinds(examination) -> dict[str, object]:
+    return {finding.kind: finding for finding in examination.findings}
+
+
+def test_a_sound_set_is_left_in_peace(sound):
+    _, examination = examined(sound)
+    assert examination.findings == ()
+    assert examination.text() == "12 pictures, nothing to complain about."
+    assert examination.excluded == frozenset()
+
+
+def test_near_duplicates_are_found_and_the_largest_is_kept(sound):
+    folder = sound / "1_zorp"
+    write(folder, "small.jpg", scene(3).resize((512, 512)), "zorp small", quality=80)
+    write(folder, "mirrored.png", scene(5).transpose(Image.Transpose.FLIP_LEFT_RIGHT), "zorp mirrored")
+    dataset, examination = examined(sound)
+    found = kinds(examination)["near-duplicates"]
+    assert found.severity == SPOILS
+    assert found.files == ("1_zorp/03.png = 1_zorp/small.jpg", "1_zorp/05.png = 1_zorp/mirrored.png")
+    assert "2 groups" in found.what and "1 pair mirrored" in found.what
+    assert set(found.exclude) == {"1_zorp/small.jpg", "1_zorp/mirrored.png"}
+    kept = without(dataset, examination.excluded)
+    assert len(kept.pictures) == 12 and len(dataset.pictures) == 14
+
+
+def test_blur_is_ranked_within_the_set(sound):
+    write(sound / "1_zorp", "blurred.png", scene(40).filter(ImageFilter.GaussianBlur(4)), "zorp blurred")
+    assert kinds(examined(sound)[1])["blurred"].files == ("1_zorp/blurred.png",)
+    # A set of flat art is not blurred.
+    for file in (sound / "1_zorp").glob("*.png"):
+        Image.open(file).filter(ImageFilter.GaussianBlur(4)).save(file)
+    assert "blurred" not in kinds(examined(sound)[1])
+
+
+def test_what_the_bucket_costs_is_named(sound):
+    write(sound / "1_zorp", "tiny.png", scene(50, (200, 200)), "zorp tiny")
+    write(sound / "1_zorp", "panorama.png", scene(51, (2400, 300)), "zorp wide")
+    found = kinds(examined(sound)[1])
+    assert found["too small"].files[0] == "1_zorp/tiny.png (2.6 ×)"
+    assert found["too small"].exclude == ("1_zorp/tiny.png",)
+    assert [name.split(" ")[0] for name in found["cropped"].files] == ["1_zorp/panorama.png"]
+
+
+def test_how_files_are_stored_is_told(sound):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write(sound / "1_zorp", "turned.jpg", scene(60), "zorp turned", exif=exif)
+    clear = scene(61).convert("RGBA")
+    clear.paste((0, 0, 0, 0), (0, 0, 100, 100))
+    write(sound / "1_zorp", "clear.png", clear, "zorp clear")
+    found = kinds(examined(sound)[1])
+    assert found["rotated"].files == ("1_zorp/turned.jpg",)
+    assert found["transparent"].files == ("1_zorp/clear.png",)
+
+
+def test_captions_are_examined(sound):
+    dataset, _ = examined(sound)
+    captions = ["", "a hat"] + ["zorp, word " * 40] + ["zorp twice"] * 2
+    pictures = [replace(p, caption=c) for p, c in zip(dataset.pictures, captions, strict=False)]
+    found = kinds(examine(replace(dataset, pictures=(*pictures, *dataset.pictures[5:])), [_plain(n) for n in range(12)],
+                          lambda caption: len(caption.split())))  # fmt: skip
+    assert found["no caption"].files == ("1_zorp/00.png",)
+    assert found["no trigger"].files == ("1_zorp/00.png", "1_zorp/01.png")
+    assert found["long captions"].files == ("1_zorp/02.png",)
+    assert found["identical captions"].files == ("1_zorp/03.png", "1_zorp/04.png")
+    same = examine(dataset.with_pictures(replace(p, caption="zorp") for p in dataset.pictures),
+                   [_plain(n) for n in range(12)])  # fmt: skip
+    assert kinds(same)["identical captions"].what == "All captions are the same."
+
+
+def test_useless_tags_are_named(sound):
+    dataset, _ = examined(sound)
+    pictures = [replace(p, caption=f"zorp, teal, only{n}, scarf{n % 3}") for n, p in enumerate(dataset.pictures)]
+    found = kinds(examine(dataset.with_pictures(tuple(pictures)), [_plain(n) for n in range(12)]))
+    assert found["tags on all"].what == "On every picture: teal."
+    assert found["tags on one"].what == "12 of 17 tags are on one picture only."
+
+
+def test_amounts_are_weighed(tmp_path):
+    for number in range(12):
+        write(tmp_path / "10_zorp", f"{number}.png", scene(number), f"zorp {number}")
+    for number in range(4):
+        write(tmp_path / "2_hat", f"h{number}.png", scene(100 + number), f"zorp hat {number}")
+    found = kinds(examined(tmp_path)[1])
+    assert found["few pictures"].what == "The concept '2_hat' has 4 pictures."
+    assert found["unbalanced"].what == "'10_zorp' is seen 120 times an epoch, '2_hat' 8 times."
+
+
+def test_a_file_that_went_bad_is_named(sound):
+    dataset = assign_buckets(scan_folder(sound, trigger="zorp"), BucketConfig(resolution=512))
+    bad = dataset.pictures[2].path
+    bad.write_bytes(bad.read_bytes()[:200])
+    with pytest.raises(UnreadableImage):
+        look_at(dataset.pictures[2], dataset.background)
+    examination = examine(dataset, [None if n == 2 else _plain(n) for n in range(12)])
+    assert kinds(examination)["unreadable"].files == ("1_zorp/02.png",)
+    assert examination.text().startswith("1. 1 picture cannot be read.")
+
+
+def test_pairs_are_found_as_one_by_one(sound):
+    rng = random.Random(0)
+    looks = [Look(rng.getrandbits(64), rng.getrandbits(64), 1.0, False, 0.0) for _ in range(2500)]
+    looks[2400] = replace(looks[7], hash=looks[7].hash ^ 0b1011)
+    looks[1500] = replace(looks[9], hash=looks[9].mirrored ^ 1, mirrored=looks[9].hash)
+    assert near_duplicates(looks) == [(7, 2400, False), (9, 1500, True)]
+
+
+def test_a_missing_package_is_named(sound, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    dataset: Dataset = scan_folder(sound)
+    with pytest.raises(UserError, match=r'pip install "ImageHash'):
+        look_at(dataset.pictures[0], dataset.background)
+
+
+def _plain(number: int) -> Look:
+    return Look(random.Random(number).getrandbits(64), random.Random(-number - 1).getrandbits(64), 100.0, False, 0.0)

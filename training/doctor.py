@@ -1,0 +1,282 @@
+"""Examines a dataset as an experienced trainer would: what will spoil the LoRA, which files, what to do first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .buckets import enlargement, lost_share
+from .caption_edits import split_tags, tag_counts
+from .dataset import Dataset, Picture
+from .looks import Look, near_duplicates
+
+LONGEST_CAPTION = 75  # tokens that CLIP reads at a time
+MOST_LOST = 1 / 3  # of a picture to the crop
+MOST_ENLARGED = 1.2
+BLURRED = 0.15  # of the set's median sharpness
+FEWEST, MOST = 10, 50  # pictures of a concept: 10 to 30 suit a subject, 20 to 50 a style
+UNBALANCED = 3.0  # times as many draws of one concept as of another
+TOO_MANY_DUPLICATES = 2000  # pairs that are listed
+
+# How bad a finding is: what spoils the training, what weakens it, what is worth knowing.
+SPOILS, WEAKENS, NOTE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or worth knowing.
+
+    Attributes:
+        severity: SPOILS, WEAKENS or NOTE.
+        kind: A short name, such as `near-duplicates`.
+        what: A sentence on what was found.
+        advice: A sentence on what to do.
+        files: The pictures it is about, as paths within the dataset.
+        exclude: Those of them that may be left out without loss.
+    """
+
+    severity: int
+    kind: str
+    what: str
+    advice: str
+    files: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Everything found, the worst first."""
+
+    findings: tuple[Finding, ...]
+    pictures: int
+
+    @property
+    def excluded(self) -> frozenset[str]:
+        """Pictures that may be left out without loss."""
+        return frozenset(name for finding in self.findings for name in finding.exclude)
+
+    def text(self, most: int = 12) -> str:
+        """The findings as numbered lines: what, what to do, which files (the first `most`)."""
+        if not self.findings:
+            return f"{self.pictures} pictures, nothing to complain about."
+        lines = []
+        for number, finding in enumerate(self.findings, 1):
+            lines.append(f"{number}. {finding.what} {finding.advice}")
+            if finding.files:
+                more = len(finding.files) - most
+                lines.append("   " + ", ".join(finding.files[:most]) + (f" … and {more} more" if more > 0 else ""))
+        return "\n".join(lines)
+
+
+def examine(
+    dataset: Dataset,
+    looks: Sequence[Look | None],
+    count_tokens: Callable[[str], int] | None = None,
+) -> Examination:
+    """Examine a dataset.
+
+    Args:
+        dataset: Bucketed or not; what the crop costs is only known when it is.
+        looks: What each picture looks like, None for one that cannot be read.
+        count_tokens: How many tokens a caption has; None where no text encoder is at hand.
+    """
+    names = [name_in(dataset, picture) for picture in dataset.pictures]
+    findings = [
+        *_unreadable(names, looks),
+        *_duplicates(dataset, names, looks),
+        *_captions(dataset, names, count_tokens),
+        *_tags(dataset),
+        *_pixels(dataset, names, looks),
+        *_placement(dataset, names),
+        *_amounts(dataset),
+    ]
+    return Examination(tuple(sorted(findings, key=lambda finding: finding.severity)), len(names))
+
+
+def name_in(dataset: Dataset, picture: Picture) -> str:
+    """A picture's path within its dataset's folder, with forward slashes; its file name where there is no folder."""
+    if dataset.root and dataset.root in picture.path.parents:
+        return picture.path.relative_to(dataset.root).as_posix()
+    return picture.path.name
+
+
+def without(dataset: Dataset, excluded: frozenset[str]) -> Dataset:
+    """The dataset without some pictures, by the names that `name_in` gives."""
+    return dataset.with_pictures(p for p in dataset.pictures if name_in(dataset, p) not in excluded)
+
+
+# -- the examinations ----------------------------------------------------------------------------
+
+
+def _unreadable(names: list[str], looks: Sequence[Look | None]) -> list[Finding]:
+    bad = tuple(name for name, look in zip(names, looks, strict=True) if look is None)
+    if not bad:
+        return []
+    what = f"{_count(bad)} cannot be read."
+    return [Finding(SPOILS, "unreadable", what, "Save them anew or take them out.", bad, bad)]
+
+
+def _duplicates(dataset: Dataset, names: list[str], looks: Sequence[Look | None]) -> list[Finding]:
+    readable = [number for number, look in enumerate(looks) if look is not None]
+    pairs = near_duplicates([look for look in looks if look is not None])[:TOO_MANY_DUPLICATES]
+    groups = _groups([(readable[one], readable[two]) for one, two, _ in pairs])
+    if not groups:
+        return []
+    spare: list[str] = []
+    for group in groups:
+        # The largest is kept.
+        best = max(group, key=lambda number: (_area(dataset.pictures[number]), -number))
+        spare += [names[number] for number in group if number != best]
+    mirrored = sum(around for _, _, around in pairs)
+    what = f"{len(groups)} group{_s(groups)} of near-duplicates, {sum(map(len, groups))} pictures in all"
+    what += f" ({mirrored} pair{_s(range(mirrored))} mirrored)." if mirrored else "."
+    files = tuple(" = ".join(names[number] for number in group) for group in groups)
+    advice = "Keep one of each: what is there twice is learned twice as hard, background and pose included."
+    return [Finding(SPOILS, "near-duplicates", what, advice, files, tuple(spare))]
+
+
+def _captions(dataset: Dataset, names: list[str], count_tokens: Callable[[str], int] | None) -> list[Finding]:
+    found = []
+    captions = [picture.caption for picture in dataset.pictures]
+    empty = tuple(name for name, caption in zip(names, captions, strict=True) if not caption.strip())
+    if empty:
+        advice = "Write one (AutoCaption makes a draft), or set a trigger in LoadDataset."
+        found.append(Finding(SPOILS, "no caption", f"{_count(empty)} have no caption.", advice, empty))
+    if dataset.trigger:
+        word = dataset.trigger.casefold()
+        lacking = tuple(name for name, c in zip(names, captions, strict=True) if word not in c.casefold())
+        if lacking:
+            what = f"{_count(lacking)} lack the trigger {dataset.trigger!r}."
+            found.append(Finding(SPOILS, "no trigger", what, "Put it first in each caption.", lacking))
+    same = [caption for caption, count in Counter(filter(None, captions)).items() if count > 1]
+    if same and len(set(captions)) == 1 and len(captions) > 1:
+        what = "All captions are the same."
+        advice = "Say what differs from picture to picture, or all of it becomes part of what is learned."
+        found.append(Finding(WEAKENS, "identical captions", what, advice))
+    elif same:
+        files = tuple(name for name, caption in zip(names, captions, strict=True) if caption in same)
+        what = f"{len(files)} pictures share their caption with another."
+        found.append(Finding(NOTE, "identical captions", what, "Say what differs between them.", files))
+    if count_tokens:
+        long = tuple(n for n, c in zip(names, captions, strict=True) if count_tokens(c) > LONGEST_CAPTION)
+        if long:
+            what = f"{_count(long)} have captions of more than {LONGEST_CAPTION} tokens."
+            advice = "CLIP reads them in pieces: put what matters first, or shorten them."
+            found.append(Finding(NOTE, "long captions", what, advice, long))
+    return found
+
+
+def _tags(dataset: Dataset) -> list[Finding]:
+    """Tags on every picture say nothing, tags on one are not learned; only where captions are lists of tags."""
+    captions = [picture.caption for picture in dataset.pictures if picture.caption]
+    if len(captions) < 5 or sum(len(split_tags(caption)) for caption in captions) < 3 * len(captions):
+        return []
+    found, counts = [], tag_counts(captions)
+    trigger = dataset.trigger.casefold()
+    everywhere = [tag for tag, count in counts.items() if count == len(captions) and tag.casefold() != trigger]
+    if everywhere:
+        what = f"On every picture: {', '.join(sorted(everywhere)[:20])}."
+        advice = "Remove what belongs to the thing itself, so that the trigger alone stands for it."
+        found.append(Finding(WEAKENS, "tags on all", what, advice))
+    once = [tag for tag, count in counts.items() if count == 1]
+    if len(once) > len(counts) / 2:
+        what = f"{len(once)} of {len(counts)} tags are on one picture only."
+        found.append(Finding(NOTE, "tags on one", what, "That is fine for what differs; check them for typing errors."))
+    return found
+
+
+def _pixels(dataset: Dataset, names: list[str], looks: Sequence[Look | None]) -> list[Finding]:
+    found = []
+    seen = [(name, look) for name, look in zip(names, looks, strict=True) if look is not None]
+    if len(seen) >= 5:
+        median = sorted(look.sharpness for _, look in seen)[len(seen) // 2]
+        ranked = sorted((look.sharpness, name) for name, look in seen if look.sharpness < BLURRED * median)
+        if ranked:
+            files = tuple(name for _, name in ranked)
+            what = f"{_count(files)} are far less sharp than the rest."
+            found.append(Finding(WEAKENS, "blurred", what, "Look at them; blur is learned too.", files, files))
+    rotated = tuple(name for name, look in seen if look.rotated)
+    if rotated:
+        what = f"{_count(rotated)} are stored turned and marked so."
+        advice = "They are turned upright here; other tools may show them lying."
+        found.append(Finding(NOTE, "rotated", what, advice, rotated))
+    clear = tuple(name for name, look in seen if look.transparent > 0.001)
+    if clear:
+        color = "#{:02x}{:02x}{:02x}".format(*dataset.background)
+        what = f"{_count(clear)} are partly transparent."
+        advice = f"They are laid on {color}; the background of LoadDataset sets it."
+        found.append(Finding(NOTE, "transparent", what, advice, clear))
+    return found
+
+
+def _placement(dataset: Dataset, names: list[str]) -> list[Finding]:
+    if not dataset.is_bucketed:
+        return []
+    found = []
+    placed = [(name, picture) for name, picture in zip(names, dataset.pictures, strict=True) if picture.placement]
+    small = sorted(
+        ((enlargement(picture), name) for name, picture in placed if enlargement(picture) > MOST_ENLARGED), reverse=True
+    )
+    if small:
+        files = tuple(f"{name} ({factor:.1f} ×)" for factor, name in small)
+        what = f"{_count(files)} are too small for their bucket and enlarged."
+        advice = "Find larger ones, or lower the resolution: soft edges are learned too."
+        found.append(Finding(WEAKENS, "too small", what, advice, files, tuple(name for f, name in small if f > 2)))
+    crops = [(p.placement, name) for name, p in placed if p.placement and p.placement.fit == "crop"]
+    cut = sorted(((lost_share(crop), name) for crop, name in crops if lost_share(crop) > MOST_LOST), reverse=True)
+    if cut:
+        files = tuple(f"{name} ({share:.0%})" for share, name in cut)
+        what = f"{_count(files)} lose more than a third to the crop."
+        advice = "Crop them by hand around what matters, or let BucketImages pad, or have more shapes."
+        found.append(Finding(WEAKENS, "cropped", what, advice, files))
+    return found
+
+
+def _amounts(dataset: Dataset) -> list[Finding]:
+    found = []
+    concepts = dataset.concepts()
+    for name, pictures in concepts.items():
+        called = f"The concept {name!r} has" if name and len(concepts) > 1 else "There are"
+        if len(pictures) < FEWEST:
+            what = f"{called} {len(pictures)} picture{_s(pictures)}."
+            advice = "10 to 30 suit a subject, 20 to 50 a style; fewer are learned by heart."
+            found.append(Finding(WEAKENS, "few pictures", what, advice))
+        elif len(pictures) > MOST and len(concepts) == 1:
+            what = f"{called} {len(pictures)} pictures."
+            found.append(Finding(NOTE, "many pictures", what, "The best 30 often teach a subject better than all."))
+    draws = {name: sum(picture.repeats for picture in pictures) for name, pictures in concepts.items()}
+    if len(draws) > 1 and max(draws.values()) > UNBALANCED * min(draws.values()):
+        most, least = max(draws, key=draws.__getitem__), min(draws, key=draws.__getitem__)
+        what = f"{most!r} is seen {draws[most]} times an epoch, {least!r} {draws[least]} times."
+        found.append(Finding(WEAKENS, "unbalanced", what, "Give the smaller one more repeats, if they matter alike."))
+    return found
+
+
+def _groups(pairs: list[tuple[int, int]]) -> list[list[int]]:
+    """Connected groups of numbers, each sorted."""
+    leader: dict[int, int] = {}
+
+    def find(number: int) -> int:
+        while leader.setdefault(number, number) != number:
+            number = leader[number]
+        return number
+
+    for one, two in pairs:
+        leader[find(two)] = find(one)
+    groups: dict[int, list[int]] = {}
+    for number in sorted(leader):
+        groups.setdefault(find(number), []).append(number)
+    return list(groups.values())
+
+
+def _area(picture: Picture) -> int:
+    return picture.size[0] * picture.size[1]
+
+
+def _count(files: Sequence[str]) -> str:
+    return f"{len(files)} picture{_s(files)}"
+
+
+def _s(things: Sequence[object]) -> str:
+    return "" if len(things) == 1 else "s"
