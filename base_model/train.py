@@ -27,7 +27,7 @@ def start() -> None:
     spec.submodule_search_locations = [str(ROOT / "base_model")]
     sys.modules["base_model"] = importlib.util.module_from_spec(spec)
     if "COMFYUI_PATH" not in os.environ:
-        raise SystemExit("Set COMFYUI_PATH to the ComfyUI to use, such as .host/ComfyUI-0.3.75 after python dev.py test.")
+        raise SystemExit("Set COMFYUI_PATH to a ComfyUI, such as the one dev.py unpacks into .host.")
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     import comfy.options
 
