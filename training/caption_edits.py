@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .config import check_fields, knob
 from .draws import seed_for
@@ -104,8 +105,18 @@ def _each(change: Callable[[str, CaptionEdit], str]) -> Callable[[list[str], Cap
     return lambda captions, edit, _trigger: [change(caption, edit) for caption in captions]
 
 
+def escape_brackets(text: str) -> str:
+    """Put a backslash before each bracket that has none, so that ComfyUI does not take it for a weight."""
+    return re.sub(r"(?<!\\)([()\[\]])", r"\\\1", text)
+
+
+def matches(tags: str, tag: str) -> bool:
+    """Whether a tag is one of those between commas, in whatever case; * stands for anything."""
+    return _pattern(tags).fullmatch(tag) is not None
+
+
+@lru_cache(maxsize=64)
 def _pattern(tags: str) -> re.Pattern[str]:
-    """Matches any of some tags whole, in whatever case; * stands for anything."""
     choices = "|".join(re.escape(tag).replace(r"\*", ".*") for tag in split_tags(tags))
     return re.compile(choices or r"(?!)", re.IGNORECASE)
 
@@ -120,13 +131,11 @@ def _replace_by_expression(caption: str, edit: CaptionEdit) -> str:
 
 
 def _without(caption: str, edit: CaptionEdit) -> str:
-    unwanted = _pattern(edit.text)
-    return join_tags([tag for tag in split_tags(caption) if not unwanted.fullmatch(tag)])
+    return join_tags([tag for tag in split_tags(caption) if not matches(edit.text, tag)])
 
 
 def _only(caption: str, edit: CaptionEdit) -> str:
-    wanted = _pattern(edit.text)
-    return join_tags([tag for tag in split_tags(caption) if wanted.fullmatch(tag)])
+    return join_tags([tag for tag in split_tags(caption) if matches(edit.text, tag)])
 
 
 def _prune(captions: list[str], edit: CaptionEdit, trigger: str, *, implied: bool) -> list[str]:
@@ -168,6 +177,6 @@ _EDITS: dict[str, Callable[[list[str], CaptionEdit, str], list[str]]] = {
     "spaces to underscores": _each(
         lambda caption, _edit: join_tags([tag.replace(" ", "_") for tag in split_tags(caption)])
     ),
-    "escape brackets": _each(lambda caption, _edit: re.sub(r"(?<!\\)([()\[\]])", r"\\\1", caption)),
+    "escape brackets": _each(lambda caption, _edit: escape_brackets(caption)),
     "unescape brackets": _each(lambda caption, _edit: re.sub(r"\\([()\[\]])", r"\1", caption)),
 }

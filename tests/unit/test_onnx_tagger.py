@@ -1,0 +1,129 @@
+"""Taggers through onnxruntime, on small real ONNX files in the formats that taggers are published in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from lora_workbench.training.captioners.onnx_tagger import OnnxTagger, TagSettings
+from lora_workbench.training.errors import UserError
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+CSV = """tag_id,name,category,count
+1,rating_safe,9,100
+2,red_hair,0,90
+3,green_(dress),0,80
+4,blue_sea,0,70
+5,^_^,0,60
+6,zorp,4,50
+"""
+# What each tag answers to, in blue, green, red (WD) with a bias; sigmoid of the sum.
+WEIGHTS = np.array(
+    [[0, 0, 0, 0.1, 0, 0], [0, 0, 0.1, 0, 0, 0], [0, 0.1, 0, 0, 0, 0.06]], np.float32
+)  # rows: blue, green, red
+BIAS = np.array([5, -10, -10, -10, -0.5, -12], np.float32)
+
+
+def tagger(folder: Path, *, batch: int | str = "N", channels: int = 3, tags: int = 6, csv: str = CSV) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    given = helper.make_tensor_value_info("input_1", TensorProto.FLOAT, [batch, 448, 448, channels])
+    made = helper.make_tensor_value_info("tags", TensorProto.FLOAT, [batch, tags])
+    nodes = [
+        helper.make_node("ReduceMean", ["input_1", "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], ["scores"]),
+        helper.make_node("Add", ["scores", "bias"], ["biased"]),
+        helper.make_node("Sigmoid", ["biased"], ["tags"]),
+    ]
+    weights = np.zeros((channels, tags), np.float32)
+    weights[:3, :6] = WEIGHTS[:channels, :tags]
+    constants = [
+        numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
+        numpy_helper.from_array(weights, "weights"),
+        numpy_helper.from_array(np.resize(BIAS, tags), "bias"),
+    ]
+    graph = helper.make_graph(nodes, "tagger", [given], [made], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(folder / "model.onnx"))
+    (folder / "selected_tags.csv").write_text(csv, encoding="utf-8")
+    return folder
+
+
+def plain(color: str, size: tuple[int, int] = (448, 448)) -> Image.Image:
+    return Image.new("RGB", size, color)
+
+
+PICTURES = [plain("#ff0000"), plain("#00ff00"), plain("#0000ff")]
+
+
+@pytest.mark.parametrize("batch", ["N", 1, 2])
+def test_a_wd_tagger_names_what_it_sees(tmp_path, batch):
+    made = OnnxTagger(tagger(tmp_path, batch=batch), TagSettings())
+    assert made.batch == (8 if batch == "N" else batch)
+    found = []
+    for at in range(0, 3, made.batch):
+        found += made.caption(PICTURES[at : at + made.batch])
+    # The surest first; a rating is no tag; the face keeps its mouth; zorp (0.96) is a character above its threshold.
+    assert found == ["red hair, zorp, ^_^", r"green \(dress\), ^_^", "blue sea, ^_^"]
+
+
+def test_settings_decide_what_is_written(tmp_path):
+    folder = tagger(tmp_path)
+
+    def of(**settings: object) -> str:
+        return OnnxTagger(folder, TagSettings(**settings)).caption(PICTURES[:1])[0]
+
+    assert of(keep_underscores=True) == "red_hair, zorp, ^_^"
+    assert of(exclude="RED hair, ^*") == "zorp"
+    assert of(character_threshold=0.99) == "red hair, ^_^"
+    assert of(general_threshold=0.5) == "red hair, zorp"
+    assert OnnxTagger(folder, TagSettings(escape_brackets=False)).caption(PICTURES[1:2]) == ["green (dress), ^_^"]
+
+
+def test_what_a_picture_lies_on_is_white(tmp_path):
+    """A narrow picture is padded, not stretched: white answers to all three colours."""
+    made = OnnxTagger(tagger(tmp_path), TagSettings(general_threshold=0.5))
+    assert made.caption([plain("#ff0000", (20, 400))]) == [r"red hair, green \(dress\), blue sea, zorp"]
+
+
+def test_a_deepdanbooru_folder_has_a_plain_list(tmp_path):
+    folder = tagger(tmp_path)
+    (folder / "selected_tags.csv").unlink()
+    (folder / "tags.txt").write_text("rating:safe\nred\ngreen\nblue\nface\nzorp\n", encoding="utf-8")
+    # Red, green, blue from 0 to 1: with these weights only what needs no colour is seen.
+    assert OnnxTagger(folder, TagSettings()).caption(PICTURES[:1]) == ["face"]
+
+
+def test_the_identity_changes_with_model_and_settings(tmp_path):
+    one = OnnxTagger(tagger(tmp_path / "one"), TagSettings())
+    assert one.identity == OnnxTagger(tagger(tmp_path / "two"), TagSettings()).identity
+    assert one.identity != OnnxTagger(tagger(tmp_path / "one"), TagSettings(exclude="x")).identity
+    assert one.identity != OnnxTagger(tagger(tmp_path / "three", batch=2), TagSettings()).identity
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: (folder / "model.onnx").unlink(), "has no .onnx file"),
+        (lambda folder: (folder / "selected_tags.csv").unlink(), "has no selected_tags.csv"),
+        (lambda folder: (folder / "model.onnx").write_bytes(b"no model"), "cannot be loaded"),
+        (lambda folder: (folder / "selected_tags.csv").write_text("a,b\n1,2\n"), "needs the columns name and category"),
+        (lambda folder: (folder / "selected_tags.csv").write_text(CSV + "7,more,0,1\n"), "knows 6 tags, .* has 7"),
+        (lambda folder: tagger(folder, channels=4), "takes N × 448 × 448 × 4 instead of"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_words(tmp_path, harm, words):
+    harm(tagger(tmp_path))
+    with pytest.raises(UserError, match=words):
+        OnnxTagger(tmp_path, TagSettings())
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    import sys
+
+    folder = tagger(tmp_path)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="pip install onnxruntime"):
+        OnnxTagger(folder, TagSettings())
