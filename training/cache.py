@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -66,6 +67,15 @@ class TensorCache:
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        content = hashlib.sha256()
+        while block := file.read(1 << 20):
+            content.update(block)
+    return content.hexdigest()
 
 
 def disk_trouble(error: Exception, folder: Path) -> str:

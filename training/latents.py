@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from . import images
-from .cache import TensorCache
+from .cache import TensorCache, content_hash
 from .dataset import Dataset, Picture
 from .errors import UnreadableImage, UserError
 from .events import Cancelled, Sink
@@ -97,11 +97,8 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
 
 
 def _latent_key(picture: Picture, flipped: bool, dataset: Dataset, vae: PictureEncoder) -> str:
-    with picture.path.open("rb") as file:
-        content = hashlib.sha256()
-        while block := file.read(1 << 20):
-            content.update(block)
-    parts = ["latent-1", content.hexdigest(), repr(picture.placement), repr(dataset.background), flipped, vae.identity]
+    parts = ["latent-1", content_hash(picture.path), repr(picture.placement), repr(dataset.background), flipped,
+             vae.identity]  # fmt: skip
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
 
 

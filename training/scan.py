@@ -111,16 +111,20 @@ def folder_fingerprint(root: Path) -> str:
 def _picture(path: Path, size: tuple[int, int], caption_file: Path | None, folder: _Folder, trigger: str) -> Picture:
     """One picture of the manifest, with its own caption or its folder's."""
     caption = _read_caption(caption_file) if caption_file else ""
-    caption = caption or " ".join(folder.class_word.replace("_", " ").split())
     return Picture(
         path=path,
         size=size,
-        caption=with_trigger(caption, trigger),
+        caption=with_trigger(caption, trigger) if caption else fallback_caption(folder.class_word, trigger),
         repeats=folder.repeats,
         concept=folder.concept,
         class_word=folder.class_word,
         fingerprint=_stamp(path),
     )
+
+
+def fallback_caption(class_word: str, trigger: str) -> str:
+    """What a picture without a caption of its own is called: its folder's class word and the trigger."""
+    return with_trigger(" ".join(class_word.replace("_", " ").split()), trigger)
 
 
 def _folders(root: Path, skipped: list[str]) -> Iterator[_Folder]:
