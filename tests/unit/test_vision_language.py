@@ -1,0 +1,68 @@
+"""A captioner that writes sentences, through transformers' own loading, from a folder and from nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from lora_workbench.training.captioners.vision_language import SentenceSettings, VisionLanguage
+from lora_workbench.training.errors import UserError
+from PIL import Image
+from support.captioners import KNOWN, tiny_blip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_blip(tmp_path_factory.mktemp("blip"))
+
+
+@contextmanager
+def on_cpu():
+    yield torch.device("cpu")
+
+
+def captioner(folder: Path, **settings: object) -> VisionLanguage:
+    return VisionLanguage(folder, SentenceSettings(**settings), lambda model: on_cpu)
+
+
+def test_it_says_what_it_sees(folder, monkeypatch):
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    made = captioner(folder)
+    assert made.caption([Image.new("RGB", (200, 100), color) for color in KNOWN]) == list(KNOWN.values())
+    assert made.batch == 1
+
+
+def test_captions_are_no_longer_than_asked(folder):
+    assert len(captioner(folder, max_tokens=8).caption([Image.new("RGB", (32, 32), "#ff0000")])[0].split()) <= 8
+
+
+def test_the_identity_follows_files_and_settings(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copy2)
+    one = captioner(folder).identity
+    assert one == captioner(copy).identity != captioner(folder, prompt="a").identity
+    (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
+    assert captioner(copy).identity != one
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no .safetensors file"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "can run code"),
+        (lambda folder: [file.unlink() for file in folder.glob("*token*")], "has no tokenizer"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "cannot be loaded"),
+    ],
+)
+def test_an_incomplete_folder_is_named(folder, tmp_path, harm, words):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    harm(broken)
+    with pytest.raises(UserError, match=words):
+        captioner(broken)
