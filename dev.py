@@ -4,7 +4,7 @@
     python dev.py demo          train a LoRA end to end and write a picture sheet
     python dev.py test [ARGS]   lint, type-check and run the whole test suite (ARGS go to pytest)
     python dev.py serve         open ComfyUI with the pack for a person
-    python dev.py bench         run the benchmarks, print ratios
+    python dev.py bench         run the benchmarks, beside the host's own trainer
 
 Everything it makes stays in two ignored folders of this checkout: `.venv*` (Python packages) and
 `.host` (a real ComfyUI and its models, input and output folders). The host is the ComfyUI named by

@@ -118,15 +118,16 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
-def train(state: Checkpoints, steps: int, sample: Tensor) -> None:
+def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True) -> None:
     """Train, from wherever the last run stopped, and ship the result; nothing to do when that was done before.
 
     Args:
         state: Where the work is kept.
         steps: Steps in all.
         sample: Pictures for `scaled`.
+        go_on: Begin with what is shipped where no state is kept.
     """
-    done = card().get("vae_steps", 0)
+    done = card().get("vae_steps", 0) if go_on else 0
     if done >= steps:
         return
     from comfy.taesd.taesd import TAESD
@@ -144,7 +145,7 @@ def train(state: Checkpoints, steps: int, sample: Tensor) -> None:
     model = model.requires_grad_(True)
     optimizer = torch.optim.AdamW([p for n, p in model.named_parameters() if not n.startswith("vae_")], fused=True)
     step = state.load("vae", model=model, optimizer=optimizer)
-    if not step and VAE.is_file():
+    if step < done and VAE.is_file():
         # Another machine's work, without its optimizer.
         model.load_state_dict({name: tensor.float() for name, tensor in shipped(VAE).items()})
         step = done

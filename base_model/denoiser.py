@@ -21,6 +21,7 @@ from .assemble import (
     LATENT_SHIFT,
     PATCHES,
     TEXT_TOKENS,
+    VAE,
     card,
     denoiser_config,
     ship,
@@ -68,9 +69,19 @@ def new_denoiser() -> torch.nn.Module:
 # -- the training set ----------------------------------------------------------------------------
 
 
+def data_files(folder: Path) -> tuple[Path, Path]:
+    """Where the training set lies: latents, which belong to one VAE, and encoded captions."""
+    return folder / f"latents-{vae_stamp()}.safetensors", folder / "text.safetensors"
+
+
+def vae_stamp() -> str:
+    """Tells VAEs apart: a denoiser is worth nothing in the latent space of another."""
+    return str(card()["sha256"][VAE.name])[:12]
+
+
 def make_data(folder: Path, vae: torch.nn.Module, seed: int) -> None:
     """Draw the world, encode pictures and captions, and keep both on disk; done once."""
-    latents_file, text_file = folder / "latents.safetensors", folder / "text.safetensors"
+    latents_file, text_file = data_files(folder)
     if latents_file.exists() and text_file.exists():
         return
     rng = random.Random(seed)
@@ -141,7 +152,7 @@ def encode_captions(captions: list[str], length: int) -> tuple[Tensor, Tensor]:
 # -- the training --------------------------------------------------------------------------------
 
 
-def train(state: Checkpoints, steps: int) -> None:
+def train(state: Checkpoints, steps: int, *, go_on: bool = True) -> None:
     """Train, from wherever the last run or the shipped weights stopped; what is there is shipped every 2000 steps.
 
     Most steps see the first 18 text tokens alone, which is half the work; one in ten sees all 77, as the host will show
@@ -150,20 +161,22 @@ def train(state: Checkpoints, steps: int) -> None:
     Args:
         state: Where the work is kept.
         steps: Steps in all.
+        go_on: Begin with what is shipped where it has had more steps than the state that is kept.
     """
-    data = load_file(state.folder / "latents.safetensors") | load_file(state.folder / "text.safetensors")
-    torch.manual_seed(2)
+    latents, text = (load_file(file) for file in data_files(state.folder))
+    data, kept = latents | text, f"denoiser-{vae_stamp()}"
     model = new_denoiser().train()
     average = copy.deepcopy(model).requires_grad_(False)
     trainable = [p for p in model.parameters() if p.requires_grad_(True) is not None]
     optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
-    step = state.load("denoiser", model=model, average=average, optimizer=optimizer)
-    if not step and DENOISER.is_file():
+    step = state.load(kept, model=model, average=average, optimizer=optimizer)
+    known = card().get("denoiser", {})
+    if go_on and DENOISER.is_file() and known.get("vae") == vae_stamp() and known["steps"] > step:
         # Another machine's work, without its optimizer.
         weights = {name: tensor.float() for name, tensor in shipped(DENOISER).items()}
         model.load_state_dict(weights)
         average.load_state_dict(weights)
-        step = card()["denoiser_steps"]
+        step = known["steps"]
     seen, started, losses = step, time.monotonic(), []
     while step < steps:
         source = torch.Generator().manual_seed(step)
@@ -185,9 +198,9 @@ def train(state: Checkpoints, steps: int) -> None:
             per_step = (time.monotonic() - started) / (step - seen)
             say(f"denoiser {step}/{steps} loss {np.mean(losses[-100:]):.4f} {per_step:.3f} s/step")
         if step % 500 == 0 or step == steps:
-            state.save("denoiser", step, model=model, average=average, optimizer=optimizer)
+            state.save(kept, step, model=model, average=average, optimizer=optimizer)
         if step % 2000 == 0 or step == steps:
-            ship(DENOISER, average.state_dict(), denoiser_steps=step)
+            ship(DENOISER, average.state_dict(), denoiser={"steps": step, "vae": vae_stamp()})
 
 
 def flow_loss(model: torch.nn.Module, data: dict[str, Tensor], tokens: int, source: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train import ROOT, start
+from bootstrap import ROOT, start
 
 
 def measure(painter: Any, count: int, held_out: bool) -> tuple[dict[str, float], list[Any]]:
@@ -68,13 +68,8 @@ def write_readme(quality: dict[str, Any]) -> None:
     file.write_text(before + start + "\n" + "\n".join(lines) + "\n" + end + rest.split(end)[1], encoding="utf-8")
 
 
-def main() -> None:
-    """Measure and tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--write", action="store_true")
-    args = parser.parse_args()
-    start()
+def evaluate(count: int, write: bool) -> None:
+    """Measure, tell, and write it down where that is asked for."""
     from base_model import assemble
     from base_model.painter import GUIDANCE, SAMPLER, SCHEDULER, STEPS, Painter
     from base_model.progress import say
@@ -84,20 +79,30 @@ def main() -> None:
         assemble.assemble(checkpoint)
         painter = Painter(checkpoint)
     sampler = f"{SAMPLER}, {SCHEDULER}, {STEPS} steps, CFG {GUIDANCE}"
-    quality: dict[str, Any] = {"sampler": sampler, "pictures": args.count}
+    quality: dict[str, Any] = {"sampler": sampler, "pictures": count}
     started = time.monotonic()
     for name, held_out in (("known", False), ("held_out", True)):
-        quality[name], shown = measure(painter, args.count, held_out)
-        say(f"{name}: {quality[name]} ({(time.monotonic() - started) / args.count:.1f} s a picture)")
+        quality[name], shown = measure(painter, count, held_out)
+        say(f"{name}: {quality[name]} ({(time.monotonic() - started) / count:.1f} s a picture)")
         for _, prompt, right in shown:
             if not right:
                 say(f"  wrong: {prompt}")
-        if args.write:
+        if write:
             contact_sheet(shown[:40]).save(ROOT / "docs" / f"base_model_{name}.jpg", quality=88)
-    if args.write:
+    if write:
         card = assemble.card()
         assemble.CARD.write_text(json.dumps({**card, "quality": quality}, indent=1) + "\n", encoding="utf-8")
         write_readme(quality)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    start()
+    evaluate(args.count, args.write)
 
 
 if __name__ == "__main__":

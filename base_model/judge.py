@@ -25,6 +25,7 @@ from skimage.feature import hog
 from . import concepts, reader, world
 
 _REFERENCES, _FRESH = (400, 1000), (60, 2000)
+TUNING, REPORTING = 0, 1  # prompts and noise that settings are chosen on, and others that results are told on
 _NEAREST = 3
 _NOTHING = np.array([50.0, 0.0, 0.0], np.float32)  # the grey put in place of the background
 
@@ -56,26 +57,28 @@ class Judge:
     Args:
         painter: A `Painter`.
         concept: Which of CONCEPTS.
-        count: Pictures for fidelity, for editability and for preservation each.
+        count: Pictures for fidelity and for editability each; preservation takes twice as many.
+        series: TUNING or REPORTING: which prompts and noise.
     """
 
-    def __init__(self, painter: Any, concept: str, count: int = 24) -> None:
+    def __init__(self, painter: Any, concept: str, count: int = 24, series: int = TUNING) -> None:
         self.painter, self.concept = painter, concept
         self._known = _Gallery([picture for picture, _ in concepts.pictures(concept, *_REFERENCES)])
-        self._alike = [caption for _, caption in concepts.pictures(concept, count, _FRESH[1])]
-        self._asked = _new_combinations(concept, count)
-        rng = random.Random("preservation")
-        self._scenes = [world.random_scene(rng, plain=True) for _ in range(count)]
-        self._seeds = list(range(5000, 5000 + count))
+        rng = random.Random(f"{concept} {series}")
+        self._alike = _new_captions(concept, count, rng)
+        self._asked = _new_combinations(concept, count, rng)
+        self._scenes = [_readable_scene(rng) for _ in range(2 * count)]
+        self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + 2 * count))
         self._real = self._known.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
-        self._base = self._known.distance(self.painter.paint(self._alike, self._seeds))
+        self._base = self._known.distance(self.painter.paint(self._alike, self._seeds[:count]))
         self._before = self._paint_scenes(None)
 
     def judge(self, model: Any) -> Judgement:
         """Sample from a MODEL and say what it is worth."""
-        fidelity = self.fidelity(self.painter.paint(self._alike, self._seeds, model))
+        seeds = self._seeds[: len(self._alike)]
+        fidelity = self.fidelity(self.painter.paint(self._alike, seeds, model))
         prompts = [concepts.caption(self.concept, *asked) for asked in self._asked]
-        pictures = self.painter.paint(prompts, self._seeds, model)
+        pictures = self.painter.paint(prompts, seeds, model)
         after = self._paint_scenes(model)
         kept = self._right(after)
         asked = list(zip(pictures, self._asked, strict=True))
@@ -93,7 +96,9 @@ class Judge:
         return (self._base - self._known.distance(pictures)) / (self._base - self._real)
 
     def _paint_scenes(self, model: Any) -> list[Image.Image]:
-        return list(self.painter.paint([world.sentence(scene) for scene in self._scenes], self._seeds, model))
+        forms = (world.sentence, world.tags)
+        prompts = [forms[number % 2](scene) for number, scene in enumerate(self._scenes)]
+        return list(self.painter.paint(prompts, self._seeds, model))
 
     def _right(self, pictures: Sequence[Image.Image]) -> float:
         hits = []
@@ -103,10 +108,25 @@ class Judge:
         return float(np.mean(hits))
 
 
-def _new_combinations(concept: str, count: int) -> list[tuple[str, str]]:
+def _new_captions(concept: str, count: int, rng: random.Random) -> list[str]:
+    """Captions of held-out pictures that no training picture has, so that one learned by heart does not count."""
+    trained = {caption for _, caption in concepts.pictures(concept, *concepts.TRAINED)}
+    drawn = [caption for _, caption in concepts.pictures(concept, *_FRESH)]
+    fresh = [caption for caption in dict.fromkeys(drawn) if caption not in trained]
+    return [rng.choice(fresh) for _ in range(count)]
+
+
+def _readable_scene(rng: random.Random) -> world.Scene:
+    """One thing of any size and place, in one colour: what the reader is sure of."""
+    while True:
+        scene = world.random_scene(rng)
+        if not scene.relation and scene.things[0].texture == "plain" and scene.things[0].style == "flat":
+            return scene
+
+
+def _new_combinations(concept: str, count: int, rng: random.Random) -> list[tuple[str, str]]:
     """Pairs of worn colour and background that no training picture shows."""
     trained = {caption for _, caption in concepts.pictures(concept, *concepts.TRAINED)}
-    rng = random.Random(f"{concept} editability")
     pairs = [
         (wears, ground) for wears in concepts.CONCEPTS[concept].wears for ground in world.BACKGROUNDS
         if concepts.caption(concept, wears, ground) not in trained

@@ -19,7 +19,10 @@ def native_lora(model: Any, latents: Sequence[Any], positive: Sequence[Any], **s
         Its LORA_MODEL.
     """
     import comfy_extras.nodes_train as native
+    import torch
 
+    # The node draws its LoRA from the global generator, whatever its input says.
+    torch.manual_seed(settings.get("seed", 0))
     wanted = {"model": model, **settings}
     schema = native.TrainLoraNode.define_schema()
     inputs = {i.id: wanted.get(i.id, getattr(i, "default", None)) for i in schema.inputs}

@@ -14,6 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the host is not imported here, which `nodes` would stand in the way of
 
+try:
+    import safetensors.torch  # noqa: F401
+except ImportError as error:
+    raise SystemExit(f"[demo] {error}: run this with the Python that runs ComfyUI.") from None
+
 from pictures import write_pictures  # noqa: E402
 
 from base_model import assemble, concepts  # noqa: E402
@@ -39,12 +44,13 @@ def main() -> None:
         raise SystemExit(f"[demo] {error}") from None
     say(f"base model: {checkpoint.name}, {checkpoint.stat().st_size / 1e6:.0f} MB, put together and checked")
 
-    pictures = base / PICTURES
-    if pictures.exists():
-        say(f"pictures: {pictures.relative_to(base)}, already there")
+    folder = base / PICTURES
+    pictures = concepts.pictures(CONCEPT, *concepts.TRAINED)
+    if len(list(folder.glob("*.png"))) >= len(pictures):
+        say(f"pictures: {folder.relative_to(base)}, already there")
     else:
-        files = write_pictures(pictures, concepts.pictures(CONCEPT, *concepts.TRAINED))
-        say(f"pictures: {len(files)} with captions in {pictures.relative_to(base)}")
+        files = write_pictures(folder, pictures)
+        say(f"pictures: {len(files)} with captions in {folder.relative_to(base)}")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ class RunFacts:
         seed: Seed of every random draw.
         mixed_precision: `no`, `bf16` or `fp16`: what the frozen model computed in.
         gradient_checkpointing: Whether blocks were computed twice.
-        timestep_sampling: How a flow model's timesteps were drawn; None for models that have no choice.
+        timestep_sampling: How a flow model's timesteps were drawn, in kohya's words; None where kohya has none.
+        timesteps: How they were drawn, in ours.
         flow_shift: Shift of a flow model's timesteps; None when there is none.
         guidance: Guidance told to the model; None for models that take none.
         losses: Mean loss of each optimizer step.
@@ -170,6 +171,7 @@ class RunFacts:
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
     timestep_sampling: str | None = None
+    timesteps: str | None = None
     flow_shift: float | None = None
     guidance: float | None = None
     losses: tuple[float, ...] = ()
@@ -344,6 +346,8 @@ def _modelspec_entries(facts: RunFacts, known: ArchitectureFacts, dataset: Datas
 
 def _own_entries(facts: RunFacts) -> dict[str, Any]:
     entries: dict[str, Any] = {"lora_workbench.software": facts.software}
+    if facts.timesteps:
+        entries["lora_workbench.timesteps"] = facts.timesteps
     if facts.losses:
         entries["lora_workbench.final_loss"] = facts.losses[-1]
         entries["lora_workbench.mean_loss"] = sum(facts.losses) / len(facts.losses)

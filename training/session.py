@@ -305,7 +305,8 @@ class Session:
             seed=config.seed, mixed_precision="bf16" if self.precision == torch.bfloat16 else "no",
             gradient_checkpointing=config.gradient_checkpointing,
             # In kohya's words: logit-normal, then shifted. The table that is drawn from is shifted already.
-            timestep_sampling={"logit-normal": "shift"}.get(timesteps, timesteps) if self.model.is_flow else None,
+            timestep_sampling="shift" if self.model.is_flow and timesteps == "logit-normal" else None,
+            timesteps=timesteps,
             flow_shift=self.model.flow_shift, guidance=config.guidance if self.model.takes_guidance else None,
             losses=tuple(run.losses), epoch_losses=tuple(run.epoch_losses),
         )
