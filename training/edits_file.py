@@ -1,0 +1,173 @@
+"""What a person changed in the gallery, kept in one small file per dataset: captions and pictures left out.
+
+The file survives a reload of the page and a restart of the server. Each entry has a revision, so that of two people (or
+two tabs) who edit one picture at the same time, the second is told instead of writing over the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from .cache import disk_trouble
+from .dataset import Dataset, Picture
+from .doctor import name_in
+from .errors import UserError
+
+LONGEST_CAPTION = 20_000  # characters
+_FORMAT = 1
+_locks: dict[Path, threading.RLock] = {}
+_locks_guard = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture's edits.
+
+    Attributes:
+        caption: What it is called now; None where the caption is as it came.
+        excluded: Whether it is left out.
+        revision: Rises with each edit of this picture; 0 before the first.
+    """
+
+    caption: str | None = None
+    excluded: bool = False
+    revision: int = 0
+
+
+class Conflict(UserError):
+    """A picture was edited elsewhere meanwhile; `entry` is how it is now."""
+
+    def __init__(self, name: str, entry: Entry) -> None:
+        super().__init__(f"{name} was changed elsewhere meanwhile: look at it again before you save.")
+        self.entry = entry
+
+
+class EditsFile:
+    """The edits of one dataset.
+
+    Args:
+        folder: Where such files are kept.
+        dataset: Which dataset: its folder decides, or its name where its pictures came from the graph.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset) -> None:
+        self.path = folder / f"{dataset_key(dataset)}.json"
+
+    def entries(self) -> dict[str, Entry]:
+        """All edits by picture, as `name_in` names them; none when the file is not there or not readable."""
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            return {name: Entry(**entry) for name, entry in found["pictures"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            self._set_aside()
+            return {}
+
+    def change(self, name: str, *, base: int, caption: str | None = None, excluded: bool | None = None) -> Entry:
+        """Save one edit at once.
+
+        Args:
+            name: Of the picture.
+            base: Revision that the person saw.
+            caption: The new caption, or None to leave it.
+            excluded: Whether it is left out, or None to leave that.
+
+        Returns:
+            The entry as it is now.
+
+        Raises:
+            Conflict: It was edited since.
+            UserError: The caption is too long, or the file cannot be written.
+        """
+        if caption is not None and len(caption) > LONGEST_CAPTION:
+            raise UserError(f"The caption has {len(caption)} characters: {LONGEST_CAPTION} at most.")
+        with self._locked():
+            entries = self.entries()
+            entry = entries.get(name, Entry())
+            if entry.revision != base:
+                raise Conflict(name, entry)
+            changed = replace(
+                entry,
+                caption=entry.caption if caption is None else caption,
+                excluded=entry.excluded if excluded is None else excluded,
+                revision=base + 1,
+            )
+            self._write({**entries, name: changed})
+            return changed
+
+    def change_all(self, changes: Mapping[str, Entry]) -> dict[str, Entry]:
+        """Save many edits in one write: all, or where one was edited meanwhile none.
+
+        Args:
+            changes: The wanted entries, each with the revision that the person saw.
+
+        Raises:
+            Conflict: One of them was edited since.
+        """
+        with self._locked():
+            entries = self.entries()
+            for name, wanted in changes.items():
+                now = entries.get(name, Entry())
+                if now.revision != wanted.revision:
+                    raise Conflict(name, now)
+            changed = {name: replace(wanted, revision=wanted.revision + 1) for name, wanted in changes.items()}
+            self._write({**entries, **changed})
+            return changed
+
+    def stamp(self) -> str:
+        """Changes when an edit is saved."""
+        try:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        except OSError:
+            return ""
+
+    def applied_to(self, dataset: Dataset) -> Dataset:
+        """The dataset with the edits in it."""
+        entries = self.entries()
+
+        def edited() -> Iterator[Picture]:
+            for picture in dataset.pictures:
+                entry = entries.get(name_in(dataset, picture), Entry())
+                if not entry.excluded:
+                    yield picture if entry.caption is None else replace(picture, caption=entry.caption)
+
+        kept = tuple(edited())
+        if not kept:
+            raise UserError("Every picture of the dataset is left out: take some in again in the gallery.")
+        return dataset.with_pictures(kept)
+
+    def _write(self, entries: Mapping[str, Entry]) -> None:
+        part = self.path.with_suffix(".part")
+        text = json.dumps({"format": _FORMAT, "pictures": {n: asdict(entry) for n, entry in entries.items()}}, indent=1)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, self.path)
+        except OSError as error:
+            raise UserError(disk_trouble(error, self.path.parent)) from error
+
+    def _set_aside(self) -> None:
+        """Keep a file that cannot be read under another name, so that the next edit does not write over it."""
+        with contextlib.suppress(OSError):
+            os.replace(self.path, self.path.with_suffix(".damaged"))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with _locks_guard:
+            lock = _locks.setdefault(self.path, threading.RLock())
+        with lock:
+            yield
+
+
+def dataset_key(dataset: Dataset) -> str:
+    """Names a dataset's edits: the same folder has the same key whatever was done to the dataset since."""
+    source = str(dataset.root) if dataset.root else f"name:{dataset.name}"
+    return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:32]
