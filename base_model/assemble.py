@@ -102,6 +102,11 @@ def card() -> dict[str, Any]:
     return json.loads(CARD.read_text(encoding="utf-8")) if CARD.is_file() else {}
 
 
+def write_card(facts: dict[str, Any]) -> None:
+    """Write the model card's numbers."""
+    CARD.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
 def shipped(file: Path) -> dict[str, Tensor]:
     """Read one of the two shipped files and hold it against its checksum.
 
@@ -126,11 +131,12 @@ def ship(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
     part = file.with_suffix(".part")
     save_file(halves, part)
     part.replace(file)
-    known = card()
+    known = {**card(), **facts}
     known.setdefault("sha256", {})[file.name] = checksum(halves)
+    write_card(known)
     if VAE.is_file() and DENOISER.is_file():
-        known["sha256"]["checkpoint"] = checksum(full_checkpoint())
-    CARD.write_text(json.dumps({**known, **facts}, indent=1) + "\n", encoding="utf-8")
+        known["sha256"]["checkpoint"] = checksum(full_checkpoint())  # reads the card
+        write_card(known)
 
 
 def full_checkpoint() -> dict[str, Tensor]:

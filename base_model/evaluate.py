@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
 import time
@@ -90,8 +89,7 @@ def evaluate(count: int, write: bool) -> None:
         if write:
             contact_sheet(shown[:40]).save(ROOT / "docs" / f"base_model_{name}.jpg", quality=88)
     if write:
-        card = assemble.card()
-        assemble.CARD.write_text(json.dumps({**card, "quality": quality}, indent=1) + "\n", encoding="utf-8")
+        assemble.write_card({**assemble.card(), "quality": quality})
         write_readme(quality)
 
 
