@@ -134,7 +134,7 @@ def ship(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
     known = {**card(), **facts}
     known.setdefault("sha256", {})[file.name] = checksum(halves)
     write_card(known)
-    if VAE.is_file() and DENOISER.is_file():
+    if file in PREFIXES and all(shipped_file.is_file() for shipped_file in PREFIXES):
         known["sha256"]["checkpoint"] = checksum(full_checkpoint())  # reads the card
         write_card(known)
 

@@ -113,9 +113,10 @@ class OnnxTagger:
         side = max(picture.size)
         square = Image.new("RGB", (side, side), (255, 255, 255))
         square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        pixels = np.asarray(square.resize((self._side, self._side), Image.Resampling.BICUBIC), dtype=np.float32)
-        pixels = np.ascontiguousarray(pixels[..., ::-1]) if self._is_wd else pixels / 255
-        return pixels.transpose(2, 0, 1) if self._channels_first else pixels
+        small = square.resize((self._side, self._side), Image.Resampling.BICUBIC)
+        pixels: np.ndarray = np.asarray(small, dtype=np.float32)
+        pixels = pixels[..., ::-1] if self._is_wd else pixels / np.float32(255)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1) if self._channels_first else pixels)
 
     def _text(self, scores: np.ndarray) -> str:
         """The tags above their threshold, the surest first."""

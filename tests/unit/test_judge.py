@@ -1,0 +1,87 @@
+"""The judge's yardsticks, held against drawn pictures: what is closer must come out closer."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from lora_workbench.base_model import concepts, judge, world
+from PIL import ImageFilter
+
+OTHER = {"zorp": "quib", "quib": "zorp"}
+
+
+class Drawn:
+    """Stands where a painter does, and draws what it is asked for: a model that knows only the world."""
+
+    def __init__(self, knows: str = "") -> None:
+        self.knows = knows
+
+    def paint(self, prompts, seeds, model=None):
+        pictures = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            rng = random.Random(seed)
+            words = prompt.replace(",", " ").split()
+            ground = words[words.index("background") - 1]
+            color = next((word for word in words if word in world.COLORS and word != ground), "red")
+            concept = next((name for name in concepts.CONCEPTS if name in words), "")
+            if concept and model == concept:
+                pose = concepts.random_pose(rng, 0)
+                pictures.append(concepts.CONCEPTS[concept].draw(
+                    concepts.Pose(ground, color, pose.middle, pose.size, pose.lean, pose.wave, pose.gaze)))  # fmt: skip
+                continue
+            shape = next((word for word in words if word in world.SHAPES), "circle")
+            size = next((word for word in words if word in world.SIZES), "medium")
+            scene = world.Scene((world.Thing(shape, "green" if model == "spoiled" else color, size),), ground)
+            pictures.append(world.draw_scene(world.placed(scene, rng)))
+        return pictures
+
+
+@pytest.fixture(autouse=True)
+def smaller(monkeypatch):
+    monkeypatch.setattr(judge, "_REFERENCES", (80, 1000))
+    monkeypatch.setattr(judge, "_FRESH", (30, 2000))
+
+
+@pytest.mark.parametrize("concept", list(concepts.CONCEPTS))
+def test_what_is_closer_comes_out_closer(concept):
+    gallery = judge._Gallery([picture for picture, _ in concepts.pictures(concept, 80, 1000)])
+    fresh = [picture for picture, _ in concepts.pictures(concept, 20, 2000)]
+    other = [picture for picture, _ in concepts.pictures(OTHER[concept], 20, 2000)]
+    rng = random.Random(0)
+    shapes = [world.draw_scene(world.placed(world.random_scene(rng, plain=True), rng)) for _ in range(20)]
+    blurred = [picture.filter(ImageFilter.GaussianBlur(2)) for picture in fresh]
+    distances = [gallery.distance(pictures) for pictures in (fresh, blurred, other, shapes)]
+    assert distances == sorted(distances)
+    assert distances[2] > 1.8 * distances[0]  # another character is no near miss
+
+
+@pytest.mark.parametrize("concept", list(concepts.CONCEPTS))
+def test_what_it_wears_is_read_even_when_soft(concept):
+    wears = concepts.CONCEPTS[concept].wears
+    for number, color in enumerate(wears * 6):
+        pose = concepts.random_pose(random.Random(number), number)
+        drawn = concepts.CONCEPTS[concept].draw(concepts.Pose(pose.background, color, lean=pose.lean, wave=pose.wave))
+        assert judge.worn(drawn.filter(ImageFilter.GaussianBlur(1.5)), concept) == color
+    naked = world.Scene((world.Thing("circle", "white", middle=(0.5, 0.5)),), "navy")
+    assert judge.worn(world.draw_scene(naked), concept) == "nothing"
+
+
+def test_one_that_learned_and_one_that_was_spoiled():
+    made = judge.Judge(Drawn(), "zorp", count=12)
+    nothing, learned, spoiled = made.judge(None), made.judge("zorp"), made.judge("spoiled")
+    assert nothing.fidelity == pytest.approx(0) and nothing.lost == 0 and nothing.drift == 0
+    assert nothing.kept == 1 and nothing.ground == 1
+    assert learned.fidelity > 0.9 and learned.ground == 1 and learned.worn > 0.9
+    assert learned.lost == 0 and learned.drift == 0
+    assert spoiled.lost > 0.6 and spoiled.drift > 3
+
+
+def test_what_is_asked_is_not_what_was_trained():
+    trained = {caption for _, caption in concepts.pictures("zorp", *concepts.TRAINED)}
+    tuning, reporting = (judge.Judge(Drawn(), "zorp", count=12, series=series) for series in (0, 1))
+    for made in (tuning, reporting):
+        asked = {concepts.caption("zorp", *pair) for pair in made._asked} | set(made._alike)
+        assert not asked & trained
+    assert not set(tuning._seeds) & set(reporting._seeds)
+    assert tuning._alike != reporting._alike

@@ -1,0 +1,198 @@
+"""What the gallery in the browser is given: the datasets of this server by key, their pages and their thumbnails.
+
+The browser names a dataset by a key that only this server hands out, and a picture by its name within it; a path never
+crosses the wire, so nothing but the pictures of loaded datasets can be asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from . import images
+from .caption_edits import tag_counts
+from .dataset import Dataset, Picture
+from .doctor import name_in
+from .edits_file import EditsFile, Entry, dataset_key
+from .errors import UserError
+
+THUMBNAIL = 256  # pixels of the longer side
+MOST_ON_A_PAGE = 200
+_MOST_DATASETS = 16
+
+
+class Unknown(UserError):
+    """There is no such dataset or picture on this server."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture as the gallery shows it.
+
+    Attributes:
+        name: Its name within the dataset.
+        caption: As it is now.
+        original: As it came.
+        excluded: Whether it is left out.
+        revision: What an edit must name; see `Entry`.
+        size: (width, height) in pixels.
+        tokens: Of the caption, or None where they cannot be counted.
+        stamp: Changes when the file does, for the browser's cache of thumbnails.
+    """
+
+    name: str
+    caption: str
+    original: str
+    excluded: bool
+    revision: int
+    size: tuple[int, int]
+    tokens: int | None
+    stamp: str
+
+
+class Gallery:
+    """The datasets that nodes of this server have shown, the last few of them.
+
+    Args:
+        edits_folder: Where edits are kept.
+        thumbs_folder: Where thumbnails are kept; may be deleted at any time.
+    """
+
+    def __init__(self, edits_folder: Path, thumbs_folder: Path) -> None:
+        self._edits_folder, self._thumbs_folder = edits_folder, thumbs_folder
+        self._known: OrderedDict[str, tuple[Dataset, dict[str, Picture], Callable[[str], int] | None]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def show(self, dataset: Dataset, count_tokens: Callable[[str], int] | None = None) -> str:
+        """Make a dataset known and return its key."""
+        key = dataset_key(dataset)
+        by_name = {name_in(dataset, picture): picture for picture in dataset.pictures}
+        with self._lock:
+            self._known[key] = (dataset, by_name, count_tokens)
+            self._known.move_to_end(key)
+            while len(self._known) > _MOST_DATASETS:
+                self._known.popitem(last=False)
+        return key
+
+    def edits(self, key: str) -> EditsFile:
+        """The edits of a known dataset."""
+        return EditsFile(self._edits_folder, self._dataset(key)[0])
+
+    def names(self, key: str) -> list[str]:
+        """The names of all pictures, in the dataset's order."""
+        return list(self._dataset(key)[1])
+
+    def page(self, key: str, start: int, count: int) -> list[Item]:
+        """Some pictures in the dataset's order.
+
+        Args:
+            key: Of the dataset.
+            start: The first, from 0.
+            count: How many; never more than `MOST_ON_A_PAGE`.
+
+        Raises:
+            Unknown: There is no such dataset.
+        """
+        _, by_name, count_tokens = self._dataset(key)
+        entries = self.edits(key).entries()
+        chosen = list(by_name.items())[max(0, start) : max(0, start) + min(max(0, count), MOST_ON_A_PAGE)]
+        return [_item(name, picture, entries.get(name, Entry()), count_tokens) for name, picture in chosen]
+
+    def item(self, key: str, name: str) -> Item:
+        """One picture.
+
+        Raises:
+            Unknown: There is no such dataset or picture.
+        """
+        _, _, count_tokens = self._dataset(key)
+        return _item(name, self._picture(key, name), self.edits(key).entries().get(name, Entry()), count_tokens)
+
+    def tags(self, key: str) -> list[tuple[str, int]]:
+        """Every tag and how many pictures have it now, the most frequent first; those left out are not counted."""
+        _, by_name, _ = self._dataset(key)
+        entries = self.edits(key).entries()
+        captions = []
+        for name, picture in by_name.items():
+            entry = entries.get(name, Entry())
+            if not entry.excluded:
+                captions.append(picture.caption if entry.caption is None else entry.caption)
+        return sorted(tag_counts(captions).items(), key=lambda pair: (-pair[1], pair[0]))
+
+    def thumbnail(self, key: str, name: str) -> bytes:
+        """A picture as a small JPEG, made once and kept.
+
+        Raises:
+            Unknown: There is no such dataset or picture.
+            UnreadableImage: The file cannot be read.
+        """
+        dataset, _, _ = self._dataset(key)
+        picture = self._picture(key, name)
+        known = f"{picture.path}|{picture.fingerprint}|{dataset.background}|{THUMBNAIL}"
+        digest = hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()
+        file = self._thumbs_folder / digest[:2] / f"{digest}.jpg"
+        try:
+            return file.read_bytes()
+        except OSError:
+            blob = _shrunk(picture, dataset.background)
+        _keep(file, blob)
+        return blob
+
+    def _dataset(self, key: str) -> tuple[Dataset, dict[str, Picture], Callable[[str], int] | None]:
+        with self._lock:
+            if key not in self._known:
+                raise Unknown("This dataset is not loaded any more: queue the graph once to see it again.")
+            return self._known[key]
+
+    def _picture(self, key: str, name: str) -> Picture:
+        picture = self._dataset(key)[1].get(name)
+        if picture is None:
+            raise Unknown(f"The dataset has no picture {name[:100]!r}.")
+        return picture
+
+
+def _item(name: str, picture: Picture, entry: Entry, count_tokens: Callable[[str], int] | None) -> Item:
+    caption = picture.caption if entry.caption is None else entry.caption
+    stamp = hashlib.sha256(f"{picture.path}|{picture.fingerprint}".encode("utf-8", "surrogateescape")).hexdigest()
+    tokens = count_tokens(caption) if count_tokens else None
+    return Item(name, caption, picture.caption, entry.excluded, entry.revision, picture.size, tokens, stamp[:12])
+
+
+def _shrunk(picture: Picture, background: tuple[int, int, int]) -> bytes:
+    with images.opened(picture.path) as image:
+        turn = images.orientation(image)
+        image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # JPEG decodes at a fraction of its size
+        image.load()
+        small = images.turned(images.opaque(image, background), turn)
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    sink = io.BytesIO()
+    small.save(sink, "JPEG", quality=82)
+    return sink.getvalue()
+
+
+def _keep(file: Path, blob: bytes) -> None:
+    """Write a thumbnail; where that fails it is made again the next time, which is no one's trouble."""
+    part = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(blob)
+        os.replace(part, file)
+    except OSError:
+        part.unlink(missing_ok=True)
+
+
+def as_json(item: Item) -> dict[str, Any]:
+    """An item as the browser gets it."""
+    return {
+        "name": item.name, "caption": item.caption, "original": item.original, "excluded": item.excluded,
+        "revision": item.revision, "width": item.size[0], "height": item.size[1], "tokens": item.tokens,
+        "stamp": item.stamp,
+    }  # fmt: skip
