@@ -212,7 +212,7 @@ def bucket_report(dataset: Dataset) -> str:
     lines = [total + (f", {len(dataset.skipped)} left out" if dataset.skipped else "")]
     lines.append(f"mean difference of width / height: {aspect_error(dataset):.3f}")
     for (width, height), pictures in buckets.items():
-        shown = sum(picture.repeats for picture in pictures)
+        shown = round(sum(picture.repeats for picture in pictures))
         placements = [picture.placement for picture in pictures if picture.placement is not None]
         lost = sum(map(lost_share, placements)) / len(placements)
         word = "cut away" if placements[0].fit == "crop" else "padding"

@@ -37,21 +37,25 @@ class Picture:
         path: The file. Pictures that came as tensors lie as PNG in ComfyUI's temp folder.
         size: (width, height) in pixels as a viewer shows it, with EXIF orientation applied.
         caption: The text trained with it.
-        repeats: How often it is seen in an epoch, at least 1.
+        repeats: How often it is seen in an epoch, above 0; 0.25 is every fourth epoch.
         concept: Name of the folder it came from, such as `10_my_character`.
         class_word: What the folder name says is shown, such as `my_character`; may be empty.
         fingerprint: Changes when the file does: size and modification time, or a content hash.
         placement: Where it lies in its bucket; None until BucketImages ran.
+        weight: What its loss is multiplied with.
+        is_prior: Whether it shows what the model shall keep (a regularisation image), not what it shall learn.
     """
 
     path: Path
     size: tuple[int, int]
     caption: str
-    repeats: int = 1
+    repeats: float = 1
     concept: str = ""
     class_word: str = ""
     fingerprint: str = ""
     placement: Placement | None = None
+    weight: float = 1.0
+    is_prior: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ class Dataset:
 
     @property
     def images_per_epoch(self) -> int:
-        """Pictures seen in one epoch, repeats counted."""
-        return sum(picture.repeats for picture in self.pictures)
+        """Pictures seen in one epoch, repeats counted; the mean where some are seen in some epochs only."""
+        return round(sum(picture.repeats for picture in self.pictures))
 
     def concepts(self) -> dict[str, list[Picture]]:
         """Pictures by the folder they came from, in order of first appearance."""

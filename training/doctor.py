@@ -245,7 +245,7 @@ def _amounts(dataset: Dataset) -> list[Finding]:
         elif len(pictures) > MOST and len(concepts) == 1:
             what = f"{called} {len(pictures)} pictures."
             found.append(Finding(NOTE, "many pictures", what, "The best 30 often teach a subject better than all."))
-    draws = {name: sum(picture.repeats for picture in pictures) for name, pictures in concepts.items()}
+    draws = {name: round(sum(picture.repeats for picture in pictures)) for name, pictures in concepts.items()}
     if len(draws) > 1 and max(draws.values()) > UNBALANCED * min(draws.values()):
         most, least = max(draws, key=draws.__getitem__), min(draws, key=draws.__getitem__)
         what = f"{most!r} is seen {draws[most]} times an epoch, {least!r} {draws[least]} times."

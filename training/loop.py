@@ -72,6 +72,7 @@ class MicroBatch:
         drawn: Noise and noise levels.
         conds: The model's inputs for each picture.
         mask: Weight of each latent position, or None.
+        weights: What each picture's loss is multiplied with [B], or None for 1.
         names: File names, for messages.
     """
 
@@ -79,6 +80,7 @@ class MicroBatch:
     drawn: Draw
     conds: list[dict[str, Any]]
     mask: Tensor | None
+    weights: Tensor | None
     names: tuple[str, ...]
 
 
@@ -216,7 +218,8 @@ class Trainer:
         value = float(total.detach())
         if not math.isfinite(value):
             self._diverged("loss", micro.names, losses.detach())
-        (total / self.images_per_step).backward()
+        trained = total if micro.weights is None else (losses * micro.weights).sum()
+        (trained / self.images_per_step).backward()
         self.run.micro_step += 1
         return value
 
@@ -238,7 +241,10 @@ class Trainer:
         if any(m is not None for m in masks):
             ones = torch.ones(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])
             mask = torch.cat([ones if m is None else m for m in masks]).to(device)
-        return MicroBatch(x0, drawn, conds, mask, tuple(p.path.name for p in pictures))
+        weights = None
+        if any(picture.weight != 1 for picture in pictures):
+            weights = torch.tensor([picture.weight for picture in pictures], device=device)
+        return MicroBatch(x0, drawn, conds, mask, weights, tuple(p.path.name for p in pictures))
 
     def _losses(self, micro: MicroBatch) -> Tensor:
         lower = torch.autocast(self.model.device.type, dtype=self.autocast) if self.autocast else nullcontext()

@@ -307,7 +307,7 @@ def _folders(dataset: Dataset) -> dict[str, list[Picture]]:
         name = concept or dataset.name
         has_repeats = REPEATS.fullmatch(name.rpartition("/")[2])
         for picture in pictures:
-            key = name if has_repeats else f"{picture.repeats}_{name}"
+            key = name if has_repeats else f"{picture.repeats:g}_{name}"
             found.setdefault(key, []).append(picture)
     return found
 
@@ -321,7 +321,7 @@ def _tag_counts(pictures: list[Picture]) -> dict[str, int]:
 def _bucket_info(dataset: Dataset) -> dict[str, Any]:
     """Buckets with their pictures (repeats counted), and how far their shapes are from the pictures' own."""
     buckets = {
-        str(index): {"resolution": list(size), "count": sum(picture.repeats for picture in pictures)}
+        str(index): {"resolution": list(size), "count": round(sum(picture.repeats for picture in pictures))}
         for index, (size, pictures) in enumerate(dataset.buckets().items())
     }
     return {"buckets": buckets, "mean_img_ar_error": aspect_error(dataset)}

@@ -112,7 +112,7 @@ def _lay_out(bucket: tuple[int, int], pictures: list[Picture], tile: int, most: 
             left += width + _GUTTER
         top += high + _GUTTER
     number = f"{len(pictures)} picture{'' if len(pictures) == 1 else 's'}"
-    summary = f"{number} · {sum(picture.repeats for picture in pictures)} per epoch"
+    summary = f"{number} · {round(sum(picture.repeats for picture in pictures))} per epoch"
     title_width = _font(16).getlength(_title(bucket)) + 12 + _font(14).getlength(summary)
     width = max(math.ceil(title_width), max(box[2] for box in boxes))
     more = (boxes[-1], f"+{rest} more") if rest > 0 else None

@@ -35,6 +35,19 @@ def test_an_epoch_is_complete_and_unmixed(batch_size: int) -> None:
     assert max(Counter(batch.bucket for batch in dealt if len(batch) < batch_size).values(), default=0) <= 1
 
 
+@pytest.mark.parametrize(("repeats", "count", "each"), [(0.25, 20, 5), (0.1, 30, 3), (1.5, 8, 12), (7 / 3, 3, 7)])
+def test_parts_of_a_repeat_take_turns(repeats: float, count: int, each: int) -> None:
+    place = Placement((512, 512), (512, 512), (0, 0))
+    pictures = tuple(Picture(Path(f"{n}.png"), (9, 9), "", repeats=repeats, placement=place) for n in range(count))
+    epochs = [
+        Counter(i for batch in batches.epoch_batches(Dataset(pictures), 4, 0, epoch) for i in batch.indices)
+        for epoch in range(30)
+    ]
+    assert {sum(seen.values()) for seen in epochs} == {each}
+    total = sum(epochs, Counter())
+    assert all(total[index] == pytest.approx(30 * repeats, abs=1) for index in range(count)), "some come too seldom"
+
+
 def test_order_is_a_matter_of_seed_and_epoch() -> None:
     dataset = _dataset()
     first = batches.epoch_batches(dataset, 2, seed=3, epoch=1)

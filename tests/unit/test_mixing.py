@@ -1,0 +1,69 @@
+"""Datasets put together: how often each is seen, and that no prior picture is left out for ever."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lora_workbench.training.batches import epoch_batches
+from lora_workbench.training.dataset import Dataset, Picture, Placement
+from lora_workbench.training.errors import UserError
+from lora_workbench.training.mixing import concat, with_prior
+
+PLACE = Placement((512, 512), (512, 512), (0, 0))
+
+
+def made(name: str, count: int, repeats: float = 1, **more: object) -> Dataset:
+    pictures = tuple(
+        Picture(Path(f"/{name}/{n}.png"), (512, 512), name, repeats, concept=name, placement=PLACE)
+        for n in range(count)
+    )
+    return Dataset(pictures, name=name, root=Path(f"/{name}"), **more)
+
+
+def seen(dataset: Dataset, epoch: int) -> Counter[str]:
+    return Counter(
+        dataset.pictures[index].concept for batch in epoch_batches(dataset, 2, 0, epoch) for index in batch.indices
+    )
+
+
+def test_datasets_follow_one_another_with_their_weights():
+    both = concat([made("a", 3, 2, trigger="zorp"), made("b", 4)], [1.0, 0.5])
+    assert both.trigger == "zorp" and both.root is None and len(both.pictures) == 7
+    assert [picture.repeats for picture in both.pictures] == [2, 2, 2, 0.5, 0.5, 0.5, 0.5]
+    assert seen(both, 0) == {"a": 6, "b": 2}
+    assert concat([made("a", 3)]) == made("a", 3)
+
+
+@pytest.mark.parametrize("count", [3, 10, 37])
+def test_prior_pictures_are_as_many_as_those_to_learn_and_take_turns(count):
+    mixed = with_prior(made("zorp", 4, 5), made("creature", count), weight=0.5)
+    assert {picture.weight for picture in mixed.pictures if picture.is_prior} == {0.5}
+    assert {picture.weight for picture in mixed.pictures if not picture.is_prior} == {1.0}
+    total: Counter[int] = Counter()
+    for epoch in range(10):
+        assert seen(mixed, epoch) == {"zorp": 20, "creature": 20}
+        total.update(index for batch in epoch_batches(mixed, 2, 0, epoch) for index in batch.indices)
+    assert set(total) == set(range(4 + count)), "some were never seen"
+
+
+def test_their_share_can_be_chosen():
+    mixed = with_prior(made("zorp", 4, 5), made("creature", 40), share=0.5)
+    assert [seen(mixed, epoch) for epoch in range(4)] == [{"zorp": 20, "creature": 10}] * 4
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda: concat([made("a", 1), made("b", 1)], [1, 0]), "A weight is 0"),
+        (lambda: concat([made("a", 1), replace(made("b", 1), background=(0, 0, 0))]), "different background"),
+        (lambda: concat([made("a", 1), made("b", 1).with_pictures((Picture(Path("x"), (1, 1), ""),))]), "has buckets"),
+        (lambda: with_prior(made("a", 1), made("b", 0)), "without pictures"),
+        (lambda: with_prior(made("a", 1), made("b", 1), weight=0), "weight is 0"),
+    ],
+)
+def test_what_does_not_fit_is_said(act, words):
+    with pytest.raises(UserError, match=words):
+        act()

@@ -1,0 +1,76 @@
+"""Datasets put together: with a weight each, or as pictures to learn and pictures to keep the model by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .dataset import Dataset
+from .errors import UserError
+
+
+def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) -> Dataset:
+    """Put datasets one after another.
+
+    Args:
+        datasets: At least one. Trigger, background and name are the first one's.
+        weights: How often each is seen, times its own repeats; 1 for each by default.
+
+    Raises:
+        UserError: One is bucketed and another is not, they have other backgrounds, or a weight is not above 0.
+    """
+    weights = weights or [1.0] * len(datasets)
+    first = datasets[0]
+    if any(weight <= 0 for weight in weights):
+        raise UserError("A weight is 0 or less: a dataset that shall not be seen is left out instead.")
+    if len({dataset.is_bucketed for dataset in datasets}) > 1:
+        raise UserError("One dataset has buckets and another has none: put BucketImages behind the concat.")
+    if len({dataset.background for dataset in datasets}) > 1:
+        raise UserError("The datasets have different background colours: give their loaders the same.")
+    pictures = [
+        replace(picture, repeats=_scaled(picture.repeats, weight))
+        for dataset, weight in zip(datasets, weights, strict=True)
+        for picture in dataset.pictures
+    ]
+    skipped = tuple(sentence for dataset in datasets for sentence in dataset.skipped)
+    return replace(first, pictures=tuple(pictures), skipped=skipped, root=_common_root(datasets))
+
+
+def with_prior(dataset: Dataset, prior: Dataset, *, weight: float = 1.0, share: float = 1.0) -> Dataset:
+    """Add regularisation images: pictures of the class, which the model shall go on painting as it does.
+
+    An epoch has `share` times as many of them as of the pictures to learn, whatever their number: few are repeated,
+    and of many other ones are seen in each epoch, so that none is left out for ever.
+
+    Args:
+        dataset: What is to be learned.
+        prior: What is to be kept.
+        weight: What the loss of a prior picture is multiplied with.
+        share: Prior pictures for each picture to learn.
+
+    Raises:
+        UserError: One of them is empty, or a number is not above 0; and as `concat`.
+    """
+    if not dataset.pictures or not prior.pictures:
+        raise UserError("A dataset without pictures was connected: both need some.")
+    if weight <= 0 or share <= 0:
+        raise UserError(f"weight is {weight:g} and share {share:g}: both must be above 0.")
+    draws = sum(picture.repeats for picture in dataset.pictures) * share
+    own = sum(picture.repeats for picture in prior.pictures)
+    balanced = prior.with_pictures(
+        tuple(replace(p, repeats=p.repeats * draws / own, weight=weight, is_prior=True) for p in prior.pictures)
+    )
+    return concat([dataset, balanced])
+
+
+def _scaled(repeats: float, weight: float) -> float:
+    """Whole numbers stay whole numbers."""
+    scaled = repeats * weight
+    return int(scaled) if float(scaled).is_integer() else scaled
+
+
+def _common_root(datasets: Sequence[Dataset]) -> Path | None:
+    """The folder of all, where they have the same; names within the dataset are told by it."""
+    roots = {dataset.root for dataset in datasets}
+    return roots.pop() if len(roots) == 1 else None
