@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from .caption_edits import join_tags, split_tags
 from .config import check_fields, knob
+from .dataset import Dataset, Picture
 from .draws import seed_for
 
 KEPT_UNTIL = "|||"  # what stands before it is kept in place; what stands after a second one as well
@@ -51,9 +52,18 @@ class CaptionPolicy:
         return self.shuffle or self.tag_dropout > 0 or self.caption_dropout > 0
 
 
-def one_line(caption: str) -> str:
-    """A caption of several lines as one."""
-    return " ".join(line.strip() for line in caption.splitlines() if line.strip())
+def one_line(caption: str, trigger: str = "") -> str:
+    """A caption of several lines as one; the trigger in front of each is said once."""
+    lines = [line.strip() for line in caption.splitlines() if line.strip()]
+    ahead = f"{trigger}, " if trigger else ""
+    return " ".join(lines[:1] + [line.removeprefix(ahead) for line in lines[1:]])
+
+
+def caption_for(picture: Picture, dataset: Dataset, seed: int, micro_step: int, place: int) -> str:
+    """What a picture is trained under at one place of the run; without a policy always the same."""
+    if dataset.policy is None:
+        return one_line(picture.caption, dataset.trigger)
+    return live_caption(picture.caption, dataset.policy, dataset.trigger, seed, micro_step, place)
 
 
 def live_caption(caption: str, policy: CaptionPolicy, trigger: str, seed: int, *counters: int) -> str:
@@ -73,7 +83,7 @@ def live_caption(caption: str, policy: CaptionPolicy, trigger: str, seed: int, *
     if policy.wildcards:
         lines = [line.strip() for line in caption.splitlines() if line.strip()]
         caption = _draw_wildcards(rng.choice(lines) if lines else "", rng)
-    caption = one_line(caption)
+    caption = one_line(caption, trigger)
     if not (policy.shuffle or policy.tag_dropout or KEPT_UNTIL in caption):
         return caption
     kept, flexible, last = _parts(caption, policy.keep_tokens)

@@ -9,6 +9,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # which needs datasets itself
+    from .captions import CaptionPolicy
 
 # kohya's folder names. More than four digits is a date or a number from a camera, not a count.
 REPEATS = re.compile(r"([0-9]{1,4})_(.*)")
@@ -36,7 +40,7 @@ class Picture:
     Attributes:
         path: The file. Pictures that came as tensors lie as PNG in ComfyUI's temp folder.
         size: (width, height) in pixels as a viewer shows it, with EXIF orientation applied.
-        caption: The text trained with it.
+        caption: The text trained with it; of several lines all, or one at a time where the policy draws them.
         repeats: How often it is seen in an epoch, above 0; 0.25 is every fourth epoch.
         concept: Name of the folder it came from, such as `10_my_character`.
         class_word: What the folder name says is shown, such as `my_character`; may be empty.
@@ -72,6 +76,7 @@ class Dataset:
         flip: Each draw shows the picture mirrored with probability one half.
         bucket_step: The step of bucket sides in pixels, 0 before bucketing.
         resolution: The side in pixels of the square whose area each bucket comes close to, 0 before bucketing.
+        policy: How captions change while training; None: not at all.
     """
 
     pictures: tuple[Picture, ...]
@@ -83,6 +88,7 @@ class Dataset:
     flip: bool = False
     bucket_step: int = 0
     resolution: int = 0
+    policy: CaptionPolicy | None = None
 
     @property
     def is_bucketed(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .adapters import LoraNetwork
-from .batches import Batch, epoch_batches, steps_of
+from .batches import Batch
 from .config import TrainConfig
 from .dataset import Dataset
 from .errors import UserError
@@ -24,6 +24,7 @@ from .events import Cancelled, Sink, StepEvent
 from .latents import CaptionStore, LatentStore
 from .objective import Draw, draw, padding_mask, prediction_losses, timesteps_in_force
 from .optimizers import make_optimizer, make_scheduler
+from .plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -114,12 +115,9 @@ class Trainer:
         self.dataset: Dataset = latents.dataset
         self.table = model.sigma_table()
         self.timesteps = timesteps_in_force(config.timesteps, model.is_flow)
-        first_epoch = self.steps_of_epoch(0)
-        self.epochs = math.ceil(config.steps / len(first_epoch)) if config.steps else config.epochs
-        # Each picture counts the same: a step's loss is the sum over its pictures by what a step holds on average.
-        self.images_per_step = self.dataset.images_per_epoch / len(first_epoch)
+        self.plan = Plan(self.dataset, config)
         optimizer = make_optimizer(config, network.parameters())
-        total = config.steps or config.epochs * len(first_epoch)
+        total = self.plan.total
         self.run = Run(network, optimizer, make_scheduler(config, optimizer, total), total)
         self._good: list[tuple[Tensor, Tensor]] = []
         self._remember_good()
@@ -127,26 +125,20 @@ class Trainer:
 
     def steps_of_epoch(self, epoch: int) -> list[list[Batch]]:
         """The optimizer steps of an epoch, each a list of micro-batches."""
-        batches = epoch_batches(self.dataset, self.config.batch_size, self.config.seed, epoch)
-        return steps_of(batches, self.config.gradient_accumulation)
+        return self.plan.steps(epoch)
 
     def rehearse(self) -> None:
         """Do forward and backward of the largest batch and forget them; the run stays at its beginning.
 
         What does not fit together, or not into memory, shows here, before anything is written.
         """
-        batches = (batch for step in self.steps_of_epoch(0) for batch in step)
-        micro = self.prepare(max(batches, key=self._pixels))
+        micro_step, batch = self.plan.largest()
+        micro = self.prepare(batch, micro_step)
         try:
             self._losses(micro).sum().backward()
         finally:
             for parameter in self.run.network.parameters():
                 parameter.grad = None
-
-    def _pixels(self, batch: Batch) -> int:
-        placement = self.dataset.pictures[batch.indices[0]].placement
-        assert placement is not None, "not bucketed"
-        return len(batch) * placement.bucket[0] * placement.bucket[1]
 
     def train(self) -> Run:
         """Train until the planned number of steps.
@@ -157,7 +149,7 @@ class Trainer:
         """
         run, started = self.run, time.monotonic()
         times: deque[float] = deque([started], maxlen=21)
-        for epoch in range(run.epoch, self.epochs):
+        for epoch in range(run.epoch, self.plan.epochs):
             epoch_total, epoch_images = 0.0, 0
             steps = self.steps_of_epoch(epoch)
             for position, step in enumerate(steps):
@@ -219,22 +211,30 @@ class Trainer:
         if not math.isfinite(value):
             self._diverged("loss", micro.names, losses.detach())
         trained = total if micro.weights is None else (losses * micro.weights).sum()
-        (trained / self.images_per_step).backward()
+        # Each picture counts the same: a step's loss is the sum over its pictures by what a step holds on average.
+        (trained / self.plan.images_per_step).backward()
         self.run.micro_step += 1
         return value
 
-    def prepare(self, batch: Batch) -> MicroBatch:
-        """Load a batch's latents and captions and draw its noise."""
+    def prepare(self, batch: Batch, micro_step: int | None = None) -> MicroBatch:
+        """Load a batch's latents and captions and draw its noise.
+
+        Args:
+            batch: Pictures of one bucket.
+            micro_step: Its number in the run; the run's next one by default.
+        """
+        micro_step = self.run.micro_step if micro_step is None else micro_step
         pictures = [self.dataset.pictures[index] for index in batch.indices]
         device = self.model.device
         raw = [self.latents.load(i, flip) for i, flip in zip(batch.indices, batch.flips, strict=True)]
         x0 = self.model.latents_in(torch.cat(raw).to(device)).float()
-        drawn = draw(tuple(x0.shape), self.table, self.timesteps, self.config.seed, self.run.micro_step)
+        drawn = draw(tuple(x0.shape), self.table, self.timesteps, self.config.seed, micro_step)
         drawn = Draw(drawn.noise.to(device), drawn.sigma.to(device))
         conds = []
         for index, picture in enumerate(pictures):
+            caption = self.plan.caption(batch.indices[index], micro_step, index)
             extra = {**size_conditions(picture, batch.flips[index]), "guidance": self.config.guidance}
-            conditioning = self.captions.load(picture.caption)
+            conditioning = self.captions.load(caption)
             conds.append(self.model.conditions(conditioning, drawn.noise[index : index + 1], extra))
         masks = [padding_mask(picture.placement, x0) for picture in pictures if picture.placement]
         mask = None
@@ -285,7 +285,8 @@ class Trainer:
         smoothed = sum(self._recent) / len(self._recent)
         self.sink.step(
             StepEvent(
-                run.step, run.total, epoch + 1, self.epochs, run.losses[-1], smoothed, run.rates[-1], seconds, per_step
+                run.step, run.total, epoch + 1, self.plan.epochs, run.losses[-1], smoothed, run.rates[-1], seconds,
+                per_step,
             )
         )
 

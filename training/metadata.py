@@ -7,6 +7,7 @@ and LoRA managers read. Only what is true of the run is written; settings we do 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -265,12 +266,13 @@ def _dataset_entries(facts: RunFacts, dataset: Dataset) -> dict[str, Any]:
             "max_bucket_reso": max(sides, default=0),
             "bucket_info": _bucket_info(dataset),
         }
+    policy = dataset.policy
     pictures_as_seen = {
         "color_aug": False,
         "flip_aug": dataset.flip,
         "random_crop": False,
-        "shuffle_caption": False,
-        "keep_tokens": 0,
+        "shuffle_caption": bool(policy and policy.shuffle),
+        "keep_tokens": policy.keep_tokens if policy and policy.shuffle else 0,
     }
     subsets = [
         {
@@ -289,6 +291,8 @@ def _dataset_entries(facts: RunFacts, dataset: Dataset) -> dict[str, Any]:
         entries["ss_resolution"] = str((dataset.resolution, dataset.resolution))
     return entries | {
         "ss_num_validation_images": 0,
+        "ss_caption_dropout_rate": policy.caption_dropout if policy else 0.0,
+        "ss_caption_tag_dropout_rate": policy.tag_dropout if policy else 0.0,
         "ss_total_batch_size": facts.batch_size * facts.gradient_accumulation,
         "ss_reg_dataset_dirs": {},
         "ss_dataset_dirs": {
@@ -314,7 +318,7 @@ def _folders(dataset: Dataset) -> dict[str, list[Picture]]:
 
 def _tag_counts(pictures: list[Picture]) -> dict[str, int]:
     """How many times each comma-separated part of the captions occurs, repeats not counted."""
-    tags = (tag.strip().lower() for picture in pictures for tag in picture.caption.split(","))
+    tags = (tag.strip().lower() for picture in pictures for tag in re.split("[,\n]", picture.caption))
     return dict(Counter(tag for tag in tags if tag))
 
 

@@ -177,7 +177,7 @@ def _is_litter(name: str) -> bool:
 
 
 def _read_caption(path: Path) -> str:
-    """The whole text of a caption file on one line; kohya takes the first line and drops the rest unsaid.
+    """The whole text of a caption file, without empty lines; kohya takes the first and drops the rest unsaid.
 
     Raises:
         UserError: The file cannot be opened, or is not UTF-8.
@@ -195,14 +195,16 @@ def _read_caption(path: Path) -> str:
         bad = error.start
     if bad >= 0:
         raise UserError(f"The caption {path} is not UTF-8 text (byte {start + bad}): save it as UTF-8.")
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """Put the trigger first, unless the caption has it as a word of its own in any case of letters."""
+    """Put the trigger first in each line, unless it has it as a word of its own in any case of letters."""
     trigger = " ".join(trigger.split())
     if not trigger:
         return caption
+    if "\n" in caption:
+        return "\n".join(with_trigger(line, trigger) for line in caption.split("\n"))
     ends = r"[\s,.;:!?()\"']"
     word = rf"(?:^|(?<={ends})){re.escape(trigger.casefold())}(?:$|(?={ends}))"
     if re.search(word, caption.casefold()):

@@ -31,6 +31,7 @@ from .lora import LayerNames, LoraModel, RunSummary
 from .metadata import RunFacts, build_metadata
 from .objective import timesteps_in_force
 from .optimizers import SOURCES, optimizer_class, scheduler_in_force, warmup_in_force, weights_to_keep
+from .plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class Session:
         latent_cache, caption_cache = cache_folders(self.cache_root)
         latents = store_latents(self.dataset, HostVAE(self.vae), latent_cache, self.sink)
         captions = store_captions(
-            [p.caption for p in latents.dataset.pictures], HostText(self.clip), caption_cache, self.sink, pack, unpack
+            Plan(latents.dataset, self.config).captions(), HostText(self.clip), caption_cache, self.sink, pack, unpack
         )
         for sentence in latents.dataset.skipped[len(self.dataset.skipped) :]:
             log.warning("LoRA Workbench: left out: %s", sentence)
@@ -183,7 +184,7 @@ class Session:
             model, latents, captions, config, network, self.sink,
             autocast=self.precision if self.precision != torch.float32 else None, after_step=self._after_step,
         )
-        self.epochs, self.batches_per_epoch = trainer.epochs, sum(map(len, trainer.steps_of_epoch(0)))
+        self.epochs, self.batches_per_epoch = trainer.plan.epochs, sum(map(len, trainer.steps_of_epoch(0)))
         by_path = {layer.path: layer for layer in network.layers}
         self.names = layer_names(model.patcher, [PREFIX + path for path in by_path])
         self.key_map = restricted_key_map(model.patcher, self.names)
@@ -235,7 +236,7 @@ class Session:
         except (RuntimeError, KeyError, AttributeError, TypeError) as error:
             if not (looks_like_foreign_text(error) and comes_from_the_model(error)):
                 raise
-            width = trainer.captions.load(trainer.dataset.pictures[0].caption)[0][0].shape[-1]
+            width = trainer.captions.load(trainer.plan.captions()[0])[0][0].shape[-1]
             raise UserError(
                 f"This CLIP does not go with this MODEL ({self.model.family}): its text vectors are {width} wide or "
                 f"lack a part the model needs ({error}). Connect the CLIP of the same checkpoint."

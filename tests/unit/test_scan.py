@@ -109,7 +109,7 @@ def test_suffixes_in_capitals(tmp_path: Path) -> None:
     [
         (b"one, two", "one, two"),
         (b"\xef\xbb\xbfwith a mark\r\n", "with a mark"),
-        (b"first line\r\n\r\n  second line \nthird", "first line second line third"),
+        (b"first line\r\n\r\n  second line \nthird", "first line\nsecond line\nthird"),
         ("ein Häuschen, 猫".encode(), "ein Häuschen, 猫"),
         (b" \r\n\t\n", "class word"),
         (b"", "class word"),

@@ -1,0 +1,85 @@
+"""The plan of a run: every step and caption is known before, and nothing else is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lora_workbench.training.captions import CaptionPolicy
+from lora_workbench.training.config import TrainConfig
+from lora_workbench.training.dataset import Dataset, Picture, Placement
+from lora_workbench.training.plan import Plan
+
+SMALL, LARGE = (Placement((side, side), (side, side), (0, 0)) for side in (256, 512))
+
+
+def dataset(repeats: float = 2, policy: CaptionPolicy | None = None) -> Dataset:
+    pictures = tuple(
+        Picture(Path(f"{n}.png"), (9, 9), f"zorp, hat{n}, sea\nzorp, a line of {n}", repeats,
+                placement=LARGE if n == 4 else SMALL)
+        for n in range(7)
+    )  # fmt: skip
+    return Dataset(pictures, trigger="zorp", policy=policy)
+
+
+def shown(plan: Plan) -> list[list[int]]:
+    return [list(batch.indices) for _, batch in plan.micro_batches()]
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 3}, {"steps": 5}, {"steps": 17}, {"epochs": 2, "steps": 1}])
+@pytest.mark.parametrize("more", [{}, {"batch_size": 3, "gradient_accumulation": 2}])
+def test_the_micro_batches_are_those_of_the_steps(settings, more):
+    plan = Plan(dataset(), TrainConfig(**settings, **more))
+    steps = [step for epoch in range(plan.epochs) for step in plan.steps(epoch)][: plan.total]
+    assert len(steps) == plan.total
+    assert shown(plan) == [list(batch.indices) for step in steps for batch in step]
+    assert [number for number, _ in plan.micro_batches()] == list(range(len(shown(plan))))
+
+
+def test_epochs_with_parts_of_repeats_are_counted_as_they_are():
+    plan = Plan(dataset(repeats=0.4), TrainConfig(epochs=5, batch_size=2))
+    assert plan.total == sum(len(plan.steps(epoch)) for epoch in range(5))
+    assert sum(map(len, shown(plan))) == 14
+
+
+def test_without_a_policy_a_caption_is_itself_on_one_line():
+    plan = Plan(dataset(), TrainConfig(epochs=2))
+    assert plan.captions() == [f"zorp, hat{n}, sea a line of {n}" for n in range(7)]
+    assert plan.caption(3, 9, 1) == plan.captions()[3]
+
+
+def test_live_captions_are_all_known_before():
+    policy = CaptionPolicy(shuffle=True, tag_dropout=0.2, caption_dropout=0.1)
+    plan = Plan(dataset(policy=policy), TrainConfig(epochs=20, batch_size=2))
+    asked = {
+        plan.caption(index, micro_step, place)
+        for micro_step, batch in plan.micro_batches() for place, index in enumerate(batch.indices)
+    }  # fmt: skip
+    assert set(plan.captions()) == asked and len(asked) > 20
+    assert all(caption.startswith("zorp") for caption in asked)
+    again = Plan(dataset(policy=policy), TrainConfig(epochs=20, batch_size=2))
+    assert again.captions() == plan.captions()
+    other = Plan(dataset(policy=policy), TrainConfig(epochs=20, batch_size=2, seed=1))
+    assert other.captions() != plan.captions()
+
+
+def test_one_line_of_several_is_drawn_only_with_a_policy():
+    asked = set(Plan(dataset(policy=CaptionPolicy()), TrainConfig(epochs=10)).captions())
+    assert asked == {f"zorp, hat{n}, sea" for n in range(7)} | {f"zorp, a line of {n}" for n in range(7)}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_the_rehearsed_batch_is_one_of_the_run(steps):
+    plan = Plan(dataset(policy=CaptionPolicy(shuffle=True)), TrainConfig(steps=steps, epochs=2, batch_size=2))
+    number, batch = plan.largest()
+    assert dict(plan.micro_batches())[number] == batch
+    if not steps:
+        assert batch.bucket == (512, 512)
+    assert {plan.caption(index, number, place) for place, index in enumerate(batch.indices)} <= set(plan.captions())
+
+
+def test_images_per_step():
+    plan = Plan(dataset(), TrainConfig(epochs=1, batch_size=4))
+    assert plan.images_per_step == 14 / 4
+    assert Plan(replace(dataset(), pictures=dataset().pictures[:1]), TrainConfig()).images_per_step == 1

@@ -1,0 +1,90 @@
+"""What a run will show, in which order and under which captions: all of it is known before the run begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+
+from .batches import Batch, epoch_batches, steps_of
+from .captions import caption_for
+from .config import TrainConfig
+from .dataset import Dataset
+
+
+class Plan:
+    """The steps of a run.
+
+    Args:
+        dataset: Bucketed.
+        config: The run's settings.
+    """
+
+    def __init__(self, dataset: Dataset, config: TrainConfig) -> None:
+        self.dataset, self.config = dataset, config
+
+    def steps(self, epoch: int) -> list[list[Batch]]:
+        """The optimizer steps of an epoch, each a list of micro-batches."""
+        batches = epoch_batches(self.dataset, self.config.batch_size, self.config.seed, epoch)
+        return steps_of(batches, self.config.gradient_accumulation)
+
+    @cached_property
+    def total(self) -> int:
+        """Optimizer steps of the run."""
+        if self.config.steps:
+            return self.config.steps
+        if all(float(picture.repeats).is_integer() for picture in self.dataset.pictures):
+            return self.config.epochs * len(self.steps(0))
+        return sum(len(self.steps(epoch)) for epoch in range(self.config.epochs))  # epochs can differ by a batch
+
+    @cached_property
+    def epochs(self) -> int:
+        """Epochs of the run, the last one begun counted."""
+        return math.ceil(self.config.steps / len(self.steps(0))) if self.config.steps else self.config.epochs
+
+    @cached_property
+    def images_per_step(self) -> float:
+        """Mean number of pictures in a step."""
+        return self.dataset.images_per_epoch / len(self.steps(0))
+
+    def micro_batches(self) -> Iterator[tuple[int, Batch]]:
+        """Every micro-batch of the run with its number."""
+        micro_step = done = epoch = 0
+        while done < self.total:
+            for step in self.steps(epoch)[: self.total - done]:
+                for batch in step:
+                    yield micro_step, batch
+                    micro_step += 1
+                done += 1
+            epoch += 1
+
+    def caption(self, index: int, micro_step: int, place: int) -> str:
+        """What a picture is called in one micro-step.
+
+        Args:
+            index: Of the picture.
+            micro_step: Micro-steps since the run began.
+            place: Its place in the batch.
+        """
+        return caption_for(self.dataset.pictures[index], self.dataset, self.config.seed, micro_step, place)
+
+    def captions(self) -> list[str]:
+        """Every caption that the run will ask for, each once."""
+        if self.dataset.policy is None:
+            return list(dict.fromkeys(self.caption(index, 0, 0) for index in range(len(self.dataset.pictures))))
+        asked = {
+            self.caption(index, micro_step, place): None
+            for micro_step, batch in self.micro_batches()
+            for place, index in enumerate(batch.indices)
+        }
+        return list(asked)
+
+    def largest(self) -> tuple[int, Batch]:
+        """The first micro-batch of the first epoch that has the most pixels, and its number."""
+
+        def pixels(numbered: tuple[int, Batch]) -> int:
+            _, batch = numbered
+            return len(batch) * batch.bucket[0] * batch.bucket[1]
+
+        first = [batch for step in self.steps(0)[: self.total] for batch in step]
+        return max(enumerate(first), key=pixels)
