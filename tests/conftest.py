@@ -130,12 +130,13 @@ def server(
     """A running ComfyUI with the pack, one for the whole session (it takes 10 s to start).
 
     It has the checkpoint `tiny_sd15.safetensors`, the base model `lora_workbench_base.safetensors` with its pictures
-    in `input/lora_workbench_zorp/10_zorp`, and captioned photos in `input/photos/2_photo`.
+    in `input/lora_workbench_zorp/10_zorp`, captioned photos in `input/photos/2_photo`, and the captioner `tiny_tagger`.
     """
     from lora_workbench.base_model import concepts
     from lora_workbench.demo.pictures import write_pictures
     from support.photos import write_photos
     from support.server import ComfyServer
+    from support.taggers import tagger
 
     base = tmp_path_factory.mktemp("server_base")
     checkpoints = base / "models" / "checkpoints"
@@ -150,5 +151,6 @@ def server(
         base / "input" / "lora_workbench_zorp" / "10_zorp", concepts.pictures("zorp", *concepts.TRAINED)
     )
     write_photos(base / "input" / "photos" / "2_photo", longest=256)
+    tagger(base / "models" / "LLM" / "tiny_tagger")
     with ComfyServer(host_path, base) as running:
         yield running

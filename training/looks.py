@@ -7,19 +7,25 @@ minute.
 from __future__ import annotations
 
 import importlib
+import itertools
+import os
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .dataset import Picture
-from .errors import UserError
+from .dataset import Dataset, Picture
+from .errors import UnreadableImage, UserError
+from .events import Cancelled, Sink
 from .images import opaque, opened, orientation, turned
 
 SHARPNESS_SIDE = 512  # pictures are compared at this longest side
 HASH_BITS = 64
+_AHEAD = 64  # pictures given to the threads before their answers are taken
 _BLOCK = 1000  # pictures compared with all others at a time
 
 
@@ -125,3 +131,38 @@ def _imagehash() -> Any:
             "Near-duplicates are found with the package ImageHash, which is not installed. In ComfyUI's Python run: "
             'pip install "ImageHash>=4.3" and restart ComfyUI.'
         ) from error
+
+
+def look_at_all(dataset: Dataset, sink: Sink) -> list[Look | None]:
+    """Measure every picture, several at a time; None for one that cannot be read.
+
+    Raises:
+        Cancelled: The person pressed cancel between two pictures.
+        UserError: The package ImageHash is not installed.
+    """
+    _imagehash()
+
+    def look(picture: Picture) -> Look | None:
+        try:
+            return look_at(picture, dataset.background)
+        except UnreadableImage:
+            return None
+
+    looks: list[Look | None] = []
+    total = len(dataset.pictures)
+    # Decoders work outside Python's lock, so threads use every core.
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        waiting = (pool.submit(look, picture) for picture in dataset.pictures)
+        ahead: deque[Future[Look | None]] = deque(itertools.islice(waiting, _AHEAD))
+        try:
+            while ahead:
+                if sink.cancelled():
+                    raise Cancelled
+                sink.phase("looking at pictures", len(looks), total)
+                looks.append(ahead.popleft().result())
+                ahead.extend(itertools.islice(waiting, 1))
+        finally:
+            for future in ahead:
+                future.cancel()
+    sink.phase("looking at pictures", total, total)
+    return looks

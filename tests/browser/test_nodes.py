@@ -22,6 +22,12 @@ BUTTON = "advanced_inputs"
 BASIC = {
     "LoadDataset": ["folder", "trigger"],
     "ImagesToDataset": ["captions", "repeats", "trigger", "name"],
+    "ConcatDatasets": ["first_weight", "second_weight"],
+    "RegularizationImages": ["weight", "share"],
+    "AutoCaption": ["captioner", "mode", "write", "prompt", "general_threshold"],
+    "CaptionOperation": ["operation", "text", "replacement", "share", "keep_tokens", "seed"],
+    "LiveCaptions": ["shuffle", "keep_tokens", "tag_dropout", "caption_dropout", "wildcards"],
+    "DatasetReport": ["leave_out_the_worst"],
     "BucketImages": ["resolution"],
     "LoRATrainer": ["name", "epochs", "learning_rate", "rank", "batch_size"],
     "ApplyLoRA": ["strength_model", "strength_clip"],

@@ -13,31 +13,10 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from support.prompts import IDS, defaults, node
 from support.server import PromptError, PromptInterrupted
 
 CHECKPOINT = "tiny_sd15.safetensors"
-IDS = ["LoadDataset", "ImagesToDataset", "BucketImages", "LoRATrainer", "ApplyLoRA", "SaveLoRA"]
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    ours = kind in IDS
-    return {"class_type": f"LoRAWorkbench_{kind}" if ours else kind, "inputs": inputs}
-
-
-def defaults(server, kind: str) -> dict[str, Any]:
-    """Every widget of one of our nodes at its default, as the front end would send it."""
-    info = server.object_info(f"LoRAWorkbench_{kind}")[f"LoRAWorkbench_{kind}"]
-    found = {}
-    for part in ("required", "optional"):
-        for name, spec in info["input"].get(part, {}).items():
-            options = spec[1] if len(spec) > 1 else {}
-            if isinstance(spec[0], list):
-                found[name] = options.get("default", spec[0][0] if spec[0] else "")
-            elif "default" in options:
-                found[name] = options["default"]
-            elif spec[0] == "COMBO":
-                found[name] = options["options"][0]
-    return found
 
 
 def spine(server, name: str, folder: str = "photos", **settings: Any) -> dict[str, Any]:

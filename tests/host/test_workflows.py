@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "CheckpointLoaderSimple": {"ckpt_name": "tiny_sd15.safetensors"},
     "EmptyLatentImage": {"width": 256, "height": 256},
     "KSampler": {"steps": 2},
+    "LoRAWorkbench_AutoCaption": {"captioner": "tiny_tagger"},
     "LoRAWorkbench_LoadDataset": {"folder": "photos"},
     "LoRAWorkbench_BucketImages": {"resolution": 256},
     # A large step, so that two of them can be seen.

@@ -34,6 +34,30 @@ def temp_images_folder() -> Path:
     return Path(folder_paths.get_temp_directory()) / "lora_workbench"
 
 
+def edits_folder() -> Path:
+    """Where the gallery's edits are kept."""
+    return runs_folder() / "edits"
+
+
+# Where captioners are put: the folder that other packs use, and a key of the older taggers for extra_model_paths.yaml.
+_CAPTIONERS = ("LLM", "wd14_tagger")
+
+
+def captioner_folders() -> dict[str, Path]:
+    """Folders with a captioner in them, by name: an .onnx file, or a config.json with .safetensors."""
+    roots = [Path(folder_paths.models_dir) / "LLM"]
+    for key in _CAPTIONERS:
+        if key in folder_paths.folder_names_and_paths:
+            roots += [Path(root) for root in folder_paths.get_folder_paths(key)]
+    found: dict[str, Path] = {}
+    for root in dict.fromkeys(roots):
+        for folder in sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_dir()):
+            whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+            if whole or any(folder.glob("*.onnx")):
+                found.setdefault(folder.relative_to(root).as_posix(), folder)
+    return found
+
+
 def loras_folder() -> Path:
     """The first of ComfyUI's LoRA folders: where SaveLoRA writes and LoraLoader looks."""
     return Path(folder_paths.get_folder_paths("loras")[0])

@@ -1,0 +1,93 @@
+"""AutoCaption: captions by a model."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..training.cache import TensorCache
+from ..training.captioners import Captioner
+from ..training.captioners.onnx_tagger import OnnxTagger, TagSettings
+from ..training.captioners.vision_language import SentenceSettings, VisionLanguage
+from ..training.captioning import CaptioningConfig, caption_dataset
+from ..training.dataset import Dataset as DatasetObject
+from ..training.errors import UserError
+from ..training.events import Cancelled
+from ..training.host.held import held
+from ..training.host.paths import cache_folder, captioner_folders
+from ..training.host.progress import NodeSink, host_interrupt, node_text
+from .schema import Dataset, config_from, schema, widgets
+
+log = logging.getLogger(__name__)
+
+_NONE = "(no captioner in models/LLM yet)"
+# The captioner used last, so that queueing again does not load it again.
+_last: list[tuple[tuple[Any, ...], Captioner]] = []
+
+
+class AutoCaption(io.ComfyNode):
+    """Captions pictures with a tagger or a vision-language model on this machine."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The captioners there are now, and every setting of theirs."""
+        return schema(
+            cls,
+            display_name="Auto Caption",
+            description="Captions the pictures with a model from models/LLM: a tagger (WD14, DeepDanbooru as .onnx) or "
+            "one that writes sentences (BLIP, Florence-2, Qwen-VL, JoyCaption). Look the captions over afterwards.",
+            search_aliases=["tagger", "wd14", "blip", "florence", "joycaption"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                Dataset.Input("dataset"),
+                io.Combo.Input(
+                    "captioner",
+                    options=list(captioner_folders()) or [_NONE],
+                    tooltip="A folder below models/LLM, or below one that LLM or wd14_tagger names in "
+                    "extra_model_paths.yaml.",
+                ),
+                *widgets(CaptioningConfig),
+                *widgets(SentenceSettings),
+                *widgets(TagSettings),
+            ],
+            outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with its new captions.")],
+        )
+
+    @classmethod
+    def execute(cls, dataset: DatasetObject, captioner: str, **settings: Any) -> io.NodeOutput:
+        """Caption."""
+        sink = NodeSink(cls.hidden.unique_id)
+        try:
+            found = caption_dataset(
+                dataset,
+                _captioner(captioner, settings),
+                config_from(CaptioningConfig, settings),
+                TensorCache(cache_folder() / "texts"),
+                sink,
+            )
+        except Cancelled as error:
+            sink.take_cancel()
+            raise host_interrupt() from error
+        for problem in found.problems:
+            log.warning("LoRA Workbench: %s", problem)
+        node_text(cls.hidden.unique_id, found.describe())
+        return io.NodeOutput(found.dataset)
+
+
+def _captioner(name: str, settings: dict[str, Any]) -> Captioner:
+    """The captioner of a folder; the last one is kept while nothing changes."""
+    folder = captioner_folders().get(name)
+    if folder is None:
+        raise UserError(
+            f"There is no captioner {name!r}: put a model's files into a folder below models/LLM and press R."
+        )
+    is_tagger = any(folder.glob("*.onnx"))
+    config = config_from(TagSettings if is_tagger else SentenceSettings, settings)
+    key = (folder, config, max((file.stat().st_mtime_ns for file in folder.iterdir()), default=0))
+    if not _last or _last[0][0] != key:
+        _last.clear()  # before the new one is loaded: two may not fit
+        made = OnnxTagger(folder, config) if is_tagger else VisionLanguage(folder, config, held)
+        _last.append((key, made))
+    return _last[0][1]

@@ -1,0 +1,49 @@
+"""RegularizationImages: pictures by which the model keeps what it knows."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..training.dataset import Dataset as DatasetObject
+from ..training.host.progress import node_text
+from ..training.mixing import with_prior
+from .schema import Dataset, schema
+
+
+class RegularizationImages(io.ComfyNode):
+    """Adds pictures of the class to a dataset, balanced."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Two datasets and how much the second counts."""
+        return schema(
+            cls,
+            display_name="Regularization Images",
+            description="Adds pictures of the class (other dogs, other people), captioned without the trigger, so that "
+            "the model goes on painting them as it does. Balanced by itself: of many, other ones are seen each epoch.",
+            search_aliases=["prior preservation", "reg images", "class images"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                Dataset.Input("dataset", tooltip="What is to be learned."),
+                Dataset.Input("regularization", tooltip="What is to be kept; its captions lack the trigger."),
+                io.Float.Input(
+                    "weight", default=1.0, min=0.01, max=10.0, step=0.05,
+                    tooltip="How much their loss counts beside that of the others.",
+                ),
+                io.Float.Input(
+                    "share", default=1.0, min=0.01, max=10.0, step=0.05,
+                    tooltip="How many of them are seen for each picture to learn.",
+                ),
+            ],
+            outputs=[Dataset.Output(display_name="dataset", tooltip="Both together.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, dataset: DatasetObject, regularization: DatasetObject, weight: float, share: float
+    ) -> io.NodeOutput:
+        """Put them together."""
+        mixed = with_prior(dataset, regularization, weight=weight, share=share)
+        learned, kept = len(dataset.pictures), len(regularization.pictures)
+        node_text(cls.hidden.unique_id, f"{learned} to learn, {kept} to keep. {mixed.describe()}")
+        return io.NodeOutput(mixed)

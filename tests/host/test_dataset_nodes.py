@@ -1,0 +1,128 @@
+"""The nodes over datasets, in a real server: what they hand on reaches the training."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from support.captioners import KNOWN, tiny_blip
+from support.prompts import defaults, node
+from support.server import ComfyServer, PromptError
+
+
+def colors(server: ComfyServer, folder: str, colors_: dict[str, str]) -> str:
+    """A folder of plain pictures below the server's input; returns its name."""
+    path = server.base / "input" / folder / "2_thing"
+    path.mkdir(parents=True, exist_ok=True)
+    for name, color in colors_.items():
+        Image.new("RGB", (256, 256), color).save(path / f"{name}.png")
+    return folder
+
+
+def text_of(server: ComfyServer, number: str) -> str:
+    """What a node said last."""
+    said = [event["data"] for event in server.events if event["type"] == "progress_text"]
+    return [data["text"] for data in said if data["node"] == number][-1]
+
+
+def trained(server: ComfyServer, chain: dict[str, Any], last: str, name: str) -> dict[str, str]:
+    """Train an epoch on what a chain of nodes makes and save it; returns the file's metadata."""
+    trainer = defaults(server, "LoRATrainer") | {"name": name, "epochs": 1, "rank": 2}
+    prompt = {
+        **chain,
+        "bucket": node("BucketImages", dataset=[last, 0], **defaults(server, "BucketImages") | {"resolution": 128}),
+        "model": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors"),
+        "train": node("LoRATrainer", **trainer, model=["model", 0], clip=["model", 1], vae=["model", 2],
+                      dataset=["bucket", 0]),
+        "save": node("SaveLoRA", lora=["train", 0], name=name, precision="fp16", format="kohya", overwrite=True),
+    }  # fmt: skip
+    entry = server.run(prompt, timeout=300)
+    with safe_open(Path(entry["outputs"]["save"]["text"][0]), framework="pt") as file:
+        return file.metadata()
+
+
+def caption(server: ComfyServer, source: str, captioner: str, **settings: Any) -> dict[str, Any]:
+    return node("AutoCaption", **defaults(server, "AutoCaption") | settings, dataset=[source, 0], captioner=captioner)
+
+
+def load(folder: str, trigger: str = "") -> dict[str, Any]:
+    return node("LoadDataset", folder=folder, trigger=trigger, background="#ffffff")
+
+
+def test_tags_reach_the_training(server):
+    folder = colors(server, "tagged", {"a": "#ff0000", "b": "#0000ff"})
+    chain = {"load": load(folder), "auto": caption(server, "load", "tiny_tagger")}
+    metadata = trained(server, chain, "auto", "tagged")
+    assert json.loads(metadata["ss_tag_frequency"]) == {
+        "2_thing": {"red hair": 1, "zorp": 1, "^_^": 2, "blue sea": 1}}  # fmt: skip
+    assert text_of(server, "auto") == "2 captioned."
+
+
+def test_sentences_reach_the_training(server):
+    tiny_blip(server.base / "models" / "LLM" / "tiny_blip")
+    folder = colors(server, "described", dict(zip("ab", KNOWN, strict=True)))
+    chain = {"load": load(folder), "auto": caption(server, "load", "tiny_blip")}
+    metadata = trained(server, chain, "auto", "described")
+    assert set(json.loads(metadata["ss_tag_frequency"])["2_thing"]) == set(KNOWN.values())
+
+
+def test_operations_policy_and_prior_reach_the_training(server):
+    folder = colors(server, "chained", {"a": "#ff0000", "b": "#0000ff"})
+    kept = colors(server, "kept", {str(n): f"#00{n}000" for n in range(5)})
+    chain = {
+        "load": load(folder, "zorp"),
+        "auto": caption(server, "load", "tiny_tagger", exclude="zorp"),
+        "edit": node("CaptionOperation", dataset=["auto", 0], operation="remove tags", text="^_^", replacement="",
+                     share=0.6, keep_tokens=1, seed=0),
+        "prior": load(kept),
+        "mix": node("RegularizationImages", dataset=["edit", 0], regularization=["prior", 0], weight=0.5, share=1.0),
+        "live": node("LiveCaptions", dataset=["mix", 0], shuffle=True, keep_tokens=1, tag_dropout=0.5,
+                     caption_dropout=0.1, wildcards=True),
+    }  # fmt: skip
+    metadata = trained(server, chain, "live", "chained")
+    assert (metadata["ss_shuffle_caption"], metadata["ss_keep_tokens"]) == ("True", "1")
+    assert metadata["ss_num_train_images"] == "8"  # two pictures twice, and as many to keep
+    assert metadata["ss_steps"] == "8"
+    assert "2 of 2 captions changed" in text_of(server, "edit")
+    assert "2 to learn, 5 to keep" in text_of(server, "mix")
+    assert text_of(server, "live").startswith("For instance:\nzorp")
+
+
+def test_two_concepts_in_one(server):
+    first = colors(server, "first", {"a": "#ff0000"})
+    second = colors(server, "second", {"b": "#0000ff", "c": "#00ff00"})
+    both = node("ConcatDatasets", first=["one", 0], second=["two", 0], first_weight=2.0, second_weight=0.5)
+    chain = {"one": load(first), "two": load(second), "both": both}
+    assert trained(server, chain, "both", "concat")["ss_num_train_images"] == "6"
+
+
+def test_the_doctor_shows_says_and_leaves_out(server):
+    folder = colors(server, "sick", {"a": "#ff0000", "b": "#ff0000"})
+    report = {
+        "load": load(folder),
+        "report": node("DatasetReport", dataset=["load", 0], leave_out_the_worst=True, clip=["model", 1]),
+        "model": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors"),
+        "show": node("PreviewAny", source=["report", 2]),
+    }
+    entry = server.run(report)
+    said = text_of(server, "report")
+    assert "near-duplicates" in said and "2_thing/a.png = 2_thing/b.png" in said
+    shown = entry["outputs"]["report"]["images"][0]
+    with Image.open(io.BytesIO(server.view(**shown))) as sheet:
+        assert sheet.width == 1200 and len(sheet.convert("RGB").getcolors(1 << 20)) > 20
+    chain = {key: report[key] for key in ("load", "report", "model")}
+    assert trained(server, chain, "report", "doctored")["ss_num_train_images"] == "2"
+
+
+def test_a_captioner_that_is_not_there_is_named(server):
+    folder = colors(server, "tagged", {"a": "#ff0000", "b": "#0000ff"})
+    chain = {"load": load(folder), "auto": caption(server, "load", "gone"),
+             "bucket": node("BucketImages", dataset=["auto", 0], **defaults(server, "BucketImages")),
+             "show": node("PreviewImage", images=["bucket", 1])}  # fmt: skip
+    with pytest.raises(PromptError, match="captioner"):
+        server.run(chain)

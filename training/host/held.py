@@ -1,0 +1,31 @@
+"""Models of our own (captioners) that ComfyUI may move off the device when it needs the room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import comfy.model_management as management
+import comfy.model_patcher
+import torch
+
+
+def held(model: torch.nn.Module) -> Callable[[], AbstractContextManager[torch.device]]:
+    """Give a model into the host's keeping.
+
+    Args:
+        model: In inference mode or not; its weights are moved, never changed.
+
+    Returns:
+        What brings it to its device for as long as a `with` lasts.
+    """
+    patcher = comfy.model_patcher.ModelPatcher(
+        model, load_device=management.text_encoder_device(), offload_device=management.text_encoder_offload_device()
+    )
+
+    @contextmanager
+    def on_device() -> Iterator[torch.device]:
+        management.load_models_gpu([patcher])
+        yield patcher.load_device
+
+    return on_device
