@@ -14,7 +14,7 @@ from .world import SIDE
 
 STEPS, GUIDANCE = 20, 4.0
 SAMPLER, SCHEDULER = "euler", "simple"
-TOGETHER = 16  # pictures in one batch
+TOGETHER = 8  # pictures in one batch
 
 
 class Painter:

@@ -181,6 +181,17 @@ def tags(scene: Scene) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def known_pictures(count: int, seed: int) -> list[tuple[Image.Image, str]]:
+    """Drawn pictures of one thing each with captions, as the base has seen them: what a LoRA shall not spoil."""
+    rng, found = random.Random(f"known {seed}"), []
+    while len(found) < count:
+        scene = random_scene(rng)
+        if not scene.relation:
+            caption = (sentence, tags)[len(found) % 2](scene)
+            found.append((draw_scene(placed(scene, rng)), caption))
+    return found
+
+
 # -- drawing -------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from native import native_lora
 from step_time import ROOT
 
 WORKFLOW = ROOT / "example_workflows" / "learn_a_character.json"
-REPEATS = 10
+REPEATS, KEPT = 10, 48  # as demo/prepare.py lays them out
 # TrainLoraNode in fp32 and without checkpointing, since that is fastest here; all else as it comes.
 AS_IT_COMES: dict[str, Any] = {
     "training_dtype": "fp32", "lora_dtype": "fp32", "gradient_checkpointing": False,
@@ -58,7 +58,7 @@ class Bench:
     """The base model and one concept's pictures, trained on again and again."""
 
     def __init__(self, concept: str, folder: Path, count: int = 24, series: int = 0) -> None:
-        from lora_workbench.base_model import assemble, concepts
+        from lora_workbench.base_model import assemble, concepts, world
         from lora_workbench.base_model.judge import Judge
         from lora_workbench.base_model.painter import Painter
         from lora_workbench.demo.pictures import write_pictures
@@ -68,21 +68,25 @@ class Bench:
         self.painter, self.folder = Painter(checkpoint), folder
         self.pictures = concepts.pictures(concept, *concepts.TRAINED)
         write_pictures(folder / "pictures" / f"{REPEATS}_{concept}", self.pictures)
+        write_pictures(folder / "kept" / "1_shapes", world.known_pictures(KEPT, seed=0))
         self.judge = Judge(self.painter, concept, count, series)
 
-    def ours(self, seed: int, **settings: Any) -> Trained:
-        """Train with LoRA Workbench."""
+    def ours(self, seed: int, *, prior: bool = True, **settings: Any) -> Trained:
+        """Train with LoRA Workbench, with pictures of what the model knows beside those to learn, as in the demo."""
         import torch
         from lora_workbench.training.buckets import BucketConfig, assign_buckets
         from lora_workbench.training.config import TrainConfig
         from lora_workbench.training.events import SilentSink
+        from lora_workbench.training.mixing import with_prior
         from lora_workbench.training.scan import scan_folder
         from lora_workbench.training.session import train_lora
 
         config = TrainConfig(**{**demo_settings(), "seed": seed, **settings})
         started = time.monotonic()
         with torch.inference_mode():  # as ComfyUI runs nodes
-            dataset = assign_buckets(scan_folder(self.folder / "pictures"), BucketConfig(resolution=128, step=16))
+            learned, kept = (scan_folder(self.folder / name) for name in ("pictures", "kept"))
+            dataset = with_prior(learned, kept) if prior else learned
+            dataset = assign_buckets(dataset, BucketConfig(resolution=128, step=16))
             result = train_lora(
                 self.painter.model, self.painter.clip, self.painter.vae, dataset, config, root=self.folder / "runs",
                 cache_root=self.folder / "cache", sink=SilentSink(),
@@ -144,6 +148,7 @@ def compare(concept: str, seeds: Sequence[int]) -> list[tuple[str, list[tuple[Tr
         for seed in seeds:
             ours = record("LoRA Workbench", bench.ours, seed)
             record("LoRA Workbench, a third of the steps", bench.ours, seed, steps=ours.steps // 3)
+            record("LoRA Workbench, without regularisation", bench.ours, seed, prior=False)
             record("TrainLoraNode, as many steps", bench.native, seed, ours.steps, **AS_IT_COMES)
             record("TrainLoraNode at its best, as many steps", bench.native, seed, ours.steps, **AT_ITS_BEST)
             within = max(1, round((ours.seconds - fixed) / per_step))

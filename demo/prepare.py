@@ -21,11 +21,12 @@ except ImportError as error:
 
 from pictures import write_pictures  # noqa: E402
 
-from base_model import assemble, concepts  # noqa: E402
+from base_model import assemble, concepts, world  # noqa: E402
 
 CHECKPOINT = "models/checkpoints/lora_workbench_base.safetensors"
-PICTURES = "input/lora_workbench_zorp/10_zorp"
-CONCEPT = "zorp"
+# What is learned, and what the model shall go on painting as it does.
+PICTURES, KEPT = "input/lora_workbench_zorp/10_zorp", "input/lora_workbench_shapes/1_shapes"
+CONCEPT, KEPT_COUNT = "zorp", 48
 
 
 def say(text: str) -> None:
@@ -44,13 +45,14 @@ def main() -> None:
         raise SystemExit(f"[demo] {error}") from None
     say(f"base model: {checkpoint.name}, {checkpoint.stat().st_size / 1e6:.0f} MB, put together and checked")
 
-    folder = base / PICTURES
-    pictures = concepts.pictures(CONCEPT, *concepts.TRAINED)
-    if len(list(folder.glob("*.png"))) >= len(pictures):
-        say(f"pictures: {folder.relative_to(base)}, already there")
-    else:
-        files = write_pictures(folder, pictures)
-        say(f"pictures: {len(files)} with captions in {folder.relative_to(base)}")
+    for name, pictures in (
+        (PICTURES, concepts.pictures(CONCEPT, *concepts.TRAINED)),
+        (KEPT, world.known_pictures(KEPT_COUNT, seed=0)),
+    ):
+        if len(list((base / name).glob("*.png"))) >= len(pictures):
+            say(f"pictures: {name}, already there")
+        else:
+            say(f"pictures: {len(write_pictures(base / name, pictures))} with captions in {name}")
 
 
 if __name__ == "__main__":

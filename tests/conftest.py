@@ -132,7 +132,7 @@ def server(
     It has the checkpoint `tiny_sd15.safetensors`, the base model `lora_workbench_base.safetensors` with its pictures
     in `input/lora_workbench_zorp/10_zorp`, captioned photos in `input/photos/2_photo`, and the captioner `tiny_tagger`.
     """
-    from lora_workbench.base_model import concepts
+    from lora_workbench.base_model import concepts, world
     from lora_workbench.demo.pictures import write_pictures
     from support.photos import write_photos
     from support.server import ComfyServer
@@ -150,6 +150,7 @@ def server(
     write_pictures(
         base / "input" / "lora_workbench_zorp" / "10_zorp", concepts.pictures("zorp", *concepts.TRAINED)
     )
+    write_pictures(base / "input" / "lora_workbench_shapes" / "1_shapes", world.known_pictures(48, seed=0))
     write_photos(base / "input" / "photos" / "2_photo", longest=256)
     tagger(base / "models" / "LLM" / "tiny_tagger")
     with ComfyServer(host_path, base) as running:

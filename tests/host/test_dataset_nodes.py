@@ -47,7 +47,8 @@ def trained(server: ComfyServer, chain: dict[str, Any], last: str, name: str) ->
 
 
 def caption(server: ComfyServer, source: str, captioner: str, **settings: Any) -> dict[str, Any]:
-    return node("AutoCaption", **defaults(server, "AutoCaption") | settings, dataset=[source, 0], captioner=captioner)
+    inputs = {**defaults(server, "AutoCaption"), **settings, "captioner": captioner}
+    return node("AutoCaption", dataset=[source, 0], **inputs)
 
 
 def load(folder: str, trigger: str = "") -> dict[str, Any]:

@@ -10,6 +10,14 @@ import comfy.model_patcher
 import torch
 
 
+class _Shell(torch.nn.Module):
+    """Around the model: the host writes its device onto it, which transformers' models do not let it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = model
+
+
 def held(model: torch.nn.Module) -> Callable[[], AbstractContextManager[torch.device]]:
     """Give a model into the host's keeping.
 
@@ -20,7 +28,7 @@ def held(model: torch.nn.Module) -> Callable[[], AbstractContextManager[torch.de
         What brings it to its device for as long as a `with` lasts.
     """
     patcher = comfy.model_patcher.ModelPatcher(
-        model, load_device=management.text_encoder_device(), offload_device=management.text_encoder_offload_device()
+        _Shell(model), load_device=management.text_encoder_device(), offload_device=management.text_encoder_offload_device()
     )
 
     @contextmanager
