@@ -87,7 +87,7 @@ def evaluate(count: int, write: bool) -> None:
             if not right:
                 say(f"  wrong: {prompt}")
         if write:
-            contact_sheet(shown[:40]).save(ROOT / "docs" / f"base_model_{name}.jpg", quality=88)
+            contact_sheet(shown[:60]).save(ROOT / "docs" / f"base_model_{name}.jpg", quality=88)
     if write:
         assemble.write_card({**assemble.card(), "quality": quality})
         write_readme(quality)

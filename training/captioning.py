@@ -63,7 +63,8 @@ class Captioned:
     def describe(self) -> str:
         """Say it in a few words."""
         known = len(self.dataset.pictures) - self.kept - self.made
-        parts = [f"{self.made} captioned", f"{known} known already" if known else "", f"{self.kept} kept" if self.kept else ""]
+        parts = [f"{self.made} captioned", f"{known} known already" if known else ""]
+        parts.append(f"{self.kept} kept" if self.kept else "")
         parts.append(f"{self.written} files written" if self.written else "")
         text = ", ".join(part for part in parts if part) + "."
         return "\n".join([text, *self.problems])

@@ -28,7 +28,9 @@ def held(model: torch.nn.Module) -> Callable[[], AbstractContextManager[torch.de
         What brings it to its device for as long as a `with` lasts.
     """
     patcher = comfy.model_patcher.ModelPatcher(
-        _Shell(model), load_device=management.text_encoder_device(), offload_device=management.text_encoder_offload_device()
+        _Shell(model),
+        load_device=management.text_encoder_device(),
+        offload_device=management.text_encoder_offload_device(),
     )
 
     @contextmanager
