@@ -32,7 +32,7 @@ AS_IT_COMES: dict[str, Any] = {
     # Not batch_size: in that the node predicts each picture from all captions of the batch and takes the mean.
     "grad_accumulation_steps": 4,
 }  # fmt: skip
-# What was best for it on zorp, of what `dev.py bench defaults` tries.
+# To become what is best for it on zorp, of what `dev.py bench defaults` tries; not measured yet, so a guess.
 AT_ITS_BEST = {**AS_IT_COMES, "learning_rate": 2e-3, "rank": 16}
 
 
