@@ -2,16 +2,19 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..training.host.routes import hang_up_routes
 from .apply_lora import ApplyLoRA
 from .auto_caption import AutoCaption
 from .bucket_images import BucketImages
 from .caption_operation import CaptionOperation
 from .concat_datasets import ConcatDatasets
 from .dataset_report import DatasetReport
+from .edit_captions import EditCaptions
 from .images_to_dataset import ImagesToDataset
 from .live_captions import LiveCaptions
 from .load_dataset import LoadDataset
 from .lora_trainer import LoRATrainer
+from .prior_preservation import PriorPreservation
 from .regularization_images import RegularizationImages
 from .save_lora import SaveLoRA
 
@@ -20,10 +23,12 @@ NODES: list[type[io.ComfyNode]] = [
     ImagesToDataset,
     ConcatDatasets,
     RegularizationImages,
+    PriorPreservation,
     AutoCaption,
     CaptionOperation,
     LiveCaptions,
     DatasetReport,
+    EditCaptions,
     BucketImages,
     LoRATrainer,
     ApplyLoRA,
@@ -40,5 +45,6 @@ class LoRAWorkbench(ComfyExtension):
 
 
 async def comfy_entrypoint() -> LoRAWorkbench:
-    """Give ComfyUI the pack."""
+    """Give ComfyUI the pack, and its server what the gallery in the browser asks."""
+    hang_up_routes()
     return LoRAWorkbench()

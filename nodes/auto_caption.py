@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..training.cache import TensorCache
 from ..training.captioners import Captioner
+from ..training.captioners.download import download
 from ..training.captioners.onnx_tagger import OnnxTagger, TagSettings
 from ..training.captioners.vision_language import SentenceSettings, VisionLanguage
 from ..training.captioning import CaptioningConfig, caption_dataset
@@ -16,9 +18,10 @@ from ..training.dataset import Dataset as DatasetObject
 from ..training.errors import UserError
 from ..training.events import Cancelled
 from ..training.host.held import held
-from ..training.host.paths import cache_folder, captioner_folders
+from ..training.host.paths import cache_folder, captioner_folders, captioners_root
 from ..training.host.progress import NodeSink, host_interrupt, node_text
-from .schema import Dataset, config_from, schema, widgets
+from ..training.host.text_generation import TextGenerator
+from .schema import Dataset, advanced, config_from, schema, widgets
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +54,33 @@ class AutoCaption(io.ComfyNode):
                 *widgets(CaptioningConfig),
                 *widgets(SentenceSettings),
                 *widgets(TagSettings),
+                advanced(
+                    io.String.Input(
+                        "download", default="",
+                        tooltip="owner/name of a model on huggingface.co, such as SmilingWolf/wd-vit-tagger-v3 or "
+                        "Salesforce/blip-image-captioning-base: fetched into models/LLM if it is not there yet, and "
+                        "used instead of the captioner above. Empty: nothing is fetched.",
+                    )
+                ),
+                io.Clip.Input(
+                    "clip", optional=True,
+                    tooltip="A text encoder that sees pictures and writes (Qwen-VL, Gemma 3, on hosts with Generate "
+                    "Text): it captions instead of the captioner above.",
+                ),
             ],
             outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with its new captions.")],
-        )
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, dataset: DatasetObject, captioner: str, **settings: Any) -> io.NodeOutput:
+    def execute(
+        cls, dataset: DatasetObject, captioner: str, download: str = "", clip: Any = None, **settings: Any
+    ) -> io.NodeOutput:
         """Caption."""
         sink = NodeSink(cls.hidden.unique_id)
         try:
             found = caption_dataset(
                 dataset,
-                _captioner(captioner, settings),
+                _chosen(captioner, download, clip, settings, sink),
                 config_from(CaptioningConfig, settings),
                 TensorCache(cache_folder() / "texts"),
                 sink,
@@ -76,13 +94,23 @@ class AutoCaption(io.ComfyNode):
         return io.NodeOutput(found.dataset)
 
 
-def _captioner(name: str, settings: dict[str, Any]) -> Captioner:
-    """The captioner of a folder; the last one is kept while nothing changes."""
+def _chosen(name: str, repository: str, clip: Any, settings: dict[str, Any], sink: NodeSink) -> Captioner:
+    """The captioner that the person chose: a CLIP, a model to be fetched, or a folder."""
+    if clip is not None:
+        return TextGenerator(clip, config_from(SentenceSettings, settings))
+    if repository.strip():
+        return _captioner(download(repository, captioners_root(), sink), settings)
     folder = captioner_folders().get(name)
     if folder is None:
         raise UserError(
-            f"There is no captioner {name!r}: put a model's files into a folder below models/LLM and press R."
+            f"There is no captioner {name!r}: put a model's files into a folder below models/LLM and press R, or name "
+            "one to be fetched in download."
         )
+    return _captioner(folder, settings)
+
+
+def _captioner(folder: Path, settings: dict[str, Any]) -> Captioner:
+    """The captioner of a folder; the last one is kept while nothing changes."""
     is_tagger = any(folder.glob("*.onnx"))
     config = config_from(TagSettings if is_tagger else SentenceSettings, settings)
     key = (folder, config, max((file.stat().st_mtime_ns for file in folder.iterdir()), default=0))

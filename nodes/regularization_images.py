@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..training.dataset import Dataset as DatasetObject
 from ..training.host.progress import node_text
-from ..training.mixing import with_prior
+from ..training.mixing import PRIOR_TARGETS, with_prior
 from .schema import Dataset, schema
 
 
@@ -34,16 +34,26 @@ class RegularizationImages(io.ComfyNode):
                     "share", default=1.0, min=0.01, max=10.0, step=0.05,
                     tooltip="How many of them are seen for each picture to learn.",
                 ),
+                io.Combo.Input(
+                    "target", options=list(PRIOR_TARGETS), default="as the model paints them",
+                    tooltip="What is to come of them: what the model makes of each, noised, without the LoRA, which "
+                    "keeps it as it is; or the pictures themselves, as kohya has it, which may teach it as well.",
+                ),
             ],
             outputs=[Dataset.Output(display_name="dataset", tooltip="Both together.")],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, dataset: DatasetObject, regularization: DatasetObject, weight: float, share: float
+        cls,
+        dataset: DatasetObject,
+        regularization: DatasetObject,
+        weight: float,
+        share: float,
+        target: str = "as the model paints them",
     ) -> io.NodeOutput:
         """Put them together."""
-        mixed = with_prior(dataset, regularization, weight=weight, share=share)
+        mixed = with_prior(dataset, regularization, weight=weight, share=share, target=PRIOR_TARGETS[target])
         learned, kept = len(dataset.pictures), len(regularization.pictures)
         node_text(cls.hidden.unique_id, f"{learned} to learn, {kept} to keep. {mixed.describe()}")
         return io.NodeOutput(mixed)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +40,7 @@ class LoraLayer:
         down: [rank, in] for a linear layer, [rank, in, 1, 1] for a 1×1 convolution; fp32.
         up: [out, rank] or [out, rank, 1, 1]; fp32, zeros at the start so that training begins at the base model.
         scale: alpha / rank.
+        is_off: Whether the frozen layer runs alone for now.
     """
 
     def __init__(self, path: str, down: Tensor, up: Tensor, scale: float, dropout: float) -> None:
@@ -49,6 +50,7 @@ class LoraLayer:
         self.scale = scale
         self.dropout = dropout
         self.index = 0
+        self.is_off = False
         self._draw = (0, 0)
 
     def begin_micro_step(self, seed: int, micro_step: int) -> None:
@@ -166,6 +168,7 @@ class FrozenConv(torch.autograd.Function):
 
 def adapted_linear(x: Tensor, frozen: Frozen, layer: LoraLayer | None) -> Tensor:
     """Run a frozen linear layer, with its LoRA when it has one."""
+    layer = None if layer is None or layer.is_off else layer
     down, up = (layer.down, layer.up) if layer else (None, None)
     return AdaptedLinear.apply(x, down, up, frozen, layer)  # type: ignore[no-any-return]
 
@@ -173,7 +176,7 @@ def adapted_linear(x: Tensor, frozen: Frozen, layer: LoraLayer | None) -> Tensor
 def adapted_conv(x: Tensor, frozen: Frozen, layer: LoraLayer | None) -> Tensor:
     """Run a frozen convolution, with its LoRA (1×1, stride 1) when it has one."""
     y: Tensor = FrozenConv.apply(x, frozen)
-    if layer is None:
+    if layer is None or layer.is_off:
         return y
     inner = F.conv2d(x.to(y.dtype), layer.down.to(y.dtype))
     keep = layer.keep_mask(inner.shape, x.device)
@@ -264,3 +267,14 @@ class LoraNetwork:
         """Tell each layer where in the run it is."""
         for layer in self.layers:
             layer.begin_micro_step(seed, micro_step)
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Run the frozen model alone until the block ends."""
+        for layer in self.layers:
+            layer.is_off = True
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.is_off = False

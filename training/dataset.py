@@ -48,6 +48,8 @@ class Picture:
         placement: Where it lies in its bucket; None until BucketImages ran.
         weight: What its loss is multiplied with.
         is_prior: Whether it shows what the model shall keep (a regularisation image), not what it shall learn.
+        target: What is predicted from it, noised: itself (`picture`), or what the model makes of it without the LoRA
+            (`model`).
     """
 
     path: Path
@@ -60,6 +62,7 @@ class Picture:
     placement: Placement | None = None
     weight: float = 1.0
     is_prior: bool = False
+    target: str = "picture"
 
 
 @dataclass(frozen=True)

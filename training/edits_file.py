@@ -124,10 +124,7 @@ class EditsFile:
 
     def stamp(self) -> str:
         """Changes when an edit is saved."""
-        try:
-            return hashlib.sha256(self.path.read_bytes()).hexdigest()
-        except OSError:
-            return ""
+        return _stamp(self.path)
 
     def applied_to(self, dataset: Dataset) -> Dataset:
         """The dataset with the edits in it."""
@@ -171,3 +168,43 @@ def dataset_key(dataset: Dataset) -> str:
     """Names a dataset's edits: the same folder has the same key whatever was done to the dataset since."""
     source = str(dataset.root) if dataset.root else f"name:{dataset.name}"
     return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+class Watched:
+    """Whether a node has to run again: only when a dataset that it showed was edited since.
+
+    ComfyUI asks a node for its fingerprint before it knows the node's dataset, and runs again whatever hangs on a
+    fingerprint that differs from the last one. So what is answered changes when, and only when, an edit was saved after
+    the node read them; to know a dataset for the first time changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._asked: dict[str, str] = {}
+        self._read: dict[str, tuple[str, dict[Path, str]]] = {}
+
+    def fingerprint(self, node: str) -> str:
+        """What ComfyUI is told of a node before it runs."""
+        told, stamps = self._read.get(node, ("", {}))
+        now = {path: _stamp(path) for path in stamps}
+        if now != stamps:
+            told = hashlib.sha256(repr(sorted(now.items())).encode("utf-8", "surrogateescape")).hexdigest()
+        self._asked[node] = told
+        return told
+
+    def reads(self, node: str, edits: EditsFile) -> None:
+        """Remember what a node is about to read."""
+        # Under the id of this node another graph may have shown other datasets: all of them are watched.
+        _, stamps = self._read.get(node, ("", {}))
+        now = {path: _stamp(path) for path in stamps} | {edits.path: edits.stamp()}
+        self._read[node] = (self._asked.get(node, ""), now)
+
+
+def _stamp(path: Path) -> str:
+    """A hash of what the edits come to: one that was taken back leaves no trace in it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["pictures"]
+        counted = {name: (entry["caption"], entry["excluded"]) for name, entry in found.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return ""
+    counted = {name: what for name, what in sorted(counted.items()) if what != (None, False)}
+    return hashlib.sha256(json.dumps(counted).encode()).hexdigest() if counted else ""

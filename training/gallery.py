@@ -20,6 +20,7 @@ from PIL import Image
 
 from . import images
 from .caption_edits import tag_counts
+from .captioning import write_captions
 from .dataset import Dataset, Picture
 from .doctor import name_in
 from .edits_file import EditsFile, Entry, dataset_key
@@ -126,6 +127,23 @@ class Gallery:
             if not entry.excluded:
                 captions.append(picture.caption if entry.caption is None else entry.caption)
         return sorted(tag_counts(captions).items(), key=lambda pair: (-pair[1], pair[0]))
+
+    def write_text_files(self, key: str, over: bool) -> tuple[int, list[str]]:
+        """Write the captions as they are now to .txt files beside the pictures; those left out are not written.
+
+        Args:
+            key: Of the dataset.
+            over: Whether files that are there are written over.
+
+        Returns:
+            How many were written, and a sentence for each that could not be.
+
+        Raises:
+            Unknown: There is no such dataset.
+        """
+        dataset = self.edits(key).applied_to(self._dataset(key)[0])
+        problems: list[str] = []
+        return write_captions(dataset.pictures, dataset, over=over, problems=problems), problems
 
     def thumbnail(self, key: str, name: str) -> bytes:
         """A picture as a small JPEG, made once and kept.

@@ -6,8 +6,10 @@ Handlers for aiohttp, which ComfyUI's server stands on; `training/host/routes.py
 - GET  /lora_workbench/datasets/{key}/thumbnail?name=…     a small JPEG
 - GET  /lora_workbench/datasets/{key}/tags                 every tag and how often it is there
 - POST /lora_workbench/datasets/{key}/edits                {"edits": [{"name", "revision", "caption"?, "excluded"?}, …]}
+- POST /lora_workbench/datasets/{key}/text_files           {"over": whether captions that are there are written over}
 
-Edits are all saved or none; one that somebody else changed meanwhile is answered with 409 and how it is now.
+Edits are all saved or none; one that somebody else changed meanwhile is answered with 409 and how it is now. A
+caption of null is the one that came.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ class GalleryApi:
             web.get(PREFIX + "/thumbnail", _answered(self.thumbnail)),
             web.get(PREFIX + "/tags", _answered(self.tags)),
             web.post(PREFIX + "/edits", _answered(self.edit)),
+            web.post(PREFIX + "/text_files", _answered(self.write_text_files)),
         ]
 
     async def page(self, request: web.Request) -> web.StreamResponse:
@@ -86,6 +89,17 @@ class GalleryApi:
         await asyncio.to_thread(self.gallery.edits(key).change_all, changes)
         saved = [as_json(self.gallery.item(key, name)) for name in changes]
         return web.json_response({"pictures": saved})
+
+    async def write_text_files(self, request: web.Request) -> web.StreamResponse:
+        """Write the captions beside the pictures."""
+        _refuse_other_sites(request)
+        self._refuse_floods()
+        body = await _body(request)
+        over = body.get("over") if isinstance(body, dict) else None
+        if not isinstance(over, bool):
+            raise Refused(400, 'The request needs "over", true or false.')
+        written, problems = await asyncio.to_thread(self.gallery.write_text_files, request.match_info["key"], over)
+        return web.json_response({"written": written, "problems": problems})
 
     def _refuse_floods(self) -> None:
         now = time.monotonic()
@@ -167,7 +181,7 @@ def _read_edits(body: Any, key: str, gallery: Gallery) -> dict[str, Entry]:
             raise Refused(400, f"{name}: excluded is true or false.")
         before = entries.get(name, Entry())
         changes[name] = Entry(
-            before.caption if caption is None else caption,
+            caption if "caption" in edit else before.caption,
             before.excluded if excluded is None else excluded,
             revision,
         )

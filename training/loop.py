@@ -74,6 +74,7 @@ class MicroBatch:
         conds: The model's inputs for each picture.
         mask: Weight of each latent position, or None.
         weights: What each picture's loss is multiplied with [B], or None for 1.
+        by_model: Places of the pictures whose target is what the model predicts without the LoRA.
         names: File names, for messages.
     """
 
@@ -82,6 +83,7 @@ class MicroBatch:
     conds: list[dict[str, Any]]
     mask: Tensor | None
     weights: Tensor | None
+    by_model: list[int]
     names: tuple[str, ...]
 
 
@@ -244,12 +246,31 @@ class Trainer:
         weights = None
         if any(picture.weight != 1 for picture in pictures):
             weights = torch.tensor([picture.weight for picture in pictures], device=device)
-        return MicroBatch(x0, drawn, conds, mask, weights, tuple(p.path.name for p in pictures))
+        by_model = [place for place, picture in enumerate(pictures) if picture.target == "model"]
+        return MicroBatch(x0, drawn, conds, mask, weights, by_model, tuple(p.path.name for p in pictures))
 
     def _losses(self, micro: MicroBatch) -> Tensor:
         lower = torch.autocast(self.model.device.type, dtype=self.autocast) if self.autocast else nullcontext()
         with lower:
-            return prediction_losses(self.model, micro.x0, micro.drawn, micro.conds, micro.mask)
+            target = self._target(micro)
+            return prediction_losses(self.model, micro.x0, micro.drawn, micro.conds, micro.mask, target)
+
+    def _target(self, micro: MicroBatch) -> Tensor:
+        """Clean latents [B, C, …]: the pictures' own, or what the model makes of the noised ones without the LoRA.
+
+        The latter is prior preservation by distillation: the sampling noise of a picture, which only says on average
+        what the model would have painted, is gone from the target.
+        """
+        if not micro.by_model:
+            return micro.x0
+        sigma = micro.drawn.sigma[micro.by_model]
+        conds = [micro.conds[place] for place in micro.by_model]
+        with torch.no_grad(), self.run.network.switched_off():
+            xt = self.model.noised(micro.x0[micro.by_model], micro.drawn.noise[micro.by_model], sigma)
+            estimate = self.model.denoised(xt, sigma, conds).float()
+        target = micro.x0.clone()
+        target[micro.by_model] = estimate
+        return target
 
     def _clip(self, step: list[Batch]) -> None:
         limit = self.config.max_grad_norm or math.inf

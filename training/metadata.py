@@ -250,12 +250,15 @@ def _run_entries(facts: RunFacts, known: ArchitectureFacts) -> dict[str, Any]:
 
 
 def _dataset_entries(facts: RunFacts, dataset: Dataset) -> dict[str, Any]:
-    folders = _folders(dataset)
+    learned = dataset.with_pictures(tuple(picture for picture in dataset.pictures if not picture.is_prior))
+    prior = dataset.with_pictures(tuple(picture for picture in dataset.pictures if picture.is_prior))
+    folders, prior_folders = _folders(learned), _folders(prior)
+    # Of what is learned alone: galleries read the trigger from it.
     tags = {name: _tag_counts(pictures) for name, pictures in folders.items()}
     shared: dict[str, Any] = {
         "batch_size_per_device": facts.batch_size,
-        "num_train_images": dataset.images_per_epoch,
-        "num_reg_images": 0,
+        "num_train_images": learned.images_per_epoch,
+        "num_reg_images": prior.images_per_epoch,
         "enable_bucket": dataset.is_bucketed,
     }
     if dataset.is_bucketed:
@@ -281,9 +284,10 @@ def _dataset_entries(facts: RunFacts, dataset: Dataset) -> dict[str, Any]:
             **pictures_as_seen,
             "image_dir": name,
             "class_tokens": pictures[0].class_word or None,
-            "is_reg": False,
+            "is_reg": is_reg,
         }
-        for name, pictures in folders.items()
+        for is_reg, found in ((False, folders), (True, prior_folders))
+        for name, pictures in found.items()
     ]
     entries = {f"ss_{key}": value for key, value in {**shared, **pictures_as_seen}.items()}
     if dataset.is_bucketed:
@@ -294,11 +298,9 @@ def _dataset_entries(facts: RunFacts, dataset: Dataset) -> dict[str, Any]:
         "ss_caption_dropout_rate": policy.caption_dropout if policy else 0.0,
         "ss_caption_tag_dropout_rate": policy.tag_dropout if policy else 0.0,
         "ss_total_batch_size": facts.batch_size * facts.gradient_accumulation,
-        "ss_reg_dataset_dirs": {},
-        "ss_dataset_dirs": {
-            name: {"n_repeats": pictures[0].repeats, "img_count": len(pictures)}
-            for name, pictures in folders.items()
-        },
+        "ss_prior_loss_weight": prior.pictures[0].weight if prior.pictures else 1.0,
+        "ss_reg_dataset_dirs": _repeats_and_counts(prior_folders),
+        "ss_dataset_dirs": _repeats_and_counts(folders),
         "ss_tag_frequency": tags,
         "ss_datasets": [{"is_dreambooth": True, **shared, "tag_frequency": tags, "subsets": subsets}],
     }
@@ -314,6 +316,12 @@ def _folders(dataset: Dataset) -> dict[str, list[Picture]]:
             key = name if has_repeats else f"{picture.repeats:g}_{name}"
             found.setdefault(key, []).append(picture)
     return found
+
+
+def _repeats_and_counts(folders: dict[str, list[Picture]]) -> dict[str, Any]:
+    return {
+        name: {"n_repeats": pictures[0].repeats, "img_count": len(pictures)} for name, pictures in folders.items()
+    }
 
 
 def _tag_counts(pictures: list[Picture]) -> dict[str, int]:

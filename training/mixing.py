@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from .dataset import Dataset
 from .errors import UserError
+
+# What is wanted of a prior picture, as a person chooses it, and as `Picture.target` says it.
+PRIOR_TARGETS = {"as the model paints them": "model", "as the pictures are": "picture"}
 
 
 def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) -> Dataset:
@@ -37,7 +41,9 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
     return replace(first, pictures=tuple(pictures), skipped=skipped, root=_common_root(datasets))
 
 
-def with_prior(dataset: Dataset, prior: Dataset, *, weight: float = 1.0, share: float = 1.0) -> Dataset:
+def with_prior(
+    dataset: Dataset, prior: Dataset, *, weight: float = 1.0, share: float = 1.0, target: str = "model"
+) -> Dataset:
     """Add regularisation images: pictures of the class, which the model shall go on painting as it does.
 
     An epoch has `share` times as many of them as of the pictures to learn, whatever their number: few are repeated,
@@ -48,6 +54,7 @@ def with_prior(dataset: Dataset, prior: Dataset, *, weight: float = 1.0, share: 
         prior: What is to be kept.
         weight: What the loss of a prior picture is multiplied with.
         share: Prior pictures for each picture to learn.
+        target: What is predicted from a prior picture, `picture` or `model` (see `Picture`).
 
     Raises:
         UserError: One of them is empty, or a number is not above 0; and as `concat`.
@@ -56,12 +63,65 @@ def with_prior(dataset: Dataset, prior: Dataset, *, weight: float = 1.0, share: 
         raise UserError("A dataset without pictures was connected: both need some.")
     if weight <= 0 or share <= 0:
         raise UserError(f"weight is {weight:g} and share {share:g}: both must be above 0.")
-    draws = sum(picture.repeats for picture in dataset.pictures) * share
+    draws = sum(picture.repeats for picture in dataset.pictures if not picture.is_prior) * share
     own = sum(picture.repeats for picture in prior.pictures)
     balanced = prior.with_pictures(
-        tuple(replace(p, repeats=p.repeats * draws / own, weight=weight, is_prior=True) for p in prior.pictures)
+        tuple(
+            replace(p, repeats=p.repeats * draws / own, weight=weight, is_prior=True, target=target)
+            for p in prior.pictures
+        )
     )
     return concat([dataset, balanced])
+
+
+def with_own_prior(
+    dataset: Dataset, class_word: str = "", prompts: Sequence[str] = (), *, weight: float = 1.0, share: float = 1.0
+) -> Dataset:
+    """Add prior preservation without further pictures.
+
+    The pictures to learn are shown to the model a second time under captions without the trigger, and what is wanted
+    is what the model makes of them without the LoRA. So the trigger alone calls what is learned.
+
+    Args:
+        dataset: What is to be learned.
+        class_word: Put in the place of the trigger in each caption, such as `a creature`; empty: the trigger goes.
+        prompts: Captions to use instead, in turn.
+        weight: What the loss of these is multiplied with.
+        share: How many of them are seen for each picture to learn.
+
+    Raises:
+        UserError: There is neither a trigger nor a prompt, a prompt has the trigger in it, or as `with_prior`.
+    """
+    trigger = dataset.trigger.strip()
+    prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
+    if not prompts and not trigger:
+        raise UserError(
+            "The dataset has no trigger word, so its captions cannot be told without it: give LoadDataset a trigger, "
+            "or write prompts of what the model shall keep."
+        )
+    called = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)", re.I) if trigger else None
+    for prompt in prompts:
+        if called and called.search(prompt):
+            raise UserError(f"The prompt {prompt!r} has the trigger {trigger!r} in it: that is what is to be learned.")
+    learned = [picture for picture in dataset.pictures if not picture.is_prior]
+    if prompts:
+        count = max(len(prompts), len(learned))  # so that every prompt and every picture has its turn
+        prior = [
+            replace(learned[number % len(learned)], caption=prompts[number % len(prompts)]) for number in range(count)
+        ]
+    else:
+        assert called is not None
+        word = class_word.strip()
+        prior = [
+            replace(picture, caption=_tidy(called.sub(lambda _: word, picture.caption))) for picture in learned
+        ]
+    return with_prior(dataset, dataset.with_pictures(tuple(prior)), weight=weight, share=share, target="model")
+
+
+def _tidy(caption: str) -> str:
+    """A caption out of which a word was taken, without doubled blanks and commas."""
+    lines = (re.sub(r"\s*,(\s*,)+", ",", re.sub(r"[ \t]+", " ", line)) for line in caption.splitlines())
+    return "\n".join(line.strip(" ,") for line in lines)
 
 
 def _scaled(repeats: float, weight: float) -> float:

@@ -69,7 +69,12 @@ def draw(shape: tuple[int, ...], table: Tensor, timesteps: str, seed: int, micro
 
 
 def prediction_losses(
-    denoiser: Denoiser, x0: Tensor, drawn: Draw, conds: list[dict[str, Any]], mask: Tensor | None = None
+    denoiser: Denoiser,
+    x0: Tensor,
+    drawn: Draw,
+    conds: list[dict[str, Any]],
+    mask: Tensor | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Return the loss of each picture, [B], fp32, differentiable.
 
@@ -79,9 +84,11 @@ def prediction_losses(
         drawn: Noise and noise levels, on the device of `x0`.
         conds: Conditions of each picture.
         mask: Weight of each latent position [B, 1, …]; the loss is the weighted mean. None: all alike.
+        target: Latents [B, C, …] that the clean-image estimate is held against; None: `x0`.
     """
     xt = denoiser.noised(x0, drawn.noise, drawn.sigma)
-    error = (denoiser.denoised(xt, drawn.sigma, conds).float() - x0) / denoiser.output_scale(
+    target = x0 if target is None else target
+    error = (denoiser.denoised(xt, drawn.sigma, conds).float() - target) / denoiser.output_scale(
         drawn.sigma, x0.ndim
     )
     squared = error.square()

@@ -81,16 +81,20 @@ def test_operations_policy_and_prior_reach_the_training(server):
         "edit": node("CaptionOperation", dataset=["auto", 0], operation="remove tags", text="^_^", replacement="",
                      share=0.6, keep_tokens=1, seed=0),
         "prior": load(kept),
-        "mix": node("RegularizationImages", dataset=["edit", 0], regularization=["prior", 0], weight=0.5, share=1.0),
-        "live": node("LiveCaptions", dataset=["mix", 0], shuffle=True, keep_tokens=1, tag_dropout=0.5,
+        "mix": node("RegularizationImages", dataset=["edit", 0], regularization=["prior", 0], weight=0.5, share=1.0,
+                    target="as the pictures are"),
+        "own": node("PriorPreservation", dataset=["mix", 0], class_word="a thing", prompts="", weight=0.5, share=1.0),
+        "live": node("LiveCaptions", dataset=["own", 0], shuffle=True, keep_tokens=1, tag_dropout=0.5,
                      caption_dropout=0.1, wildcards=True),
     }  # fmt: skip
     metadata = trained(server, chain, "live", "chained")
     assert (metadata["ss_shuffle_caption"], metadata["ss_keep_tokens"]) == ("True", "1")
-    assert metadata["ss_num_train_images"] == "8"  # two pictures twice, and as many to keep
-    assert metadata["ss_steps"] == "8"
+    # Two pictures twice, and as many to keep, in either way.
+    assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"]) == ("4", "8")
+    assert metadata["ss_steps"] == "12"
     assert "2 of 2 captions changed" in text_of(server, "edit")
     assert "2 to learn, 5 to keep" in text_of(server, "mix")
+    assert 'Kept, for example: "a thing, ' in text_of(server, "own")
     assert text_of(server, "live").startswith("For instance:\nzorp")
 
 
@@ -127,3 +131,60 @@ def test_a_captioner_that_is_not_there_is_named(server):
              "show": node("PreviewImage", images=["bucket", 1])}  # fmt: skip
     with pytest.raises(PromptError, match="captioner"):
         server.run(chain)
+
+
+def test_edits_of_the_gallery_are_used_and_only_what_depends_on_them_runs_again(server):
+    folder = colors(server, "edited", {"a": "#ff0000", "b": "#0000ff", "c": "#00ff00"})
+    trainer = defaults(server, "LoRATrainer") | {"name": "edited", "epochs": 1, "rank": 2}
+    prompt = {
+        "load": load(folder, "zorp"),
+        "edit": node("EditCaptions", dataset=["load", 0]),
+        "bucket": node("BucketImages", dataset=["edit", 0], **defaults(server, "BucketImages") | {"resolution": 128}),
+        "model": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors"),
+        "train": node("LoRATrainer", **trainer, model=["model", 0], clip=["model", 1], vae=["model", 2],
+                      dataset=["bucket", 0]),
+        "save": node("SaveLoRA", lora=["train", 0], name="edited", precision="fp16", format="kohya", overwrite=True),
+    }  # fmt: skip
+
+    def post(path: str, body: Any) -> Any:
+        return json.loads(server.request(path, body))
+
+    def ran() -> tuple[set[str], dict[str, Any]]:
+        entry = server.run(prompt, timeout=300)
+        cached = {n for kind, data in entry["status"]["messages"] if kind == "execution_cached" for n in data["nodes"]}
+        return set(prompt) - cached, entry
+
+    def tags() -> dict[str, int]:
+        with safe_open(Path(entry["outputs"]["save"]["text"][0]), framework="pt") as file:
+            return json.loads(file.metadata()["ss_tag_frequency"])["2_thing"]
+
+    nodes, entry = ran()
+    assert nodes == set(prompt)
+    (key,) = entry["outputs"]["edit"]["lora_workbench_gallery"]
+    assert tags() == {"zorp": 3, "thing": 3}
+    assert ran()[0] == set(), "something ran again though nothing was edited"
+
+    base = f"/lora_workbench/datasets/{key}"
+    page = server.get(f"{base}?start=0&count=10")
+    assert [picture["name"] for picture in page["pictures"]] == [f"2_thing/{n}.png" for n in "abc"]
+    edits = [
+        {"name": "2_thing/a.png", "revision": 0, "caption": "zorp, red"},
+        {"name": "2_thing/c.png", "revision": 0, "excluded": True},
+    ]
+    post(f"{base}/edits", {"edits": edits})
+    nodes, entry = ran()
+    assert nodes == {"edit", "bucket", "train", "save"}
+    assert tags() == {"zorp": 2, "red": 1, "thing": 1}
+    assert text_of(server, "edit") == "2 pictures, 1 edited, 1 left out."
+    assert ran()[0] == set()
+
+    # An edit that is taken back leaves nothing to do; one in another dataset neither.
+    for caption in ("zorp, crimson", "zorp, red"):
+        revision = server.get(f"{base}?start=0&count=1")["pictures"][0]["revision"]
+        post(f"{base}/edits", {"edits": [{**edits[0], "caption": caption, "revision": revision}]})
+    assert ran()[0] == set()
+    assert not list((server.base / "input" / folder).rglob("*.txt")), "the folder is the person's own"
+
+    answer = post(f"{base}/text_files", {"over": False})
+    assert answer == {"written": 2, "problems": []}
+    assert (server.base / "input" / folder / "2_thing" / "a.txt").read_text(encoding="utf-8") == "zorp, red\n"

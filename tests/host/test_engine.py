@@ -139,6 +139,38 @@ def test_short_batches_count_each_picture_the_same(comfy_host, small_models_fold
         assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))
 
 
+@pytest.mark.parametrize("name", ["sd15", "sd3", "flux"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_to_be_kept_is_held_against_the_model_without_the_lora(
+    name, checkpointing, comfy_host, small_models_folder, tmp_path
+):
+    settings = {"targets": ("picture", "model", "model"), "batch_size": 3, "gradient_checkpointing": checkpointing}
+    with rig(name, small_models_folder, tmp_path, pictures=3, **settings) as it:
+        ((batch,),) = it.trainer.steps_of_epoch(0)
+        micro = it.trainer.prepare(batch)
+        assert len(micro.by_model) == 2
+        (learned,) = {0, 1, 2} - set(micro.by_model)
+        losses = it.trainer._losses(micro)
+        assert float(losses[micro.by_model].max()) < 1e-9, "a LoRA that does nothing keeps everything"
+        assert float(losses[learned]) > 0.1
+
+        for layer in it.network.layers:
+            layer.up.data.copy_(torch.randn(layer.up.shape, generator=torch.Generator().manual_seed(layer.index)) * 0.1)
+        losses = it.trainer._losses(micro)
+        xt = it.model.noised(micro.x0, micro.drawn.noise, micro.drawn.sigma)
+        with torch.no_grad():
+            adapted = it.model.denoised(xt, micro.drawn.sigma, micro.conds).float()
+            with it.network.switched_off():
+                base = it.model.denoised(xt, micro.drawn.sigma, micro.conds).float()
+        scale = it.model.output_scale(micro.drawn.sigma, xt.ndim)
+        moved = ((adapted - base) / scale).square().flatten(1).mean(1)
+        assert float(moved.min()) > 1e-4
+        assert torch.allclose(losses[micro.by_model], moved[micro.by_model], rtol=1e-4)
+        # Only that it moved is held against it: the gradient pulls it back.
+        losses[micro.by_model].sum().backward()
+        assert all(torch.isfinite(layer.up.grad).all() and layer.up.grad.abs().max() > 0 for layer in it.network.layers)
+
+
 def fix_draws(it, noise) -> None:
     """Give each picture the same noise and noise level whatever batch it is in."""
     from dataclasses import replace

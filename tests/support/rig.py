@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ def rig(
     *,
     pictures: int = 4,
     side: int = 128,
+    targets: Sequence[str] = (),
     sink: Any = None,
     after_step: Callable[..., None] | None = None,
     patcher: Any = None,
@@ -44,6 +45,7 @@ def rig(
         work: Folder for the caches.
         pictures: How many pictures the made-up dataset has.
         side: Their side in pixels, 8 per latent cell.
+        targets: Of each picture, where they are not all `picture`.
         sink: Progress sink.
         after_step: Passed to the trainer.
         patcher: A MODEL to use instead of a freshly built one.
@@ -70,7 +72,10 @@ def rig(
         captions.put(f"caption{n}", *pack(small_models.conditioning(name, seed=n)))  # type: ignore[misc]
     place = Placement((side, side), (side, side), (0, 0))
     dataset = Dataset(
-        tuple(Picture(Path(f"{n}.png"), (side + n, side), f"c{n}", placement=place) for n in range(pictures)),
+        tuple(
+            Picture(Path(f"{n}.png"), (side + n, side), f"c{n}", placement=place, target=target)
+            for n, target in enumerate(targets or ["picture"] * pictures)
+        ),
         bucket_step=64,
         resolution=side,
     )

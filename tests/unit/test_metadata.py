@@ -81,6 +81,18 @@ def test_folders_and_datasets() -> None:
     assert metadata["ss_total_batch_size"] == "6" and metadata["ss_batch_size_per_device"] == "2"
 
 
+def test_regularisation_pictures_are_told_apart() -> None:
+    dataset = make_dataset()
+    prior = picture("d.png", "a girl", "1_girls", 2.5, (512, 512), is_prior=True, weight=0.5)
+    metadata = build_metadata(make_facts(), dataset.with_pictures((*dataset.pictures, prior, prior)))
+    assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"]) == ("23", "5")
+    assert json.loads(metadata["ss_reg_dataset_dirs"]) == {"1_girls": {"n_repeats": 2.5, "img_count": 2}}
+    assert metadata["ss_prior_loss_weight"] == "0.5"
+    assert list(json.loads(metadata["ss_tag_frequency"])) == ["10_girl", "3_style"]
+    (told,) = json.loads(metadata["ss_datasets"])
+    assert [subset["is_reg"] for subset in told["subsets"]] == [False, False, True]
+
+
 def test_pictures_without_a_folder_go_by_the_datasets_name() -> None:
     dataset = Dataset((picture("a.png", "x", "", 1, (512, 512)),), name="pics", resolution=512)
     assert json.loads(build_metadata(make_facts(), dataset)["ss_dataset_dirs"]) == {

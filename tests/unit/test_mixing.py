@@ -10,7 +10,7 @@ import pytest
 from lora_workbench.training.batches import epoch_batches
 from lora_workbench.training.dataset import Dataset, Picture, Placement
 from lora_workbench.training.errors import UserError
-from lora_workbench.training.mixing import concat, with_prior
+from lora_workbench.training.mixing import concat, with_own_prior, with_prior
 
 PLACE = Placement((512, 512), (512, 512), (0, 0))
 
@@ -57,6 +57,8 @@ def test_their_share_can_be_chosen():
 @pytest.mark.parametrize(
     ("act", "words"),
     [
+        (lambda: with_own_prior(made("a", 1)), "no trigger word"),
+        (lambda: with_own_prior(made("a", 1, trigger="zorp"), prompts=["a Zorp!"]), "has the trigger"),
         (lambda: concat([made("a", 1), made("b", 1)], [1, 0]), "A weight is 0"),
         (lambda: concat([made("a", 1), replace(made("b", 1), background=(0, 0, 0))]), "different background"),
         (lambda: concat([made("a", 1), made("b", 1).with_pictures((Picture(Path("x"), (1, 1), ""),))]), "has buckets"),
@@ -67,3 +69,29 @@ def test_their_share_can_be_chosen():
 def test_what_does_not_fit_is_said(act, words):
     with pytest.raises(UserError, match=words):
         act()
+
+
+def test_without_further_pictures_each_is_seen_once_more_without_its_trigger():
+    pictures = made("zorp", 2, 5, trigger="zorp").pictures
+    captions = ("Zorp wearing a hat, zorp, on grass", "a zorpling, zorp")
+    dataset = made("zorp", 2, 5, trigger="zorp").with_pictures(
+        tuple(replace(picture, caption=caption) for picture, caption in zip(pictures, captions, strict=True))
+    )
+    for word, expected in (
+        ("a creature", ["a creature wearing a hat, a creature, on grass", "a zorpling, a creature"]),
+        ("", ["wearing a hat, on grass", "a zorpling"]),
+    ):
+        mixed = with_own_prior(dataset, word, weight=0.5, share=2)
+        assert mixed.pictures[:2] == dataset.pictures
+        prior = mixed.pictures[2:]
+        assert [picture.caption for picture in prior] == expected
+        assert {(p.is_prior, p.target, p.weight, p.repeats) for p in prior} == {(True, "model", 0.5, 10)}
+
+
+def test_prompts_stand_in_for_captions_each_in_its_turn():
+    dataset = made("a", 2, 6)
+    for prompts in (["a dog"], ["a dog", "", "a cat", "a cow"]):
+        prior = with_own_prior(dataset, prompts=prompts).pictures[2:]
+        assert {picture.caption for picture in prior} == {prompt for prompt in prompts if prompt}
+        assert {picture.path for picture in prior} == {picture.path for picture in dataset.pictures}
+        assert sum(picture.repeats for picture in prior) == 12

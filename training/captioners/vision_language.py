@@ -24,7 +24,7 @@ from ..errors import UserError
 log = logging.getLogger(__name__)
 
 # What a model is asked when the person asks nothing. BLIP and its kin continue a text, so they are asked nothing.
-_QUESTION = "Describe this picture in one or two plain sentences: what is seen, what it does, where, in what style."
+QUESTION = "Describe this picture in one or two plain sentences: what is seen, what it does, where, in what style."
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _TASKS = {"florence2": "<DETAILED_CAPTION>", "blip": "", "blip-2": "", "git": "", "instructblip": ""}
 
@@ -92,7 +92,7 @@ class VisionLanguage:
         return self._kind not in _TASKS
 
     def _inputs(self, pictures: list[Image.Image]) -> Any:
-        prompt = self.settings.prompt.strip() or _TASKS.get(self._kind, _QUESTION)
+        prompt = self.settings.prompt.strip() or _TASKS.get(self._kind, QUESTION)
         if not prompt:
             return self._processor(images=pictures, return_tensors="pt")
         if getattr(self._processor, "chat_template", None):

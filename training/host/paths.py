@@ -43,15 +43,22 @@ def edits_folder() -> Path:
 _CAPTIONERS = ("LLM", "wd14_tagger")
 
 
+def captioners_root() -> Path:
+    """Where captioners are fetched to."""
+    return Path(folder_paths.models_dir) / _CAPTIONERS[0]
+
+
 def captioner_folders() -> dict[str, Path]:
     """Folders with a captioner in them, by name: an .onnx file, or a config.json with .safetensors."""
-    roots = [Path(folder_paths.models_dir) / "LLM"]
+    roots = [captioners_root()]
     for key in _CAPTIONERS:
         if key in folder_paths.folder_names_and_paths:
             roots += [Path(root) for root in folder_paths.get_folder_paths(key)]
     found: dict[str, Path] = {}
     for root in dict.fromkeys(roots):
         for folder in sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_dir()):
+            if folder.suffix == ".part":  # still being fetched
+                continue
             whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
             if whole or any(folder.glob("*.onnx")):
                 found.setdefault(folder.relative_to(root).as_posix(), folder)

@@ -1,0 +1,255 @@
+"""The gallery of EditCaptions as a person uses it: mouse, keyboard, two thousand pictures, both renderers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+from support.browser import browser, open_page
+from support.server import ComfyServer
+
+MANY = 2000
+COLORS = ("red", "green", "blue", "orange", "purple")
+
+SHOW = """folder => {
+  const graph = window.app.graph;
+  graph.clear();
+  const add = (type, pos) => {
+    const node = LiteGraph.createNode("LoRAWorkbench_" + type);
+    node.pos = pos;
+    graph.add(node);
+    return node;
+  };
+  const load = add("LoadDataset", [40, 80]);
+  load.widgets.find(widget => widget.name === "folder").value = folder;
+  load.connect(0, add("EditCaptions", [380, 80]), 0);
+  window.app.canvas.ds.offset = [0, 40];
+  window.app.canvas.ds.scale = 1;
+  window.app.canvas.draw(true, true);
+}"""
+QUEUE = "() => window.app.queuePrompt(0)"
+
+
+def numbered(folder: Path, count: int) -> None:
+    """Pictures of a number on a colour, with tags as captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        color = COLORS[number % len(COLORS)]
+        picture = Image.new("RGB", (96, 64 if number % 3 else 128), color)
+        ImageDraw.Draw(picture).text((10, 10), str(number), fill="white", font_size=32)
+        picture.save(folder / f"{number:04}.png", compress_level=1)
+        (folder / f"{number:04}.txt").write_text(f"{color}, number {number}, picture\n", encoding="utf-8")
+
+
+class Gallery:
+    """The gallery on an open page."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.root = page.locator(".lwb")
+        self.grid = self.root.locator(".lwb-grid")
+        self.text = self.root.locator("textarea")
+        self.count = self.root.locator(".lwb-bar").first.locator(".lwb-count")
+
+    def open(self, folder: str) -> None:
+        self.page.evaluate(SHOW, folder)
+        self.page.evaluate(QUEUE)
+        self.cards().first.wait_for()
+
+    def cards(self) -> Any:
+        return self.root.locator(".lwb-card")
+
+    def card(self, number: int) -> Any:
+        return self.root.locator(f'.lwb-card[data-name$="{number:04}.png"]')
+
+    def tag(self, name: str) -> Any:
+        return self.root.locator(f'.lwb-tag[data-tag="{name}"]')
+
+    def shows(self, text: str) -> None:
+        self.page.wait_for_function(
+            "text => document.querySelector('.lwb-bar .lwb-count').textContent === text", arg=text
+        )
+
+    def captions(self, *numbers: int) -> list[str]:
+        return [self.card(number).locator("p").inner_text() for number in numbers]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as running:
+        yield running
+
+
+@pytest.fixture(params=[False, True], ids=["canvas", "vue"])
+def opened(request: Any, chromium: Any, server: ComfyServer) -> Iterator[Callable[[str, int], Gallery]]:
+    """Opens the gallery of a fresh folder of so many pictures; errors on the page fail the test."""
+    with_vue = request.param
+    pages = []
+
+    def make(name: str, count: int) -> Gallery:
+        folder = f"{name}_{'vue' if with_vue else 'canvas'}"
+        numbered(server.base / "input" / folder / "1_numbers", count)
+        context = open_page(chromium, server.url, vue=with_vue)
+        page = context.__enter__()
+        pages.append((context, page))
+        assert page.evaluate("LiteGraph.vueNodesMode") is with_vue
+        gallery = Gallery(page)
+        gallery.folder = folder
+        gallery.open(folder)
+        return gallery
+
+    yield make
+    problems = [problem for _, page in pages for problem in page.problems]
+    for context, _ in pages:
+        context.__exit__(None, None, None)
+    assert problems == []
+
+
+def saved(server: ComfyServer) -> dict[str, dict[str, Any]]:
+    """Every edit that lies on the server's disk, by picture."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in (server.base / "output" / "lora_workbench" / "edits").glob("*.json"):
+        found |= json.loads(file.read_text(encoding="utf-8"))["pictures"]
+    return found
+
+
+def test_captions_are_edited_with_mouse_and_keys(opened: Any, server: ComfyServer, tmp_path: Path) -> None:
+    gallery = opened("edits", 12)
+    page = gallery.page
+    gallery.shows("12 of 12")
+    gallery.card(1).click()
+    assert gallery.text.input_value() == "green, number 1, picture"
+    gallery.text.fill("a green one")
+    gallery.text.press("Tab")
+    page.wait_for_function("() => document.querySelector('.lwb textarea').value.startsWith('blue')")
+    assert gallery.captions(1) == ["a green one"]
+    gallery.text.press("End")
+    page.keyboard.type(", typed")
+    page.keyboard.press("Control+Enter")
+    gallery.root.locator(".lwb-card p", has_text="typed").wait_for()
+    assert gallery.captions(2) == ["blue, number 2, picture, typed"]
+
+    # In the grid keys are the gallery's: Delete leaves a picture out, and not the node; Ctrl+Z is the caption's.
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Delete")
+    gallery.shows("12 of 12, 1 left out")
+    assert gallery.card(3).get_attribute("class") == "lwb-card is-chosen is-excluded"
+    assert page.evaluate("window.app.graph._nodes.length") == 2
+    page.screenshot(path=tmp_path / "edited.png")
+    for _ in range(2):
+        page.keyboard.press("Control+z")
+        page.wait_for_timeout(200)
+    gallery.shows("12 of 12")
+    assert gallery.captions(1, 2) == ["a green one", "blue, number 2, picture"]
+    page.keyboard.press("Control+Shift+Z")
+    page.wait_for_timeout(200)
+    assert gallery.captions(2) == ["blue, number 2, picture, typed"]
+    assert page.evaluate("window.app.graph._nodes.length") == 2
+
+    # Forgotten is forgotten; what is typed is saved by itself after a moment.
+    gallery.card(5).click()
+    gallery.text.fill("nonsense")
+    gallery.text.press("Escape")
+    assert gallery.text.input_value() == "red, number 5, picture"
+    gallery.text.fill("by itself")
+    page.wait_for_timeout(1500)
+    assert saved(server)["1_numbers/0005.png"]["caption"] == "by itself"
+
+    # The page is loaded anew and the server's edits are there.
+    workflow = page.evaluate("() => JSON.stringify(window.app.graph.serialize())")
+    page.reload()
+    page.wait_for_function("() => !!window.app?.graph && !!LiteGraph.registered_node_types.LoRAWorkbench_EditCaptions")
+    page.evaluate("workflow => window.app.loadGraphData(JSON.parse(workflow))", workflow)
+    gallery.cards().first.wait_for()
+    assert gallery.captions(1, 5) == ["a green one", "by itself"]
+
+
+def test_tags_filter_rename_and_remove(opened: Any, server: ComfyServer, tmp_path: Path) -> None:
+    gallery = opened("tags", 20)
+    page = gallery.page
+    gallery.shows("20 of 20")
+    assert gallery.tag("picture").locator(".lwb-count").inner_text() == "20"
+    gallery.tag("red").locator("span").first.click()
+    gallery.shows("4 of 20")
+    page.screenshot(path=tmp_path / "filtered.png")
+    gallery.tag("red").locator("span").first.click()
+    gallery.shows("20 of 20")
+
+    gallery.tag("picture").get_by_title("Remove everywhere").click()
+    gallery.tag("picture").wait_for(state="detached")
+    assert gallery.captions(0) == ["red, number 0"]
+    gallery.tag("red").get_by_title("Rename everywhere").click()
+    gallery.tag("red").locator("input").fill("crimson")
+    page.keyboard.press("Enter")
+    gallery.tag("crimson").wait_for()
+    assert gallery.captions(0, 5) == ["crimson, number 0", "crimson, number 5"]
+
+    gallery.root.get_by_placeholder("Search").fill("number 1")
+    gallery.shows("11 of 20")  # 1 and 10 to 19
+    gallery.root.get_by_placeholder("text").fill("zorp")
+    gallery.root.get_by_text("Apply to 11").click()
+    gallery.tag("zorp").wait_for()
+    assert gallery.tag("zorp").locator(".lwb-count").inner_text() == "11"
+    assert gallery.captions(1) == ["zorp, green, number 1"]
+    gallery.root.get_by_text("Undo").click()
+    gallery.tag("zorp").wait_for(state="detached")
+    assert saved(server)["1_numbers/0001.png"]["caption"] == "green, number 1"
+
+
+def test_two_people_on_one_picture(opened: Any, server: ComfyServer) -> None:
+    gallery = opened("two", 3)
+    page = gallery.page
+    gallery.card(0).click()
+    key = page.evaluate("window.app.graph._nodes[1].properties.lora_workbench_gallery")
+    edit = {"name": "1_numbers/0000.png", "revision": 0, "caption": "the other one's"}
+    server.request(f"/lora_workbench/datasets/{key}/edits", {"edits": [edit]})
+    gallery.text.fill("mine")
+    gallery.text.press("Control+Enter")
+    gallery.root.get_by_text("was changed elsewhere meanwhile").wait_for()
+    assert gallery.captions(0) == ["the other one's"]
+    assert gallery.text.input_value() == "the other one's"
+
+
+def test_two_thousand_pictures(opened: Any, tmp_path: Path) -> None:
+    gallery = opened("many", MANY)
+    page = gallery.page
+    gallery.shows(f"{MANY} of {MANY}")
+    assert gallery.cards().count() < 60, "cards out of sight are drawn"
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.lwb-card img')].slice(0, 8).every(image => image.naturalWidth)"
+    )
+    page.screenshot(path=tmp_path / "many.png")
+    # The wheel scrolls the pictures and leaves the canvas alone.
+    before = page.evaluate("[window.app.canvas.ds.scale, ...window.app.canvas.ds.offset]")
+    gallery.grid.hover()
+    page.mouse.wheel(0, 3000)
+    page.wait_for_function("() => document.querySelector('.lwb-grid').scrollTop > 1000")
+    assert page.evaluate("[window.app.canvas.ds.scale, ...window.app.canvas.ds.offset]") == before
+    gallery.grid.focus()
+    page.keyboard.press("End")
+    gallery.card(MANY - 1).wait_for()
+    page.wait_for_function(
+        f"() => document.querySelector('.lwb-card[data-name$=\"{MANY - 1}.png\"] img').naturalWidth > 0"
+    )
+    assert gallery.cards().count() < 60
+    assert gallery.text.input_value() == f"purple, number {MANY - 1}, picture"
+    # A long way through all of it, frame by frame: every frame shows pictures, and none takes for ever.
+    slowest = page.evaluate("""async () => {
+      const grid = document.querySelector('.lwb-grid');
+      let slowest = 0, last = performance.now();
+      for (let at = 0; at < grid.scrollHeight; at += 900) {
+        grid.scrollTop = at;
+        await new Promise(requestAnimationFrame);
+        const cards = [...document.querySelectorAll('.lwb-card')].map(card => card.getBoundingClientRect());
+        const view = grid.getBoundingClientRect();
+        if (!cards.some(card => card.bottom > view.top && card.top < view.bottom)) throw new Error("empty at " + at);
+        slowest = Math.max(slowest, performance.now() - last);
+        last = performance.now();
+      }
+      return slowest;
+    }""")
+    assert slowest < 2000

@@ -1,0 +1,44 @@
+// Puts the gallery into the node EditCaptions, in both of ComfyUI's renderers.
+
+import { api } from "../../scripts/api.js"
+import { app } from "../../scripts/app.js"
+import { View } from "./gallery/view.js"
+
+const NODE = "LoRAWorkbench_EditCaptions"
+const KEY = "lora_workbench_gallery" // of the dataset shown, in the node's output and in its saved properties
+const SIZE = [920, 680]
+const LEAST_HEIGHT = 420
+
+app.registerExtension({
+  name: "lora_workbench.edit_captions",
+
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return
+    const view = new View(api)
+    const widget = node.addDOMWidget("gallery", "lora_workbench_gallery", view.root, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => LEAST_HEIGHT,
+    })
+    widget.serialize = false
+    node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])])
+
+    const { onExecuted, onConfigure, onRemoved } = node
+    node.onExecuted = function (output) {
+      onExecuted?.apply(this, arguments)
+      const key = output?.[KEY]?.[0]
+      if (!key) return
+      node.properties[KEY] = key
+      view.show(key)
+    }
+    // After a reload of the page the server may still have the dataset.
+    node.onConfigure = function () {
+      onConfigure?.apply(this, arguments)
+      if (node.properties?.[KEY]) view.show(node.properties[KEY])
+    }
+    node.onRemoved = function () {
+      view.end()
+      onRemoved?.apply(this, arguments)
+    }
+  },
+})
