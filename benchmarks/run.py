@@ -1,9 +1,9 @@
 """The benchmarks: each prints what was measured in one run, and `--write` puts it into docs/.
 
-    python dev.py bench [step] [learning] [defaults] [--write]
+    python dev.py bench [step] [dataset] [learning] [defaults] [--write]
 
-step: time and memory of a training step. learning: what a LoRA learns and spoils. defaults: what each default is worth
-(long; not run unless named).
+step: time and memory of a training step. dataset: reading and examining ten thousand pictures. learning: what a LoRA
+learns and spoils. defaults: what each default is worth (long; not run unless named).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,10 +46,9 @@ def host_version() -> str:
     return found.group(1) if found else "unknown"
 
 
-def measure(case: str, precision: str, file: Path, steps: int) -> dict | None:
+def measure(script: str, *arguments: object) -> dict | None:
     """Run one case in a process of its own, so that no case inherits another's memory."""
-    script = Path(__file__).with_name("step_time.py")
-    command = [sys.executable, str(script), case, str(file), "--steps", str(steps), "--precision", precision]
+    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
@@ -67,7 +67,7 @@ def step_benchmark(steps: int) -> str:
     texts = {(case, precision): text for case, precision, text in cases}
     for case, precision in IN_TURNS * TURNS + [key for key in texts if key not in IN_TURNS]:
         print(f"measuring: {texts[case, precision]} …", flush=True)
-        found = measure(case, precision, file, steps)
+        found = measure("step_time.py", case, file, "--steps", steps, "--precision", precision)
         if found:
             results[case, precision] = min(found, results.get((case, precision), found), key=lambda r: r["seconds"])
             print(f"  {found['seconds']:.2f} s a step, memory +{found['growth'] / 2**30:.2f} GiB", flush=True)
@@ -97,6 +97,31 @@ def step_benchmark(steps: int) -> str:
     return "\n".join(lines)
 
 
+def dataset_benchmark(count: int, host_count: int = 100) -> str:
+    """Time and memory of reading and examining many pictures, beside the host's loader on few of them."""
+    from dataset_scale import make_pictures
+
+    with tempfile.TemporaryDirectory(dir=ROOT / ".host") as folder:
+        many, few = Path(folder, "many"), Path(folder, "few")
+        make_pictures(many, count)
+        make_pictures(few, host_count)
+        ours, host = (measure("dataset_scale.py", *case) for case in (("ours", many), ("host", few)))
+    if ours is None or host is None:
+        raise SystemExit("The dataset benchmark failed; what was printed above says why.")
+    total = sum(ours["seconds"].values())
+    ratio = (host["seconds"]["loading"] / host["pictures"]) / (total / ours["pictures"])
+    memory = (host["growth"] / host["pictures"]) / (ours["growth"] / ours["pictures"])
+    parts = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in ours["seconds"].items())
+    return "\n".join([
+        f"{ours['pictures']} JPEGs of 1024 × 1024, read, hashed, examined and bucketed in {total:.0f} s, memory growth "
+        f"{ours['growth'] / 2**20:.0f} MiB ({parts}). ComfyUI {host_version()}, {platform.machine()}, "
+        f"{os.cpu_count()} CPU cores.",
+        "",
+        f"ComfyUI's LoadImageTextDataSetFromFolder, on {host['pictures']} of them, takes {ratio:.1f} × the time and "
+        f"{memory:.0f} × the memory for each: it decodes all of every picture and holds it.",
+    ])  # fmt: skip
+
+
 def write_table(page: Path, name: str, table: str) -> None:
     """Replace one table of a page of docs/, between its two marker comments.
 
@@ -112,6 +137,7 @@ def write_table(page: Path, name: str, table: str) -> None:
     page.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
 
 
+WHAT = ("step", "dataset", "learning", "defaults")
 # The seeds of the learning benchmark begin here: settings were chosen on those from 0 on.
 FIRST_REPORTED = 100
 
@@ -123,6 +149,8 @@ def measured(what: str, args: argparse.Namespace) -> dict[tuple[Path, str], str]
     from step_time import start_host
 
     start_host()
+    if what == "dataset":
+        return {(DOCS, f"dataset {host_version()}"): dataset_benchmark(args.pictures)}
     if what == "learning":
         from learning import learning_benchmark
 
@@ -136,19 +164,20 @@ def measured(what: str, args: argparse.Namespace) -> dict[tuple[Path, str], str]
 
 
 def main() -> None:
-    """Run the benchmarks that were asked for; step and learning by default."""
+    """Run the benchmarks that were asked for; all but defaults by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="step|learning|defaults")
+    parser.add_argument("what", nargs="*", metavar="|".join(WHAT))
     parser.add_argument("--steps", type=int, default=6, help="step: steps of each case")
+    parser.add_argument("--pictures", type=int, default=10_000, help="dataset: how many")
     parser.add_argument("--seeds", type=int, default=3, help="learning, defaults: runs of each case")
     parser.add_argument("--concepts", nargs="+", default=["zorp", "quib"], help="learning: on what")
     parser.add_argument("--only", nargs="+", default=[], help="defaults: these settings")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/")
     args = parser.parse_args()
     for what in args.what:
-        if what not in ("step", "learning", "defaults"):
-            parser.error(f"there is no benchmark {what!r}: step, learning or defaults")
-    for what in args.what or ("step", "learning"):
+        if what not in WHAT:
+            parser.error(f"there is no benchmark {what!r}: {', '.join(WHAT)}")
+    for what in args.what or WHAT[:3]:
         for (page, name), table in measured(what, args).items():
             print("\n" + table, flush=True)
             if args.write:

@@ -14,6 +14,7 @@ from .images_to_dataset import ImagesToDataset
 from .live_captions import LiveCaptions
 from .load_dataset import LoadDataset
 from .lora_trainer import LoRATrainer
+from .loss_mask import LossMask
 from .prior_preservation import PriorPreservation
 from .regularization_images import RegularizationImages
 from .save_lora import SaveLoRA
@@ -27,6 +28,7 @@ NODES: list[type[io.ComfyNode]] = [
     AutoCaption,
     CaptionOperation,
     LiveCaptions,
+    LossMask,
     DatasetReport,
     EditCaptions,
     BucketImages,

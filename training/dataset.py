@@ -50,6 +50,8 @@ class Picture:
         is_prior: Whether it shows what the model shall keep (a regularisation image), not what it shall learn.
         target: What is predicted from it, noised: itself (`picture`), or what the model makes of it without the LoRA
             (`model`).
+        mask: The file whose white parts are what is to be learned, or `path` itself for its opaque parts; may be None.
+        outside: Weight of the loss where the mask is black, 0 to 1; 1: the mask is not used.
     """
 
     path: Path
@@ -63,6 +65,13 @@ class Picture:
     weight: float = 1.0
     is_prior: bool = False
     target: str = "picture"
+    mask: Path | None = None
+    outside: float = 1.0
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether parts of it count less."""
+        return self.mask is not None and self.outside < 1
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,10 @@ class Dataset:
     def images_per_epoch(self) -> int:
         """Pictures seen in one epoch, repeats counted; the mean where some are seen in some epochs only."""
         return round(sum(picture.repeats for picture in self.pictures))
+
+    def concept_of(self, picture: Picture) -> str:
+        """What a picture's loss is counted for: its folder, and apart from that what is only to be kept."""
+        return (picture.concept or self.name) + (" (kept)" if picture.is_prior else "")
 
     def concepts(self) -> dict[str, list[Picture]]:
         """Pictures by the folder they came from, in order of first appearance."""

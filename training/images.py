@@ -84,16 +84,16 @@ def read_picture(picture: Picture, background: tuple[int, int, int]) -> Image.Im
     return image
 
 
-def place(image: Image.Image, placement: Placement, background: tuple[int, int, int]) -> Image.Image:
+def place(image: Image.Image, placement: Placement, background: tuple[int, int, int] | int) -> Image.Image:
     """Scale a picture and cut or pad it, so that it fills its bucket exactly.
 
     Args:
-        image: The whole picture, RGB.
+        image: The whole picture, RGB, or L.
         placement: Where it lies in its bucket.
-        background: (r, g, b), 0 to 255, of the padding.
+        background: (r, g, b), 0 to 255, of the padding, or one number.
 
     Returns:
-        An RGB picture of the bucket's size.
+        A picture of the bucket's size and the same mode.
     """
     # Pillow widens the Lanczos kernel when it shrinks, so this neither aliases nor needs another filter.
     scaled = image.resize(placement.scaled, Image.Resampling.LANCZOS)
@@ -101,7 +101,7 @@ def place(image: Image.Image, placement: Placement, background: tuple[int, int, 
     width, height = placement.bucket
     if placement.fit == "crop":
         return scaled.crop((left, top, left + width, top + height))
-    canvas = Image.new("RGB", placement.bucket, background)
+    canvas = Image.new(image.mode, placement.bucket, background)
     canvas.paste(scaled, (left, top))
     return canvas
 

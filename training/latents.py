@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from .cache import TensorCache, content_hash
 from .dataset import Dataset, Picture
 from .errors import UnreadableImage, UserError
 from .events import Cancelled, Sink
+from .masks import latent_mask
 
 
 class PictureEncoder(Protocol):
@@ -40,6 +41,7 @@ class LatentStore:
     Attributes:
         dataset: The dataset as it is trained: without the pictures that turned out unreadable.
         keys: Cache key of each (picture index, flipped).
+        masks: Cache key of the mask of each (picture index, flipped) that has one.
         encoded: How many had to be encoded this time.
     """
 
@@ -47,16 +49,25 @@ class LatentStore:
     dataset: Dataset
     keys: dict[tuple[int, bool], str]
     encoded: int
+    masks: dict[tuple[int, bool], str] = field(default_factory=dict)
+
+    def mask(self, index: int, flipped: bool) -> Tensor | None:
+        """How much of each position of a latent lies inside its mask, [h, w], 0 to 1; None without a mask."""
+        key = self.masks.get((index, flipped))
+        return self._get(key, index)["mask"] if key else None
 
     def load(self, index: int, flipped: bool) -> Tensor:
         """Return one latent [1, C, (T,) h, w]."""
-        found = self.cache.get(self.keys[index, flipped])
+        return self._get(self.keys[index, flipped], index)["latent"]
+
+    def _get(self, key: str, index: int) -> dict[str, Tensor]:
+        found = self.cache.get(key)
         if found is None:
             raise UserError(
                 f"The cached latent of {self.dataset.pictures[index].path.name} has gone from {self.cache.folder} "
                 "while training. Queue again: it will be made anew."
             )
-        return found[0]["latent"]
+        return found[0]
 
 
 def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sink: Sink) -> LatentStore:
@@ -73,6 +84,7 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
     kept: list[Picture] = []
     skipped = list(dataset.skipped)
     keys: dict[tuple[int, bool], str] = {}
+    masks: dict[tuple[int, bool], str] = {}
     encoded = 0
     for done, picture in enumerate(dataset.pictures):
         if sink.cancelled():
@@ -83,17 +95,19 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
             missing = {flipped: key for flipped, key in wanted.items() if key not in cache}
             if missing:
                 encoded += _encode(picture, missing, dataset, vae, cache)
+            masked = _store_masks(picture, wanted, cache) if picture.is_masked else {}
         except (UnreadableImage, FileNotFoundError) as error:
             skipped.append(str(error))
             continue
         for flipped, key in wanted.items():
             keys[len(kept), flipped] = key
+        masks |= {(len(kept), flipped): key for flipped, key in masked.items()}
         kept.append(picture)
     if not kept:
         raise UserError(f"None of the {len(dataset.pictures)} pictures can be read. The first: {skipped[-1]}")
     sink.phase("encoding pictures", len(dataset.pictures), len(dataset.pictures))
     trained = replace(dataset, pictures=tuple(kept), skipped=tuple(skipped))
-    return LatentStore(cache, trained, keys, encoded)
+    return LatentStore(cache, trained, keys, encoded, masks)
 
 
 def _latent_key(picture: Picture, flipped: bool, dataset: Dataset, vae: PictureEncoder) -> str:
@@ -113,6 +127,21 @@ def _encode(
         shown = np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
         cache.put(key, {"latent": vae.encode(shown)})
     return len(missing)
+
+
+def _store_masks(picture: Picture, latents: dict[bool, str], cache: TensorCache) -> dict[bool, str]:
+    """Make the masks that the cache does not hold yet; returns their keys by whether they are mirrored."""
+    assert picture.mask is not None, "not masked"
+    found = {}
+    for flipped, latent in latents.items():
+        parts = ("mask-1", latent, content_hash(picture.mask), picture.mask == picture.path, picture.outside > 0)
+        found[flipped] = key = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
+        if key not in cache:
+            known = cache.get(latent)
+            assert known is not None, "just encoded"
+            height, width = known[0]["latent"].shape[-2:]
+            cache.put(key, {"mask": latent_mask(picture, (height, width), flipped)})
+    return found
 
 
 @dataclass(frozen=True)

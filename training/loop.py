@@ -49,6 +49,7 @@ class Run:
         losses: Mean loss of each step.
         rates: Learning rate of each step.
         epoch_losses: Mean loss of each finished epoch.
+        concept_losses: The same of each concept; what is to be kept apart from what is to be learned.
     """
 
     network: LoraNetwork
@@ -62,6 +63,7 @@ class Run:
     losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     epoch_losses: list[float] = field(default_factory=list)
+    concept_losses: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class MicroBatch:
         weights: What each picture's loss is multiplied with [B], or None for 1.
         by_model: Places of the pictures whose target is what the model predicts without the LoRA.
         names: File names, for messages.
+        concepts: What each picture's loss is counted for.
     """
 
     x0: Tensor
@@ -85,6 +88,7 @@ class MicroBatch:
     weights: Tensor | None
     by_model: list[int]
     names: tuple[str, ...]
+    concepts: tuple[str, ...]
 
 
 class Trainer:
@@ -124,6 +128,7 @@ class Trainer:
         self._good: list[tuple[Tensor, Tensor]] = []
         self._remember_good()
         self._recent: deque[float] = deque(maxlen=100)
+        self._of_concepts: dict[str, list[float]] = {}
 
     def steps_of_epoch(self, epoch: int) -> list[list[Batch]]:
         """The optimizer steps of an epoch, each a list of micro-batches."""
@@ -163,6 +168,9 @@ class Trainer:
                 if ended:
                     run.epoch += 1
                     run.epoch_losses.append(epoch_total / epoch_images)
+                    for concept, losses in self._of_concepts.items():
+                        run.concept_losses.setdefault(concept, []).append(sum(losses) / len(losses))
+                    self._of_concepts = {}
                 times.append(time.monotonic())
                 self._tell(epoch, times[-1] - started, (times[-1] - times[0]) / (len(times) - 1))
                 if self.after_step:
@@ -212,6 +220,8 @@ class Trainer:
         value = float(total.detach())
         if not math.isfinite(value):
             self._diverged("loss", micro.names, losses.detach())
+        for concept, loss in zip(micro.concepts, losses.tolist(), strict=True):
+            self._of_concepts.setdefault(concept, []).append(loss)
         trained = total if micro.weights is None else (losses * micro.weights).sum()
         # Each picture counts the same: a step's loss is the sum over its pictures by what a step holds on average.
         (trained / self.plan.images_per_step).backward()
@@ -238,7 +248,9 @@ class Trainer:
             extra = {**size_conditions(picture, batch.flips[index]), "guidance": self.config.guidance}
             conditioning = self.captions.load(caption)
             conds.append(self.model.conditions(conditioning, drawn.noise[index : index + 1], extra))
-        masks = [padding_mask(picture.placement, x0) for picture in pictures if picture.placement]
+        masks = [
+            self._mask(index, flip, x0) for index, flip in zip(batch.indices, batch.flips, strict=True)
+        ]
         mask = None
         if any(m is not None for m in masks):
             ones = torch.ones(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])
@@ -247,7 +259,19 @@ class Trainer:
         if any(picture.weight != 1 for picture in pictures):
             weights = torch.tensor([picture.weight for picture in pictures], device=device)
         by_model = [place for place, picture in enumerate(pictures) if picture.target == "model"]
-        return MicroBatch(x0, drawn, conds, mask, weights, by_model, tuple(p.path.name for p in pictures))
+        names = tuple(picture.path.name for picture in pictures)
+        concepts = tuple(self.dataset.concept_of(picture) for picture in pictures)
+        return MicroBatch(x0, drawn, conds, mask, weights, by_model, names, concepts)
+
+    def _mask(self, index: int, flipped: bool, x0: Tensor) -> Tensor | None:
+        """Weight of each position of a picture's latent [1, 1, (1,) h, w]; None when all count the same."""
+        picture = self.dataset.pictures[index]
+        padding = padding_mask(picture.placement, x0) if picture.placement else None
+        inside = self.latents.mask(index, flipped)
+        if inside is None:
+            return padding
+        weights = picture.outside + (1 - picture.outside) * inside.view(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])
+        return weights if padding is None else weights * padding
 
     def _losses(self, micro: MicroBatch) -> Tensor:
         lower = torch.autocast(self.model.device.type, dtype=self.autocast) if self.autocast else nullcontext()

@@ -71,6 +71,7 @@ class RunSummary:
         folder: That folder as text.
         losses: Mean loss of each optimizer step.
         epoch_losses: Mean loss of each finished epoch.
+        concept_losses: The same of each concept, by its folder's name.
         steps: Optimizer steps done.
         epochs: Epochs finished.
         images: Pictures seen, repeats counted.
@@ -87,6 +88,7 @@ class RunSummary:
     folder: str
     losses: tuple[float, ...] = ()
     epoch_losses: tuple[float, ...] = ()
+    concept_losses: dict[str, tuple[float, ...]] = field(default_factory=dict)
     steps: int = 0
     epochs: int = 0
     images: int = 0
@@ -104,6 +106,9 @@ class RunSummary:
         if self.losses:
             recent = self.losses[-100:]
             lines[0] += f", loss {sum(recent) / len(recent):.4f}"
+        if len(self.concept_losses) > 1:  # which of them is learned, and which lags behind
+            parts = (f"{name} {losses[-1]:.4f}" for name, losses in self.concept_losses.items())
+            lines.append(f"loss of the last epoch: {', '.join(parts)}")
         lines.append(f"run: {Path(self.folder).parent.name}/{Path(self.folder).name}")
         if self.skipped:
             more = f" … and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""

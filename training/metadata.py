@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -144,6 +144,7 @@ class RunFacts:
         guidance: Guidance told to the model; None for models that take none.
         losses: Mean loss of each optimizer step.
         epoch_losses: Mean loss of each finished epoch.
+        concept_losses: Mean loss of each concept in the last finished epoch.
         software: Name and version of what trained it.
     """
 
@@ -177,6 +178,7 @@ class RunFacts:
     guidance: float | None = None
     losses: tuple[float, ...] = ()
     epoch_losses: tuple[float, ...] = ()
+    concept_losses: dict[str, float] = field(default_factory=dict)
     software: str = "LoRA Workbench"
 
 
@@ -365,4 +367,6 @@ def _own_entries(facts: RunFacts) -> dict[str, Any]:
         entries["lora_workbench.mean_loss"] = sum(facts.losses) / len(facts.losses)
     if facts.epoch_losses:
         entries["lora_workbench.epoch_losses"] = list(facts.epoch_losses)
+    if len(facts.concept_losses) > 1:
+        entries["lora_workbench.concept_losses"] = facts.concept_losses
     return entries

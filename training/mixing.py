@@ -106,15 +106,14 @@ def with_own_prior(
     learned = [picture for picture in dataset.pictures if not picture.is_prior]
     if prompts:
         count = max(len(prompts), len(learned))  # so that every prompt and every picture has its turn
-        prior = [
-            replace(learned[number % len(learned)], caption=prompts[number % len(prompts)]) for number in range(count)
-        ]
+        shown = [learned[number % len(learned)] for number in range(count)]
+        captions = [prompts[number % len(prompts)] for number in range(count)]
     else:
         assert called is not None
-        word = class_word.strip()
-        prior = [
-            replace(picture, caption=_tidy(called.sub(lambda _: word, picture.caption))) for picture in learned
-        ]
+        shown, word = learned, class_word.strip()
+        captions = [_tidy(called.sub(lambda _: word, picture.caption)) for picture in learned]
+    # All of such a picture is to be kept, whatever of it is learned.
+    prior = [replace(p, caption=caption, outside=1.0) for p, caption in zip(shown, captions, strict=True)]
     return with_prior(dataset, dataset.with_pictures(tuple(prior)), weight=weight, share=share, target="model")
 
 

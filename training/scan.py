@@ -13,7 +13,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .dataset import REPEATS, Dataset, Picture
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # In the order they are looked for.
 CAPTION_SUFFIXES = (".txt", ".caption")
+MASK_SUFFIX = "_mask"
 
 # What operating systems and network drives leave behind; names that start with a dot go as well.
 _LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
@@ -31,13 +32,13 @@ _LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "deskt
 
 @dataclass(frozen=True)
 class _Folder:
-    """One folder below the root: its (picture, caption file or None) pairs, and what its name says."""
+    """One folder below the root: its pictures, each with its caption file and its mask, and what its name says."""
 
     path: Path
     concept: str
     repeats: int
     class_word: str
-    files: tuple[tuple[Path, Path | None], ...]
+    files: tuple[tuple[Path, Path | None, Path | None], ...]
 
 
 def scan_folder(root: Path, *, trigger: str = "", background: tuple[int, int, int] = (255, 255, 255)) -> Dataset:
@@ -71,13 +72,13 @@ def scan_folder(root: Path, *, trigger: str = "", background: tuple[int, int, in
                 "front of its name asks for 0 repeats: rename it to use them."
             )
             continue
-        for path, caption_file in folder.files:
+        for path, caption_file, mask in folder.files:
             try:
                 size = read_size(path)
             except UnreadableImage as error:
                 skipped.append(str(error))
                 continue
-            pictures.append(_picture(path, size, caption_file, folder, trigger))
+            pictures.append(replace(_picture(path, size, caption_file, folder, trigger), mask=mask))
     if not pictures:
         raise _nothing_in(root, skipped)
     pictures.sort(key=lambda picture: _natural(picture.path.relative_to(root)))
@@ -100,8 +101,8 @@ def folder_fingerprint(root: Path) -> str:
     lines = [
         f"{path.relative_to(root).as_posix()}|{_stamp(path)}"
         for folder in _folders(root, [])
-        for pair in folder.files
-        for path in pair
+        for files in folder.files
+        for path in files
         if path is not None
     ]
     # A caption that two pictures share is one file. File names may hold bytes that are no text at all.
@@ -150,14 +151,14 @@ def _folders(root: Path, skipped: list[str]) -> Iterator[_Folder]:
         names[:] = [name for name in names if not _is_litter(name)]
         match = REPEATS.fullmatch(path.name)
         says[here] = (int(match[1]), match[2]) if match else says.get(str(path.parent), (1, ""))
-        pairs = _pairs(path, files)
-        if pairs:
+        found = _files(path, files)
+        if found:
             concept = root.name if path == root else path.relative_to(root).as_posix()
-            yield _Folder(path, concept, *says[here], pairs)
+            yield _Folder(path, concept, *says[here], found)
 
 
-def _pairs(folder: Path, names: list[str]) -> tuple[tuple[Path, Path | None], ...]:
-    """The pictures of one folder, each with the caption file it goes by; suffixes in either case."""
+def _files(folder: Path, names: list[str]) -> tuple[tuple[Path, Path | None, Path | None], ...]:
+    """The pictures of one folder, each with the caption file it goes by and its mask; suffixes in either case."""
     names = sorted(name for name in names if not _is_litter(name))
     split = [os.path.splitext(name) for name in names]
     captions = {
@@ -167,9 +168,17 @@ def _pairs(folder: Path, names: list[str]) -> tuple[tuple[Path, Path | None], ..
     def caption_of(stem: str) -> Path | None:
         return next((captions[stem, end] for end in CAPTION_SUFFIXES if (stem, end) in captions), None)
 
+    pictures = [(stem, suffix) for stem, suffix in split if suffix.lower() in IMAGE_SUFFIXES]
+    stems = {stem for stem, _ in pictures}
+    # `cat_mask.png` beside a `cat.jpg` is no picture of its own.
+    masks = {
+        stem.removesuffix(MASK_SUFFIX): folder / (stem + suffix) for stem, suffix in pictures
+        if stem.endswith(MASK_SUFFIX) and stem.removesuffix(MASK_SUFFIX) in stems
+    }  # fmt: skip
     return tuple(
-        (folder / (stem + suffix), caption_of(stem)) for stem, suffix in split if suffix.lower() in IMAGE_SUFFIXES
-    )
+        (folder / (stem + suffix), caption_of(stem), masks.get(stem)) for stem, suffix in pictures
+        if folder / (stem + suffix) not in masks.values()
+    )  # fmt: skip
 
 
 def _is_litter(name: str) -> bool:

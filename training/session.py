@@ -224,7 +224,9 @@ class Session:
     def _summary(self, run: Run, outcome: str, seconds: float, latents: int, captions: int) -> RunSummary:
         return RunSummary(
             name=self.folder.name, folder=str(self.folder.path), losses=tuple(run.losses),
-            epoch_losses=tuple(run.epoch_losses), steps=run.step, epochs=run.epoch, images=run.images,
+            epoch_losses=tuple(run.epoch_losses),
+            concept_losses={name: tuple(losses) for name, losses in run.concept_losses.items()},
+            steps=run.step, epochs=run.epoch, images=run.images,
             checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=seconds,
             encoded_latents=latents, encoded_captions=captions, skipped=self.dataset.skipped,
             not_saved=tuple(dict.fromkeys(self.not_saved)),
@@ -310,6 +312,7 @@ class Session:
             timesteps=timesteps,
             flow_shift=self.model.flow_shift, guidance=config.guidance if self.model.takes_guidance else None,
             losses=tuple(run.losses), epoch_losses=tuple(run.epoch_losses),
+            concept_losses={name: losses[-1] for name, losses in run.concept_losses.items()},
         )
 
 

@@ -12,6 +12,7 @@ from .buckets import NOTICEABLE, enlargement
 from .dataset import Dataset, Picture
 from .errors import UnreadableImage
 from .images import read_picture
+from .masks import read_mask
 
 Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]
@@ -34,6 +35,7 @@ _QUIET: Color = (148, 152, 161)
 _TRAINED: Color = (122, 196, 255)
 _ENLARGED: Color = (255, 190, 92)
 _DAMAGED: Color = (240, 110, 104)
+_MASKED: Color = (150, 38, 60)
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ def _draw_header(sheet: Image.Image, dataset: Dataset) -> None:
     marks = [("trained", _TRAINED)]
     marks += [("cut away", _LINE)] if "crop" in fits else []
     marks += [("padding", _LINE)] if "pad" in fits else []
+    if any(picture.is_masked for picture in dataset.pictures):
+        marks.append(("outside the mask", _MASKED))
     if any(enlargement(picture) >= NOTICEABLE for picture in dataset.pictures):
         marks.append(("enlarged", _ENLARGED))
     font, right = _font(14), _WIDTH - _MARGIN
@@ -201,6 +205,8 @@ def _draw_picture(picture: Picture, size: tuple[int, int], background: Color) ->
     width, height = size
     try:
         source = read_picture(picture, background)
+        if picture.is_masked:
+            source = _masked(source, read_mask(picture), picture.outside)
     except UnreadableImage:  # training leaves it out and names it; the sheet must not fail over it
         return _damaged(size)
     # The part of the thumbnail that is trained, in its pixels.
@@ -226,6 +232,12 @@ def _draw_picture(picture: Picture, size: tuple[int, int], background: Color) ->
     if times >= NOTICEABLE:
         _draw_badge(drawn, f"{times:.1f}x")
     return drawn
+
+
+def _masked(source: Image.Image, mask: Image.Image, outside: float) -> Image.Image:
+    """A picture under a red glass where its loss counts less, the redder the less."""
+    shade = mask.point([round(255 - (255 - value) * (1 - outside) * 0.75) for value in range(256)])
+    return Image.composite(source, Image.new("RGB", source.size, _MASKED), shade)
 
 
 def _damaged(size: tuple[int, int]) -> Image.Image:

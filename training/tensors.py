@@ -58,6 +58,19 @@ def dataset_from_images(
     return Dataset(tuple(pictures), name=name, trigger=trigger)
 
 
+def write_masks(masks: Sequence[Tensor], folder: Path) -> list[Path]:
+    """Write MASK batches as grey PNG files.
+
+    Args:
+        masks: Batches [B, H, W] or single ones [H, W], 0 to 1, of any sizes.
+        folder: Where the files go.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    return [_write(frame, folder)[0] for mask in masks for frame in mask.reshape(-1, *mask.shape[-2:])]
+
+
 def _write(frame: Tensor, folder: Path) -> tuple[Path, tuple[int, int]]:
     # ComfyUI rounds the same way when it saves an image.
     array = (frame.detach().cpu().float().clamp(0, 1).numpy() * 255).round().astype(np.uint8)

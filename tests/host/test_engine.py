@@ -374,3 +374,45 @@ def test_no_weight_is_saved_for_backward(comfy_host, small_models_folder, tmp_pa
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             it.trainer.micro_step(it.trainer.steps_of_epoch(0)[0][0])
     assert sizes and not weights & {pointer for pointer, _ in sizes}
+
+
+@pytest.mark.parametrize("outside", [0.0, 0.25])
+def test_what_lies_outside_a_mask_counts_less(outside, comfy_host, small_models_folder, tmp_path):
+    """Wrong latents outside the mask change the loss by its weight, normalised, and by nothing at all at 0."""
+    from dataclasses import replace
+
+    with rig("sd3", small_models_folder, tmp_path, pictures=2) as it:
+        trainer, inside = it.trainer, torch.zeros(16, 16)
+        inside[:, :8] = 1
+        trainer.dataset = replace(
+            trainer.dataset,
+            pictures=tuple(replace(p, mask=p.path, outside=outside) for p in trainer.dataset.pictures),
+        )
+        (batch,) = it.trainer.steps_of_epoch(0)[0]
+        trainer.latents.cache.put("mask", {"mask": inside})
+        trainer.latents.masks.update({(0, False): "mask", (1, False): "mask"})
+        micro = trainer.prepare(batch)
+        assert micro.mask.shape == (2, 1, 16, 16)
+        assert micro.mask[0, 0, 0].tolist() == [1.0] * 8 + [outside] * 8
+        losses = trainer._losses(micro)
+        error = (
+            it.model.denoised(it.model.noised(micro.x0, micro.drawn.noise, micro.drawn.sigma), micro.drawn.sigma,
+                              micro.conds) - micro.x0
+        ) / it.model.output_scale(micro.drawn.sigma, micro.x0.ndim)  # fmt: skip
+        squared = error.square().mean(1)
+        left, right = squared[..., :8].flatten(1).mean(1), squared[..., 8:].flatten(1).mean(1)
+        assert torch.allclose(losses, (left + outside * right) / (1 + outside), rtol=1e-4)
+        assert not torch.allclose(left, right, rtol=0.01)
+
+
+def test_the_loss_of_each_concept_is_told(comfy_host, small_models_folder, tmp_path):
+    from dataclasses import replace
+
+    with rig("sd3", small_models_folder, tmp_path, pictures=4, epochs=2) as it:
+        named = [replace(p, concept="ab"[n % 2], is_prior=n == 3) for n, p in enumerate(it.trainer.dataset.pictures)]
+        it.trainer.dataset = replace(it.trainer.dataset, pictures=tuple(named))
+        run = it.trainer.train()
+    assert set(run.concept_losses) == {"a", "b", "b (kept)"}
+    for epoch in range(2):
+        of = {name: losses[epoch] for name, losses in run.concept_losses.items()}
+        assert run.epoch_losses[epoch] == pytest.approx((2 * of["a"] + of["b"] + of["b (kept)"]) / 4, rel=1e-5)

@@ -25,7 +25,8 @@ from ..events import Cancelled, Sink
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Nothing that could run when it is opened: no .bin, no .pt, no .py.
-_SENTENCES, _TAGS = (".safetensors", ".json", ".txt", ".model", ".jinja"), (".onnx", ".csv", ".json")
+_SENTENCES: tuple[str, ...] = (".safetensors", ".json", ".txt", ".model", ".jinja")
+_TAGS: tuple[str, ...] = (".onnx", ".csv", ".json")
 _CHUNK = 1 << 20  # bytes
 _PATIENCE = 60  # seconds without a byte
 _MB = 1 << 20

@@ -1,0 +1,107 @@
+"""One case of the dataset benchmark, in a process of its own: prints one JSON line.
+
+    dataset_scale.py ours|host FOLDER
+
+`ours`: read, hash, examine and bucket the pictures of a folder below the host's input. `host`: ComfyUI's own
+LoadImageTextDataSetFromFolder on the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from step_time import PeakMemory, start_host
+
+SIDE = 1024
+
+
+def make_pictures(folder: Path, count: int, different: int = 40) -> None:
+    """Write JPEGs of 1024 × 1024 pixels with captions: crops of photos, each file of other bytes.
+
+    Args:
+        folder: Where to.
+        count: How many.
+        different: How many are drawn; the rest are those again with another comment in the file.
+    """
+    import io
+    import random
+
+    from lora_workbench.tests.support.photos import PHOTOS, photo
+    from PIL import Image
+
+    rng = random.Random(0)
+    names = sorted(PHOTOS)
+    drawn = []
+    for number in range(min(different, count)):
+        whole = photo(names[number % len(names)])
+        side = min(whole.size) * rng.uniform(0.6, 1)
+        left, top = (rng.uniform(0, length - side) for length in whole.size)
+        box = (left, top, left + side, top + side)
+        sink = io.BytesIO()
+        whole.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box).save(sink, "JPEG", quality=90)
+        drawn.append(sink.getvalue())
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        (folder / f"{number:05}.jpg").write_bytes(drawn[number % len(drawn)] + f"{number:05}".encode())
+        (folder / f"{number:05}.txt").write_text(f"picture {number}\n", encoding="utf-8")
+
+
+def ours(folder: Path) -> dict[str, float]:
+    """Seconds of each part."""
+    from lora_workbench.training.buckets import BucketConfig, assign_buckets
+    from lora_workbench.training.doctor import examine
+    from lora_workbench.training.events import SilentSink
+    from lora_workbench.training.looks import look_at_all
+    from lora_workbench.training.scan import scan_folder
+
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, act: Any) -> Any:
+        started = time.perf_counter()
+        found = act()
+        seconds[name] = time.perf_counter() - started
+        return found
+
+    dataset = timed("reading the folder", lambda: scan_folder(folder))
+    dataset = timed("bucketing", lambda: assign_buckets(dataset, BucketConfig()))
+    looks = timed("looking and hashing", lambda: look_at_all(dataset, SilentSink()))
+    timed("examining", lambda: examine(dataset, looks))
+    return seconds
+
+
+def host(folder: Path) -> dict[str, float]:
+    """Seconds of the host's loader."""
+    import comfy_extras.nodes_dataset as nodes
+    import folder_paths
+
+    folder_paths.set_input_directory(str(folder.parent))
+    started = time.perf_counter()
+    loaded = nodes.LoadImageTextDataSetFromFolderNode.execute(folder.name)
+    seconds = time.perf_counter() - started
+    assert len(loaded.args[0]) == len(list(folder.glob("*.jpg")))
+    return {"loading": seconds}
+
+
+def main() -> None:
+    """Run a case."""
+    case, folder = sys.argv[1], Path(sys.argv[2])
+    start_host()
+    count = len(list(folder.glob("*.jpg")))
+    import comfy_extras.nodes_dataset  # noqa: F401 - so that only what the loaders do is counted
+    import imagehash  # noqa: F401
+    from scipy import ndimage  # noqa: F401
+
+    with PeakMemory() as memory:
+        seconds = {"ours": ours, "host": host}[case](folder)
+    print("RESULT " + json.dumps({"pictures": count, "seconds": seconds, "growth": memory.growth}), flush=True)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
