@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from learning import AS_IT_COMES, Bench, demo_settings, describe_machine, say, table
+from learning import AS_IT_COMES, Bench, demo_prior, demo_settings, describe_machine, say, table
 
 CONCEPT = "zorp"
 # Values tried beside the demo's own.
@@ -19,24 +19,34 @@ TRIED: dict[str, tuple[Any, ...]] = {
     "rank": (4, 8, 16, 32),
     "alpha": (0.0, 8.0, 1.0),
     "timesteps": ("logit-normal", "uniform"),
-    "epochs": (4, 8, 16),
+    "epochs": (2, 4, 8),
     "batch_size": (1, 2, 4),
     "scheduler": ("cosine", "constant", "rex"),
     "dropout": (0.0, 0.1),
+}
+# How what the model knows is kept: see `Bench.ours`.
+PRIOR = "prior"
+PRIORS: dict[str, dict[str, Any]] = {
+    "nothing is kept": {"share": 0},
+    "pictures of what it knows, as they are, weight 1": {"target": "picture", "weight": 1.0},
+    "such pictures, as the model paints them, weight 1": {"target": "model", "weight": 1.0},
+    "such pictures, as the model paints them, weight 5": {"target": "model", "weight": 5.0},
+    "no further pictures (Prior Preservation), weight 5": {"own": True, "weight": 5.0},
 }
 # Rate and rank of ComfyUI's own trainer, so that it is compared at its best.
 NATIVE = "TrainLoraNode"
 NATIVE_TRIED = ((5e-4, 8), (2e-3, 8), (2e-3, 16), (8e-3, 16))
 
 
-def defaults_benchmark(seeds: Sequence[int], only: Sequence[str] = ()) -> dict[str, str]:
+def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = ()) -> dict[str, str]:
     """Train and judge every value of every setting; returns a table for each setting."""
     start = demo_settings()
     found: dict[str, str] = {}
     told = ", ".join(f"{name} {start[name]}" for name in TRIED)
-    about = f"{len(seeds)} seeds, in brackets least to most. {describe_machine()} Unless said: {told}."
+    about = f"{len(seeds)} seeds, {count} pictures a figure, in brackets least to most. {describe_machine()} "
+    about += f"Unless said: {told}."
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(CONCEPT, Path(folder))
+        bench = Bench(CONCEPT, Path(folder), count)
         bench.ours(0, steps=2)  # warms up, and fills the caches
         reference = [bench.run(bench.ours, seed) for seed in seeds]
         for name, values in TRIED.items():
@@ -49,6 +59,16 @@ def defaults_benchmark(seeds: Sequence[int], only: Sequence[str] = ()) -> dict[s
                 rows.append((f"**{value}**" if same else str(value), judged))
                 say(f"{name} {value}: {[judgement for _, judgement in judged]}")
             found[name] = "\n".join([about, "", *table(name.replace("_", " "), rows)])
+        if not only or PRIOR in only:
+            rows = []
+            for name, prior in PRIORS.items():
+                same = prior == {key: value for key, value in demo_prior().items() if key in prior}
+                judged = reference if same else [
+                    bench.run(bench.ours, seed, prior=prior, steps=reference[0][0].steps) for seed in seeds
+                ]  # fmt: skip
+                rows.append((f"**{name}**" if same else name, judged))
+                say(f"{name}: {[judgement for _, judgement in judged]}")
+            found[PRIOR] = "\n".join([about, "", *table("what is kept", rows)])
         if not only or NATIVE in only:
             rows = []
             steps = reference[0][0].steps

@@ -155,11 +155,11 @@ def measured(what: str, args: argparse.Namespace) -> dict[tuple[Path, str], str]
         from learning import learning_benchmark
 
         seeds = range(FIRST_REPORTED, FIRST_REPORTED + args.seeds)
-        tables = learning_benchmark(args.concepts, seeds)
+        tables = learning_benchmark(args.concepts, seeds, args.count)
         return {(DOCS, f"learning {concept} {host_version()}"): table for concept, table in tables.items()}
     from defaults import defaults_benchmark
 
-    tables = defaults_benchmark(range(args.seeds), args.only)
+    tables = defaults_benchmark(range(args.seeds), args.count, args.only)
     return {(DOCS.with_name("defaults.md"), name): table for name, table in tables.items()}
 
 
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="step: steps of each case")
     parser.add_argument("--pictures", type=int, default=10_000, help="dataset: how many")
     parser.add_argument("--seeds", type=int, default=3, help="learning, defaults: runs of each case")
+    parser.add_argument("--count", type=int, default=24, help="learning, defaults: pictures a figure")
     parser.add_argument("--concepts", nargs="+", default=["zorp", "quib"], help="learning: on what")
     parser.add_argument("--only", nargs="+", default=[], help="defaults: these settings")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/")

@@ -26,7 +26,7 @@ from base_model import assemble, concepts, world  # noqa: E402
 CHECKPOINT = "models/checkpoints/lora_workbench_base.safetensors"
 # What is learned, and what the model shall go on painting as it does.
 PICTURES, KEPT = "input/lora_workbench_zorp/10_zorp", "input/lora_workbench_shapes/1_shapes"
-CONCEPT, KEPT_COUNT = "zorp", 48
+CONCEPT, KEPT_COUNT = "zorp", 120
 
 
 def say(text: str) -> None:

@@ -67,7 +67,15 @@ class DatasetReport(io.ComfyNode):
             if not result.pictures:
                 raise UserError("Nothing would be left without the worst pictures: turn leave_out_the_worst off.")
             report += f"\nLeft out: {len(dataset.pictures) - len(result.pictures)}."
-        node_text(cls.hidden.unique_id, report)
+        # The panel shows the rest.
+        count = len(examination.findings)
+        last = report.rpartition("\n")[2] if result is not dataset else ""
+        node_text(cls.hidden.unique_id, f"{count} finding{'' if count == 1 else 's'}, the worst first. {last}".strip())
         log.info("LoRA Workbench: %s", report)
         sheet = image_tensor(report_sheet(dataset, examination))
-        return io.NodeOutput(result, sheet, report, ui=ui.PreviewImage(sheet, cls=cls))
+        found = [
+            {"severity": f.severity, "what": f.what, "advice": f.advice, "files": list(f.files)}
+            for f in examination.findings
+        ]
+        shown = {**ui.PreviewImage(sheet, cls=cls).as_dict(), "lora_workbench_report": found}
+        return io.NodeOutput(result, sheet, report, ui=shown)

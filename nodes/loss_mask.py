@@ -59,6 +59,7 @@ class LossMask(io.ComfyNode):
                 "connect masks and choose the source mask input."
             )
         whole = len(masked.pictures) - count
-        text = f"{count} pictures masked" + (f", {whole} without a mask are learned whole." if whole else ".")
+        rest = f", {whole} without a mask are learned whole." if whole else "."
+        text = f"{count} picture{'' if count == 1 else 's'} masked{rest}"
         node_text(cls.hidden.unique_id, text)
         return io.NodeOutput(masked)

@@ -36,8 +36,8 @@ class PriorPreservation(io.ComfyNode):
                     tooltip="Captions to use instead, one on a line: what the model shall go on painting as it does.",
                 ),
                 io.Float.Input(
-                    "weight", default=1.0, min=0.01, max=10.0, step=0.05,
-                    tooltip="How much their loss counts beside that of the others.",
+                    "weight", default=5.0, min=0.01, max=100.0, step=0.05,
+                    tooltip="How much their loss counts beside that of the others; it is small, so this is not.",
                 ),
                 io.Float.Input(
                     "share", default=1.0, min=0.01, max=10.0, step=0.05,

@@ -27,8 +27,9 @@ class RegularizationImages(io.ComfyNode):
                 Dataset.Input("dataset", tooltip="What is to be learned."),
                 Dataset.Input("regularization", tooltip="What is to be kept; its captions lack the trigger."),
                 io.Float.Input(
-                    "weight", default=1.0, min=0.01, max=10.0, step=0.05,
-                    tooltip="How much their loss counts beside that of the others.",
+                    "weight", default=5.0, min=0.01, max=100.0, step=0.05,
+                    tooltip="How much their loss counts beside that of the others. 5 suits the target as the model "
+                    "paints them, whose loss is small; 1 suits as the pictures are.",
                 ),
                 io.Float.Input(
                     "share", default=1.0, min=0.01, max=10.0, step=0.05,

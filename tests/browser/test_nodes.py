@@ -23,16 +23,22 @@ BASIC = {
     "LoadDataset": ["folder", "trigger"],
     "ImagesToDataset": ["captions", "repeats", "trigger", "name"],
     "ConcatDatasets": ["first_weight", "second_weight"],
-    "RegularizationImages": ["weight", "share"],
+    "RegularizationImages": ["weight", "share", "target"],
+    "PriorPreservation": ["class_word", "prompts", "weight", "share"],
     "AutoCaption": ["captioner", "mode", "write", "prompt", "general_threshold"],
     "CaptionOperation": ["operation", "text", "replacement", "share", "keep_tokens", "seed"],
     "LiveCaptions": ["shuffle", "keep_tokens", "tag_dropout", "caption_dropout", "wildcards"],
+    "LossMask": ["source", "outside"],
     "DatasetReport": ["leave_out_the_worst"],
+    "EditCaptions": [],
     "BucketImages": ["resolution"],
     "LoRATrainer": ["name", "epochs", "learning_rate", "rank", "batch_size"],
     "ApplyLoRA": ["strength_model", "strength_clip"],
     "SaveLoRA": ["name", "precision", "format", "overwrite"],
 }
+
+# What the pack's own scripts put into a node.
+PANELS = {"DatasetReport": ["findings"], "EditCaptions": ["gallery"]}
 
 ADD_NODE = """type => {
   window.app.graph.clear();
@@ -113,7 +119,7 @@ def test_node_shows_few_widgets_and_all_on_request(name: str, page: Any, inputs:
     page.evaluate(DRAW)
     few = page.evaluate(LOOK)
     if BASIC[name] == inputs[name]:
-        assert few["shown"] == BASIC[name]
+        assert few["shown"] == BASIC[name] + PANELS.get(name, [])
         return
     assert few["shown"] == [*BASIC[name], BUTTON]
     assert few["height"] == few["least"], "the node is higher than what it shows"

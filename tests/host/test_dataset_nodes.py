@@ -115,8 +115,11 @@ def test_the_doctor_shows_says_and_leaves_out(server):
         "show": node("PreviewAny", source=["report", 2]),
     }
     entry = server.run(report)
-    said = text_of(server, "report")
+    (said,) = entry["outputs"]["show"]["text"]
     assert "near-duplicates" in said and "2_thing/a.png = 2_thing/b.png" in said
+    assert text_of(server, "report").endswith("the worst first. Left out: 1.")
+    found = entry["outputs"]["report"]["lora_workbench_report"]
+    assert ["2_thing/a.png = 2_thing/b.png"] in [finding["files"] for finding in found]
     shown = entry["outputs"]["report"]["images"][0]
     with Image.open(io.BytesIO(server.view(**shown))) as sheet:
         assert sheet.width == 1200 and len(sheet.convert("RGB").getcolors(1 << 20)) > 20
@@ -131,6 +134,35 @@ def test_a_captioner_that_is_not_there_is_named(server):
              "show": node("PreviewImage", images=["bucket", 1])}  # fmt: skip
     with pytest.raises(PromptError, match="captioner"):
         server.run(chain)
+
+
+def test_masks_reach_the_training_and_the_sheet(server):
+    folder = colors(server, "masked", {"a": "#00ff00", "b": "#00ff00"})
+    mask = Image.new("L", (256, 256))
+    mask.paste(255, (0, 0, 128, 256))
+    mask.save(server.base / "input" / folder / "2_thing" / "a_mask.png")
+    chain = {
+        "load": load(folder),
+        "mask": node("LossMask", dataset=["load", 0], source="mask file, else transparency", outside=0.0),
+    }
+    assert trained(server, chain, "mask", "masked")["ss_num_train_images"] == "4"
+    assert text_of(server, "mask") == "1 picture masked, 1 without a mask are learned whole."
+    shown = server.run({
+        **chain,
+        "sheet": node("BucketImages", dataset=["mask", 0], **defaults(server, "BucketImages") | {"resolution": 128}),
+        "save": node("PreviewImage", images=["sheet", 1]),
+    })["outputs"]["save"]["images"][0]  # fmt: skip
+    with Image.open(io.BytesIO(server.view(**shown))) as sheet:
+        found = sheet.convert("RGB").getcolors(1 << 20)
+    assert any(count > 1000 and red > 80 and green < 150 for count, (red, green, _) in found), "nothing under red"
+    no = {**chain, "mask": node("LossMask", dataset=["load", 0], source="transparency", outside=0.0)}
+    with pytest.raises(PromptError, match="None of the pictures has a mask"):
+        trained(server, no, "mask", "masked")
+    # From the graph: one for all.
+    chain["solid"] = node("SolidMask", value=1.0, width=64, height=64)
+    chain["mask"] = node("LossMask", dataset=["load", 0], mask=["solid", 0], source="mask input", outside=0.5)
+    trained(server, chain, "mask", "masked")
+    assert text_of(server, "mask") == "2 pictures masked."
 
 
 def test_edits_of_the_gallery_are_used_and_only_what_depends_on_them_runs_again(server):

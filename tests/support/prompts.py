@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 IDS = [
-    "LoadDataset", "ImagesToDataset", "ConcatDatasets", "RegularizationImages", "AutoCaption", "CaptionOperation",
-    "LiveCaptions", "DatasetReport", "BucketImages", "LoRATrainer", "ApplyLoRA", "SaveLoRA",
+    "LoadDataset", "ImagesToDataset", "ConcatDatasets", "RegularizationImages", "PriorPreservation", "AutoCaption",
+    "CaptionOperation", "LiveCaptions", "LossMask", "DatasetReport", "EditCaptions", "BucketImages", "LoRATrainer",
+    "ApplyLoRA", "SaveLoRA",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lora_workbench.training.dataset import Dataset, Picture
-from lora_workbench.training.edits_file import Conflict, EditsFile, Entry, dataset_key
+from lora_workbench.training.edits_file import Conflict, EditsFile, Entry, Watched, dataset_key
 from lora_workbench.training.errors import UserError
 
 
@@ -100,3 +100,31 @@ def test_a_set_with_nothing_left_is_refused(edits, dataset):
     edits.change_all({f"{n}.png": Entry(excluded=True) for n in range(4)})
     with pytest.raises(UserError, match="Every picture of the dataset is left out"):
         edits.applied_to(dataset)
+
+
+def test_a_node_runs_again_only_after_an_edit_that_it_has_not_read(tmp_path):
+    watched = Watched()
+    first, second = (EditsFile(tmp_path, Dataset((), name)) for name in ("first", "second"))
+
+    def run(file: EditsFile) -> str:
+        told = watched.fingerprint("5")
+        watched.reads("5", file)
+        return told
+
+    told = run(first)
+    assert watched.fingerprint("5") == told, "to know its dataset is no reason to run again"
+    second.change("a.png", base=0, caption="another dataset's")
+    assert watched.fingerprint("5") == told
+    first.change("a.png", base=0, caption="edited")
+    assert watched.fingerprint("5") != told
+    told = run(first)
+    assert watched.fingerprint("5") == told
+    first.change("a.png", base=1, caption="and taken")
+    first.change("a.png", base=2, caption="edited")
+    assert watched.fingerprint("5") == told, "what was taken back is no edit"
+
+    # Another graph whose node has the same id: edits of either are noticed.
+    told = run(second)
+    first.change("a.png", base=3, excluded=True)
+    assert watched.fingerprint("5") != told
+    assert Watched().fingerprint("5") == "", "a new server has nothing in its cache"

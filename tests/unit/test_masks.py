@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,20 +97,16 @@ def test_the_mask_lies_where_the_picture_does(folder):
     expected = torch.cat([torch.ones(16, 8), torch.zeros(16, 8)], dim=1)
     assert torch.equal(latent_mask(picture, (16, 16), False), expected)
     assert torch.equal(latent_mask(picture, (16, 16), True), expected.flip(1))
-    # Twice as large and cut to its right half: nothing of the mask is left.
-    from dataclasses import replace
-
-    right = replace(picture, placement=Placement((128, 128), (256, 256), (128, 0)))
+    # Three times as large and cut to its right third: nothing of the mask is left.
+    right = replace(picture, placement=Placement((128, 128), (384, 384), (256, 0)))
     with pytest.raises(UserError, match="black over all of a.jpg"):
         latent_mask(right, (16, 16), False)
     assert float(latent_mask(replace(right, outside=0.1), (16, 16), False).max()) == 0
 
 
 def test_masks_are_kept_beside_the_latents_and_made_anew_when_they_change(folder, tmp_path):
-    from dataclasses import replace
-
     dataset, _ = with_masks(scan_folder(folder), SOURCES[0], 0.0)
-    dataset = bucketed(replace(dataset, flip=True))
+    dataset = bucketed(dataset, flip=True)
     cache = TensorCache(tmp_path / "cache")
     store = store_latents(dataset, Averages(), cache, SilentSink())
     assert store.mask(2, False) is None and store.mask(3, True) is None
