@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..training.dataset import Dataset as DatasetObject
-from ..training.host.progress import node_text
 from ..training.host.routes import gallery, node_id, watched
 from ..training.host.tokens import token_counter
 from .schema import Dataset, schema
+
+log = logging.getLogger(__name__)
 
 
 class EditCaptions(io.ComfyNode):
@@ -26,7 +28,6 @@ class EditCaptions(io.ComfyNode):
             "out, rename or remove tags everywhere. Queue once to see it. Edits are saved at once, beside ComfyUI's "
             "outputs and not into your folder, and are used from the next queue on.",
             search_aliases=["caption editor", "gallery", "tag editor", "dataset viewer"],
-            hidden=[io.Hidden.unique_id],
             is_output_node=True,
             inputs=[
                 Dataset.Input("dataset", tooltip="What is to be looked at."),
@@ -52,5 +53,5 @@ class EditCaptions(io.ComfyNode):
         changed = {picture.path: picture.caption for picture in dataset.pictures}
         captions = sum(changed[picture.path] != picture.caption for picture in edited.pictures)
         left_out = len(dataset.pictures) - len(edited.pictures)
-        node_text(cls.hidden.unique_id, f"{len(edited.pictures)} pictures, {captions} edited, {left_out} left out.")
+        log.info("LoRA Workbench: %d pictures, %d edited, %d left out", len(edited.pictures), captions, left_out)
         return io.NodeOutput(edited, ui={"lora_workbench_gallery": [key]})

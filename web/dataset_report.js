@@ -10,7 +10,7 @@ const COLORS = ["#e05d5d", "#e0a33a", "#6f9fd8"] // spoils the training, weakens
 const MEANS = ["spoils the training", "weakens it", "worth knowing"]
 
 const STYLE = `
-.lwb-report { width: 100%; height: 100%; box-sizing: border-box; contain: layout size; overflow-y: auto; padding: 6px;
+.lwb-report { width: 100%; height: 100%; min-height: 150px; box-sizing: border-box; contain: layout size; overflow-y: auto; padding: 6px;
   overscroll-behavior: contain; border-radius: 6px; font: 12px/1.4 system-ui, sans-serif; color: var(--fg-color, #ddd);
   background: var(--comfy-input-bg, #222); text-align: left; user-select: text }
 .lwb-report details, .lwb-report p { margin: 0 0 8px; padding-left: 10px; border-left: 3px solid var(--kind) }
@@ -44,6 +44,7 @@ app.registerExtension({
     const root = document.createElement("div")
     const style = Object.assign(document.createElement("style"), { textContent: STYLE })
     root.className = "lwb-report"
+    root.dataset.captureWheel = "true" // by which the Vue renderer leaves the wheel to what scrolls
     root.append(style, "Queue the graph to see what is found.")
     for (const kind of ["wheel", "pointerdown", "dblclick", "contextmenu", "copy"])
       root.addEventListener(kind, (event) => event.stopPropagation())

@@ -9,7 +9,7 @@ const MOST_TAGS = 300
 const IDLE = 800 // milliseconds of no typing after which a caption is saved
 
 const STYLE = `
-.lwb { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; min-height: 0; padding: 6px;
+.lwb { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; min-height: 400px; padding: 6px;
   box-sizing: border-box; contain: layout size; font: 12px/1.35 system-ui, sans-serif; color: var(--fg-color, #ddd);
   background: var(--comfy-menu-bg, #222); border-radius: 6px; outline: none; overflow: hidden; text-align: left }
 .lwb * { box-sizing: border-box }
@@ -78,13 +78,19 @@ export class View {
     this.api = api
     this.store = null
     this.chosen = ""
-    this.root = make("div", { class: "lwb", tabIndex: -1 })
+    // The attribute by which the Vue renderer leaves the wheel to what scrolls.
+    this.root = make("div", { class: "lwb", tabIndex: -1, data: { captureWheel: "true" } })
     this.root.append(make("style", { textContent: STYLE }))
     this.#build()
     // The canvas below would move, zoom, delete and undo by what is meant for the gallery.
     for (const kind of ["wheel", "pointerdown", "pointermove", "dblclick", "contextmenu", "copy", "paste", "cut"])
       this.root.addEventListener(kind, (event) => event.stopPropagation())
     this.root.addEventListener("keydown", (event) => this.#key(event))
+    // ComfyUI takes Ctrl+Z as its own, for the whole graph, unless what has the focus is an input or is called a
+    // textarea. So those parts of the gallery that take keys are called that, and buttons give the focus back.
+    this.root.type = this.grid.type = "textarea"
+    this.root.addEventListener("click", ({ target }) => target.closest("button:not(.lwb-keeps)") && this.grid.focus())
+    for (const select of [this.kind, this.operation]) select.addEventListener("change", () => this.grid.focus())
     this.note("Queue the graph once to see the pictures here.")
   }
 
@@ -279,6 +285,7 @@ export class View {
       const name = make("span", { textContent: tag, title: `Show only pictures with ${tag}` })
       name.addEventListener("click", () => this.#filter({ tag: this.store.filter.tag === tag ? "" : tag }))
       const rename = this.#button("✎", "Rename everywhere", () => this.#rename(row, tag))
+      rename.className = "lwb-keeps" // the focus goes to the new name
       const remove = this.#button("×", "Remove everywhere", () => this.#everywhere((c) => captions.removeTag(c, tag)))
       const many = make("span", { class: "lwb-count", textContent: count })
       many.style.flex = "none"
@@ -463,7 +470,7 @@ export class View {
     if (ctrl && key.toLowerCase() === "z") return done(() => this.#undo(event.shiftKey ? "redo" : "undo"))
     if (ctrl && key.toLowerCase() === "y") return done(() => this.#undo("redo"))
     if ((ctrl && key === "f") || key === "/") return done(() => this.search.focus())
-    if (ctrl || event.target !== this.grid) return
+    if (ctrl || (event.target !== this.grid && event.target !== this.root)) return
     const columns = this.#columns()
     const page = columns * Math.max(1, Math.floor(this.grid.clientHeight / (CARD.height + CARD.gap)))
     const moves = {
