@@ -58,7 +58,7 @@ class AutoCaption(io.ComfyNode):
                     io.String.Input(
                         "download", default="",
                         tooltip="owner/name of a model on huggingface.co, such as SmilingWolf/wd-vit-tagger-v3 or "
-                        "Salesforce/blip-image-captioning-base: fetched into models/LLM if it is not there yet, and "
+                        "florence-community/Florence-2-base: fetched into models/LLM if it is not there yet, and "
                         "used instead of the captioner above. Empty: nothing is fetched.",
                     )
                 ),

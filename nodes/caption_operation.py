@@ -36,10 +36,15 @@ class CaptionOperation(io.ComfyNode):
         edit = config_from(CaptionEdit, settings)
         before = [picture.caption for picture in dataset.pictures]
         after = edit_captions(before, edit, dataset.trigger)
+        if edit.operation == "trigger first":
+            # What is to be kept must not be called by the trigger.
+            after = [
+                picture.caption if picture.is_prior else caption
+                for picture, caption in zip(dataset.pictures, after, strict=True)
+            ]
+            dataset = replace(dataset, trigger=edit.text.strip())
         pictures = (replace(picture, caption=caption) for picture, caption in zip(dataset.pictures, after, strict=True))
         edited = dataset.with_pictures(tuple(pictures))
-        if edit.operation == "trigger first":
-            edited = replace(edited, trigger=edit.text.strip())
         changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
         example = f"\n{changed[0][0]}\n→ {changed[0][1]}" if changed else ""
         node_text(cls.hidden.unique_id, f"{len(changed)} of {len(before)} captions changed.{example}")

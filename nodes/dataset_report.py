@@ -56,11 +56,12 @@ class DatasetReport(io.ComfyNode):
         """Examine."""
         sink = NodeSink(cls.hidden.unique_id)
         try:
-            looks = look_at_all(dataset, sink)
+            shown = dataset.with_pictures(dataset.without_copies())
+            looks = look_at_all(shown, sink)
         except Cancelled as error:
             sink.take_cancel()
             raise host_interrupt() from error
-        examination = examine(dataset, looks, token_counter(clip) if clip is not None else None)
+        examination = examine(shown, looks, token_counter(clip) if clip is not None else None)
         result, report = dataset, examination.text()
         if leave_out_the_worst and examination.excluded:
             result = without(dataset, examination.excluded)
@@ -70,12 +71,15 @@ class DatasetReport(io.ComfyNode):
         # The panel shows the rest.
         count = len(examination.findings)
         last = report.rpartition("\n")[2] if result is not dataset else ""
-        node_text(cls.hidden.unique_id, f"{count} finding{'' if count == 1 else 's'}, the worst first. {last}".strip())
+        said = "Nothing to complain about."
+        if count:
+            said = f"{count} finding{'' if count == 1 else 's'}, the worst first."
+        node_text(cls.hidden.unique_id, f"{said} {last}".strip())
         log.info("LoRA Workbench: %s", report)
-        sheet = image_tensor(report_sheet(dataset, examination))
+        sheet = image_tensor(report_sheet(shown, examination))
         found = [
             {"severity": f.severity, "what": f.what, "advice": f.advice, "files": list(f.files)}
             for f in examination.findings
         ]
-        shown = {**ui.PreviewImage(sheet, cls=cls).as_dict(), "lora_workbench_report": found}
-        return io.NodeOutput(result, sheet, report, ui=shown)
+        told = {**ui.PreviewImage(sheet, cls=cls).as_dict(), "lora_workbench_report": found}
+        return io.NodeOutput(result, sheet, report, ui=told)

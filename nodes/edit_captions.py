@@ -50,8 +50,7 @@ class EditCaptions(io.ComfyNode):
         edits = gallery().edits(key)
         watched().reads(node_id(), edits)
         edited = edits.applied_to(dataset)
-        changed = {picture.path: picture.caption for picture in dataset.pictures}
-        captions = sum(changed[picture.path] != picture.caption for picture in edited.pictures)
+        captions = sum(entry.caption is not None and not entry.excluded for entry in edits.entries().values())
         left_out = len(dataset.pictures) - len(edited.pictures)
         log.info("LoRA Workbench: %d pictures, %d edited, %d left out", len(edited.pictures), captions, left_out)
         return io.NodeOutput(edited, ui={"lora_workbench_gallery": [key]})

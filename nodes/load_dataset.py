@@ -10,8 +10,9 @@ from comfy_api.latest import io
 
 from ..training.config import parse_color
 from ..training.errors import UserError
+from ..training.events import Cancelled
 from ..training.host.paths import dataset_folders, resolve_dataset_folder
-from ..training.host.progress import node_text
+from ..training.host.progress import NodeSink, host_interrupt, node_text
 from ..training.scan import folder_fingerprint, scan_folder
 from .schema import Dataset, advanced, schema
 
@@ -83,7 +84,12 @@ class LoadDataset(io.ComfyNode):
     def execute(cls, folder: str, trigger: str = "", background: str = "#ffffff") -> io.NodeOutput:
         """Scan the folder."""
         path = resolve_dataset_folder(folder)
-        dataset = scan_folder(path, trigger=trigger.strip(), background=parse_color(background))
+        sink = NodeSink(cls.hidden.unique_id)
+        try:
+            dataset = scan_folder(path, trigger=trigger.strip(), background=parse_color(background), sink=sink)
+        except Cancelled as error:
+            sink.take_cancel()
+            raise host_interrupt() from error
         node_text(cls.hidden.unique_id, dataset.describe())
         for sentence in dataset.skipped:
             log.warning("LoRA Workbench: left out: %s", sentence)

@@ -33,15 +33,19 @@ class LossMask(io.ComfyNode):
                 Dataset.Input("dataset"),
                 io.Combo.Input(
                     "source", options=list(SOURCES), default=SOURCES[0],
-                    tooltip="mask file: cat_mask.png beside cat.jpg. transparency: of the picture itself. mask input: "
-                    "from other nodes, one for all pictures or one for each, in the dataset's order.",
+                    tooltip="mask file: cat_mask.png beside cat.jpg. transparency: of the picture itself. Where the "
+                    "input mask is connected, that is used instead.",
                 ),
                 io.Float.Input(
                     "outside", default=0.1, min=0.0, max=1.0, step=0.05,
                     tooltip="How much what is outside counts. A little keeps what the model makes of it in order; 0 "
                     "lets go of it altogether.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="A batch or a list of masks, of any sizes."),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="A batch or a list of masks: one for all pictures, or one for each in the dataset's order. "
+                    "White is learned; Load Image gives the transparent part in white, so put Invert Mask between.",
+                ),
             ],
             outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with its masks.")],
         )  # fmt: skip
@@ -51,12 +55,12 @@ class LossMask(io.ComfyNode):
         cls, dataset: list[DatasetObject], source: list[str], outside: list[float], mask: list[Any] | None = None
     ) -> io.NodeOutput:
         """Mask."""
-        given = write_masks(mask or [], temp_images_folder()) if source[0] == SOURCES[3] else []
+        given = write_masks(mask or [], temp_images_folder())
         masked, count = with_masks(dataset[0], source[0], outside[0], given)
         if not count:
             raise UserError(
                 "None of the pictures has a mask: put cat_mask.png beside cat.jpg, save pictures with transparency, or "
-                "connect masks and choose the source mask input."
+                "connect masks."
             )
         whole = len(masked.pictures) - count
         rest = f", {whole} without a mask are learned whole." if whole else "."

@@ -87,16 +87,20 @@ def caption_dataset(
     ]  # fmt: skip
     texts, problems, made = _texts(dataset, wanted, captioner, cache, sink)
     lost = set(wanted) - set(texts)
-    pictures = []
+    shown = {id(picture) for picture in dataset.without_copies()}
+    pictures, changed = [], []
     for number, picture in enumerate(dataset.pictures):
         if number in texts:
-            pictures.append(replace(picture, caption=_joined(picture, texts[number], config.mode, dataset.trigger)))
+            trigger = "" if picture.is_prior else dataset.trigger
+            captioned = replace(picture, caption=_joined(picture, texts[number], config.mode, trigger))
+            pictures.append(captioned)
+            if captioned.caption != picture.caption and id(picture) in shown:
+                changed.append(captioned)
         elif number not in lost:
             pictures.append(picture)
     if not pictures:
         raise UserError(f"None of the {len(dataset.pictures)} pictures can be read. The first: {problems[0]}")
     result = dataset.with_pictures(tuple(pictures))
-    changed = [picture for picture, before in _pairs(result, dataset) if picture.caption != before]
     written = write_captions(changed, result, over=config.write == WRITE[2], problems=problems) if (
         config.write != WRITE[0]) else 0  # fmt: skip
     return Captioned(result, made, len(dataset.pictures) - len(wanted), written, tuple(problems))
@@ -119,7 +123,7 @@ def write_captions(pictures: Sequence[Picture], dataset: Dataset, *, over: bool,
     Returns:
         How many were written.
     """
-    owners = Counter(picture.path.with_suffix("") for picture in dataset.pictures)
+    owners = Counter(picture.path.with_suffix("") for picture in dataset.without_copies())
     written = 0
     for picture in pictures:
         file = picture.path.with_suffix(".txt")
@@ -148,11 +152,6 @@ def _write_whole(file: Path, text: str, *, over: bool) -> None:
             os.link(part, file)  # fails where a file is there, unlike a rename
     finally:
         part.unlink(missing_ok=True)
-
-
-def _pairs(result: Dataset, before: Dataset) -> list[tuple[Picture, str]]:
-    known = {picture.path: picture.caption for picture in before.pictures}
-    return [(picture, known[picture.path]) for picture in result.pictures]
 
 
 def _joined(picture: Picture, text: str, mode: str, trigger: str) -> str:

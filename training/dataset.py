@@ -112,6 +112,11 @@ class Dataset:
         """Pictures seen in one epoch, repeats counted; the mean where some are seen in some epochs only."""
         return round(sum(picture.repeats for picture in self.pictures))
 
+    def without_copies(self) -> tuple[Picture, ...]:
+        """The pictures less those that are shown a second time only to keep the model as it is."""
+        learned = {picture.path for picture in self.pictures if not picture.is_prior}
+        return tuple(p for p in self.pictures if not (p.is_prior and p.path in learned))
+
     def concept_of(self, picture: Picture) -> str:
         """What a picture's loss is counted for: its folder, and apart from that what is only to be kept."""
         return (picture.concept or self.name) + (" (kept)" if picture.is_prior else "")

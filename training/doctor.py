@@ -77,12 +77,18 @@ def examine(
     """Examine a dataset.
 
     Args:
-        dataset: Bucketed or not; what the crop costs is only known when it is.
+        dataset: Bucketed or not; what the crop costs is only known when it is. Without copies.
         looks: What each picture looks like, None for one that cannot be read.
         count_tokens: How many tokens a caption has; None where no text encoder is at hand.
     """
-    names = [name_in(dataset, picture) for picture in dataset.pictures]
+    told_names = [name_in(dataset, picture) for picture in dataset.pictures]
+    kept = _kept(dataset, told_names)
+    # What is only to be kept has no trigger, may be of any kind and number, and is not learned: the rest is not for it.
+    learned = [number for number, picture in enumerate(dataset.pictures) if not picture.is_prior]
+    dataset = dataset.with_pictures(dataset.pictures[number] for number in learned)
+    names, looks = [told_names[number] for number in learned], [looks[number] for number in learned]
     findings = [
+        *kept,
         *_unreadable(names, looks),
         *_duplicates(dataset, names, looks),
         *_captions(dataset, names, count_tokens),
@@ -107,6 +113,19 @@ def without(dataset: Dataset, excluded: frozenset[str]) -> Dataset:
 
 
 # -- the examinations ----------------------------------------------------------------------------
+
+
+def _kept(dataset: Dataset, names: list[str]) -> list[Finding]:
+    """Regularisation pictures that would teach the model to keep what it shall learn."""
+    trigger = dataset.trigger.casefold()
+    calling = tuple(
+        name for name, picture in zip(names, dataset.pictures, strict=True)
+        if picture.is_prior and trigger and trigger in picture.caption.casefold()
+    )  # fmt: skip
+    if not calling:
+        return []
+    what = f"{_count(calling)} that the model shall keep have the trigger {dataset.trigger!r} in the caption."
+    return [Finding(SPOILS, "trigger on kept pictures", what, "Take it out: it calls what is learned.", calling)]
 
 
 def _unreadable(names: list[str], looks: Sequence[Look | None]) -> list[Finding]:

@@ -129,12 +129,17 @@ class EditsFile:
     def applied_to(self, dataset: Dataset) -> Dataset:
         """The dataset with the edits in it."""
         entries = self.entries()
+        shown = {id(picture) for picture in dataset.without_copies()}
 
         def edited() -> Iterator[Picture]:
             for picture in dataset.pictures:
                 entry = entries.get(name_in(dataset, picture), Entry())
-                if not entry.excluded:
-                    yield picture if entry.caption is None else replace(picture, caption=entry.caption)
+                if entry.excluded:
+                    continue
+                if entry.caption is None or id(picture) not in shown:
+                    yield picture
+                else:
+                    yield replace(picture, caption=entry.caption)
 
         kept = tuple(edited())
         if not kept:
@@ -187,7 +192,8 @@ class Watched:
         told, stamps = self._read.get(node, ("", {}))
         now = {path: _stamp(path) for path in stamps}
         if now != stamps:
-            told = hashlib.sha256(repr(sorted(now.items())).encode("utf-8", "surrogateescape")).hexdigest()
+            # With what was told before in it, so that no answer is ever given again for another state.
+            told = hashlib.sha256(repr((told, sorted(now.items()))).encode("utf-8", "surrogateescape")).hexdigest()
         self._asked[node] = told
         return told
 

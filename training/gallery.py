@@ -11,7 +11,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Gallery:
     def show(self, dataset: Dataset, count_tokens: Callable[[str], int] | None = None) -> str:
         """Make a dataset known and return its key."""
         key = dataset_key(dataset)
-        by_name = {name_in(dataset, picture): picture for picture in dataset.pictures}
+        by_name = {name_in(dataset, picture): picture for picture in dataset.without_copies()}
         with self._lock:
             self._known[key] = (dataset, by_name, count_tokens)
             self._known.move_to_end(key)
@@ -108,14 +108,15 @@ class Gallery:
         chosen = list(by_name.items())[max(0, start) : max(0, start) + min(max(0, count), MOST_ON_A_PAGE)]
         return [_item(name, picture, entries.get(name, Entry()), count_tokens) for name, picture in chosen]
 
-    def item(self, key: str, name: str) -> Item:
-        """One picture.
+    def items(self, key: str, names: Iterable[str]) -> list[Item]:
+        """Some pictures by name.
 
         Raises:
             Unknown: There is no such dataset or picture.
         """
         _, _, count_tokens = self._dataset(key)
-        return _item(name, self._picture(key, name), self.edits(key).entries().get(name, Entry()), count_tokens)
+        entries = self.edits(key).entries()
+        return [_item(name, self._picture(key, name), entries.get(name, Entry()), count_tokens) for name in names]
 
     def tags(self, key: str) -> list[tuple[str, int]]:
         """Every tag and how many pictures have it now, the most frequent first; those left out are not counted."""
@@ -143,7 +144,7 @@ class Gallery:
         """
         dataset = self.edits(key).applied_to(self._dataset(key)[0])
         problems: list[str] = []
-        return write_captions(dataset.pictures, dataset, over=over, problems=problems), problems
+        return write_captions(dataset.without_copies(), dataset, over=over, problems=problems), problems
 
     def thumbnail(self, key: str, name: str) -> bytes:
         """A picture as a small JPEG, made once and kept.

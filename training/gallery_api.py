@@ -31,6 +31,7 @@ from .gallery import Gallery, Unknown, as_json
 PREFIX = "/lora_workbench/datasets/{key}"
 LARGEST_BODY = 4 << 20  # bytes: ten thousand short captions
 MOST_EDITS = 10_000
+MOST_DECODED = 4  # thumbnails made at a time
 MOST_WRITES, WINDOW = 60, 1.0  # edits taken in so many seconds
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -50,6 +51,7 @@ class GalleryApi:
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
         self._writes: deque[float] = deque(maxlen=MOST_WRITES)
+        self._decoding = asyncio.Semaphore(MOST_DECODED)
 
     def routes(self) -> list[web.RouteDef]:
         """What to add to a server."""
@@ -72,7 +74,8 @@ class GalleryApi:
     async def thumbnail(self, request: web.Request) -> web.StreamResponse:
         """A small JPEG. Its address carries the file's stamp, so a browser may keep it."""
         key, name = request.match_info["key"], request.query.get("name", "")
-        blob = await asyncio.to_thread(self.gallery.thumbnail, key, name)
+        async with self._decoding:
+            blob = await asyncio.to_thread(self.gallery.thumbnail, key, name)
         return web.Response(body=blob, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
 
     async def tags(self, request: web.Request) -> web.StreamResponse:
@@ -85,10 +88,14 @@ class GalleryApi:
         _refuse_other_sites(request)
         self._refuse_floods()
         key = request.match_info["key"]
-        changes = _read_edits(await _body(request), key, self.gallery)
-        await asyncio.to_thread(self.gallery.edits(key).change_all, changes)
-        saved = [as_json(self.gallery.item(key, name)) for name in changes]
-        return web.json_response({"pictures": saved})
+        body = await _body(request)
+
+        def save() -> list[dict[str, Any]]:
+            changes = _read_edits(body, key, self.gallery)
+            self.gallery.edits(key).change_all(changes)
+            return [as_json(item) for item in self.gallery.items(key, changes)]
+
+        return web.json_response({"pictures": await asyncio.to_thread(save)})
 
     async def write_text_files(self, request: web.Request) -> web.StreamResponse:
         """Write the captions beside the pictures."""
@@ -132,10 +139,10 @@ def _refuse_other_sites(request: web.Request) -> None:
 
     ComfyUI refuses such requests as well, but only where the server listens on a loopback address.
     """
-    origin = request.headers.get("Origin")
-    if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
-        raise Refused(403, "Edits are taken from ComfyUI's own page only.")
-    if origin and urlsplit(origin).netloc != request.host:
+    origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
+    # What the browser says of itself first: behind a proxy the host's name may be another one.
+    own = site in ("same-origin", "none") if site else not origin or urlsplit(origin).netloc == request.host
+    if not own:
         raise Refused(403, "Edits are taken from ComfyUI's own page only.")
     if request.content_type != "application/json":
         raise Refused(415, "Edits are sent as application/json.")  # a form of another site cannot say that

@@ -95,7 +95,7 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
             missing = {flipped: key for flipped, key in wanted.items() if key not in cache}
             if missing:
                 encoded += _encode(picture, missing, dataset, vae, cache)
-            masked = _store_masks(picture, wanted, cache) if picture.is_masked else {}
+            masked = _store_masks(picture, wanted, dataset, vae, cache) if picture.is_masked else {}
         except (UnreadableImage, FileNotFoundError) as error:
             skipped.append(str(error))
             continue
@@ -129,16 +129,28 @@ def _encode(
     return len(missing)
 
 
-def _store_masks(picture: Picture, latents: dict[bool, str], cache: TensorCache) -> dict[bool, str]:
+def _store_masks(
+    picture: Picture, latents: dict[bool, str], dataset: Dataset, vae: PictureEncoder, cache: TensorCache
+) -> dict[bool, str]:
     """Make the masks that the cache does not hold yet; returns their keys by whether they are mirrored."""
     assert picture.mask is not None, "not masked"
+    try:
+        mask = content_hash(picture.mask)
+    except OSError as error:
+        raise UnreadableImage(
+            f"The mask {picture.mask} of {picture.path.name} cannot be read ({error.strerror}): put it back, or queue "
+            "again without it."
+        ) from error
     found = {}
     for flipped, latent in latents.items():
-        parts = ("mask-1", latent, content_hash(picture.mask), picture.mask == picture.path, picture.outside > 0)
+        parts = ("mask-1", latent, mask, picture.mask == picture.path, picture.outside > 0)
         found[flipped] = key = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
         if key not in cache:
             known = cache.get(latent)
-            assert known is not None, "just encoded"
+            if known is None:  # it was there and is damaged
+                _encode(picture, {flipped: latent}, dataset, vae, cache)
+                known = cache.get(latent)
+                assert known is not None, "just encoded"
             height, width = known[0]["latent"].shape[-2:]
             cache.put(key, {"mask": latent_mask(picture, (height, width), flipped)})
     return found

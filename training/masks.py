@@ -21,7 +21,8 @@ from . import images
 from .dataset import Dataset, Picture
 from .errors import UnreadableImage, UserError
 
-SOURCES = ("mask file, else transparency", "mask file", "transparency", "mask input")
+SOURCES = ("mask file, else transparency", "mask file", "transparency")
+_ALIKE = 0.02  # how much the shapes of a picture and its mask may differ
 
 
 def with_masks(
@@ -33,7 +34,7 @@ def with_masks(
         dataset: Pictures with their mask files, if any.
         source: One of SOURCES.
         outside: Weight of the loss outside the mask, 0 to 1.
-        given: Mask files from the graph, one for all pictures or one for each.
+        given: Mask files from the graph, one for all pictures or one for each; used instead of the source.
 
     Returns:
         The dataset, and how many of its pictures have a mask. The others are trained whole.
@@ -41,28 +42,32 @@ def with_masks(
     Raises:
         UserError: There are neither one nor as many masks as pictures.
     """
-    if source == SOURCES[3] and len(given) not in (1, len(dataset.pictures)):
+    learned = [picture for picture in dataset.pictures if not picture.is_prior]
+    if given and len(given) not in (1, len(learned)):
         raise UserError(
-            f"There are {len(given)} masks for {len(dataset.pictures)} pictures: connect one for all, or one for each."
+            f"There are {len(given)} masks for {len(learned)} pictures: connect one for all, or one for each."
         )
+    masked = 0
     pictures = []
-    for number, picture in enumerate(dataset.pictures):
-        mask: Path | None = None
-        if source == SOURCES[3]:
-            mask = given[number % len(given)]
-        if source in SOURCES[:2]:
-            mask = picture.mask
-        if mask is None and source in (SOURCES[0], SOURCES[2]) and _is_transparent(picture.path):
+    for picture in dataset.pictures:
+        if picture.is_prior:  # all of it is to be kept
+            pictures.append(picture)
+            continue
+        mask = picture.mask if source != SOURCES[2] else None
+        if mask is None and source != SOURCES[1] and _is_transparent(picture.path):
             mask = picture.path
+        if given:
+            mask = given[masked % len(given)]  # every one before had one too
+        masked += mask is not None
         pictures.append(replace(picture, mask=mask, outside=outside))
-    return dataset.with_pictures(tuple(pictures)), sum(picture.mask is not None for picture in pictures)
+    return dataset.with_pictures(tuple(pictures)), masked
 
 
 def read_mask(picture: Picture) -> Image.Image:
     """Decode a picture's mask: L, upright, of the picture's size.
 
     Raises:
-        UnreadableImage: The file is missing or damaged.
+        UnreadableImage: The file is missing, damaged or of another shape.
     """
     assert picture.mask is not None, "has no mask"
     with images.opened(picture.mask) as image:
@@ -73,6 +78,11 @@ def read_mask(picture: Picture) -> Image.Image:
         else:
             mask = images.opaque(image, (0, 0, 0)).convert("L")
     mask = images.turned(mask, turn)
+    if abs((mask.width / mask.height) / (picture.size[0] / picture.size[1]) - 1) > _ALIKE:
+        raise UnreadableImage(
+            f"The mask {picture.mask.name} is {mask.width} x {mask.height} pixels and {picture.path.name} "
+            f"{picture.size[0]} x {picture.size[1]}, another shape: give it a mask of its own shape."
+        )
     return mask if mask.size == picture.size else mask.resize(picture.size, Image.Resampling.BILINEAR)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -104,6 +105,11 @@ def with_own_prior(
         if called and called.search(prompt):
             raise UserError(f"The prompt {prompt!r} has the trigger {trigger!r} in it: that is what is to be learned.")
     learned = [picture for picture in dataset.pictures if not picture.is_prior]
+    if called and not prompts:
+        # Without it, what is to be learned and what is to be kept would have one caption.
+        learned = [picture for picture in learned if called.search(picture.caption)]
+        if not learned:
+            raise UserError(f"No caption has the trigger {trigger!r} in it: LoadDataset puts it there, if told.")
     if prompts:
         count = max(len(prompts), len(learned))  # so that every prompt and every picture has its turn
         shown = [learned[number % len(learned)] for number in range(count)]
@@ -130,6 +136,12 @@ def _scaled(repeats: float, weight: float) -> float:
 
 
 def _common_root(datasets: Sequence[Dataset]) -> Path | None:
-    """The folder of all, where they have the same; names within the dataset are told by it."""
+    """The nearest folder around all; names within the dataset are told by it, so that no two are alike."""
     roots = {dataset.root for dataset in datasets}
-    return roots.pop() if len(roots) == 1 else None
+    if None in roots:
+        return None
+    try:
+        common = Path(os.path.commonpath([str(root) for root in roots]))
+    except ValueError:  # on different drives
+        return None
+    return None if common == Path(common.anchor) else common

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from .dataset import REPEATS, Dataset, Picture
 from .errors import UnreadableImage, UserError
+from .events import Cancelled, Sink
 from .images import IMAGE_SUFFIXES, read_size
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 # In the order they are looked for.
 CAPTION_SUFFIXES = (".txt", ".caption")
 MASK_SUFFIX = "_mask"
+_TOLD_EVERY = 100  # pictures
 
 # What operating systems and network drives leave behind; names that start with a dot go as well.
 _LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
@@ -41,7 +43,9 @@ class _Folder:
     files: tuple[tuple[Path, Path | None, Path | None], ...]
 
 
-def scan_folder(root: Path, *, trigger: str = "", background: tuple[int, int, int] = (255, 255, 255)) -> Dataset:
+def scan_folder(
+    root: Path, *, trigger: str = "", background: tuple[int, int, int] = (255, 255, 255), sink: Sink | None = None
+) -> Dataset:
     """Read a folder, at any depth, as a dataset.
 
     A folder named `<N>_<class words>` shows everything below it N times an epoch; the nearest such name
@@ -53,8 +57,10 @@ def scan_folder(root: Path, *, trigger: str = "", background: tuple[int, int, in
         root: The folder.
         trigger: The word that calls the concept; put before each caption that lacks it.
         background: (r, g, b), 0 to 255: what shows through transparent pixels.
+        sink: Is told of the progress and asked for a cancel.
 
     Raises:
+        Cancelled: The person pressed cancel.
         UserError: There is no such folder, it holds no usable picture, or a caption file cannot be read.
     """
     root = Path(os.path.abspath(os.path.expanduser(root)))
@@ -65,7 +71,9 @@ def scan_folder(root: Path, *, trigger: str = "", background: tuple[int, int, in
     trigger = " ".join(trigger.split())
     pictures: list[Picture] = []
     skipped: list[str] = []
-    for folder in _folders(root, skipped):
+    folders = list(_folders(root, skipped))
+    total, done = sum(len(folder.files) for folder in folders), 0
+    for folder in folders:
         if folder.repeats == 0:
             skipped.append(
                 f"{folder.path} was left out with its {_count(len(folder.files))}, because the number in "
@@ -73,6 +81,11 @@ def scan_folder(root: Path, *, trigger: str = "", background: tuple[int, int, in
             )
             continue
         for path, caption_file, mask in folder.files:
+            if sink and done % _TOLD_EVERY == 0:
+                if sink.cancelled():
+                    raise Cancelled
+                sink.phase("reading the folder", done, total)
+            done += 1
             try:
                 size = read_size(path)
             except UnreadableImage as error:
@@ -175,9 +188,10 @@ def _files(folder: Path, names: list[str]) -> tuple[tuple[Path, Path | None, Pat
         stem.removesuffix(MASK_SUFFIX): folder / (stem + suffix) for stem, suffix in pictures
         if stem.endswith(MASK_SUFFIX) and stem.removesuffix(MASK_SUFFIX) in stems
     }  # fmt: skip
+    taken = set(masks.values())
     return tuple(
         (folder / (stem + suffix), caption_of(stem), masks.get(stem)) for stem, suffix in pictures
-        if folder / (stem + suffix) not in masks.values()
+        if folder / (stem + suffix) not in taken
     )  # fmt: skip
 
 

@@ -74,6 +74,19 @@ class Gallery:
             "text => document.querySelector('.lwb-bar .lwb-count').textContent === text", arg=text
         )
 
+    def says(self, number: int, caption: str) -> None:
+        """Wait until a picture has a caption."""
+        self.page.wait_for_function(
+            "([name, caption]) => document.querySelector(`.lwb-card[data-name$='${name}'] p`)?.textContent === caption",
+            arg=[f"{number:04}.png", caption],
+        )
+
+    def saved(self, server: ComfyServer) -> dict[str, dict[str, Any]]:
+        """The edits that lie on the server's disk, by picture."""
+        key = self.page.evaluate("window.app.graph._nodes[1].properties.lora_workbench_gallery")
+        file = server.base / "output" / "lora_workbench" / "edits" / f"{key}.json"
+        return json.loads(file.read_text(encoding="utf-8"))["pictures"]
+
     def captions(self, *numbers: int) -> list[str]:
         return [self.card(number).locator("p").inner_text() for number in numbers]
 
@@ -109,14 +122,6 @@ def opened(request: Any, chromium: Any, server: ComfyServer) -> Iterator[Callabl
     assert problems == []
 
 
-def saved(server: ComfyServer) -> dict[str, dict[str, Any]]:
-    """Every edit that lies on the server's disk, by picture."""
-    found: dict[str, dict[str, Any]] = {}
-    for file in (server.base / "output" / "lora_workbench" / "edits").glob("*.json"):
-        found |= json.loads(file.read_text(encoding="utf-8"))["pictures"]
-    return found
-
-
 def test_captions_are_edited_with_mouse_and_keys(opened: Any, server: ComfyServer, tmp_path: Path) -> None:
     gallery = opened("edits", 12)
     page = gallery.page
@@ -140,14 +145,15 @@ def test_captions_are_edited_with_mouse_and_keys(opened: Any, server: ComfyServe
     assert gallery.card(3).get_attribute("class") == "lwb-card is-chosen is-excluded"
     assert page.evaluate("window.app.graph._nodes.length") == 2
     page.screenshot(path=tmp_path / "edited.png")
-    for _ in range(2):
+    for _ in range(3):  # as fast as they come
         page.keyboard.press("Control+z")
-        page.wait_for_timeout(200)
+    gallery.says(1, "green, number 1, picture")
+    gallery.says(2, "blue, number 2, picture")
     gallery.shows("12 of 12")
-    assert gallery.captions(1, 2) == ["a green one", "blue, number 2, picture"]
-    page.keyboard.press("Control+Shift+Z")
-    page.wait_for_timeout(200)
-    assert gallery.captions(2) == ["blue, number 2, picture, typed"]
+    for _ in range(2):
+        page.keyboard.press("Control+Shift+Z")
+    gallery.says(1, "a green one")
+    gallery.says(2, "blue, number 2, picture, typed")
     assert page.evaluate("window.app.graph._nodes.length") == 2
 
     # Forgotten is forgotten; what is typed is saved by itself after a moment.
@@ -157,7 +163,12 @@ def test_captions_are_edited_with_mouse_and_keys(opened: Any, server: ComfyServe
     assert gallery.text.input_value() == "red, number 5, picture"
     gallery.text.fill("by itself")
     page.wait_for_timeout(1500)
-    assert saved(server)["1_numbers/0005.png"]["caption"] == "by itself"
+    assert gallery.saved(server)["1_numbers/0005.png"]["caption"] == "by itself"
+    gallery.text.press("Escape")  # saved or not: the caption as it was before the typing
+    gallery.says(5, "red, number 5, picture")
+    gallery.text.fill("by itself")
+    gallery.text.press("Control+Enter")
+    gallery.says(5, "by itself")
 
     # The page is loaded anew and the server's edits are there.
     workflow = page.evaluate("() => JSON.stringify(window.app.graph.serialize())")
@@ -197,7 +208,14 @@ def test_tags_filter_rename_and_remove(opened: Any, server: ComfyServer, tmp_pat
     assert gallery.captions(1) == ["zorp, green, number 1"]
     page.keyboard.press("Control+z")  # the focus is with the gallery again
     gallery.tag("zorp").wait_for(state="detached")
-    assert saved(server)["1_numbers/0001.png"]["caption"] == "green, number 1"
+    assert gallery.saved(server)["1_numbers/0001.png"]["caption"] == "green, number 1"
+    # One after the other without waiting: each sees what the one before it made.
+    gallery.root.get_by_placeholder("Search").fill("")
+    for name in ("crimson", "green"):
+        gallery.tag(name).get_by_title("Remove everywhere").dispatch_event("click")
+    gallery.tag("green").wait_for(state="detached")
+    gallery.tag("crimson").wait_for(state="detached")
+    assert gallery.captions(0, 1) == ["number 0", "number 1"]
 
 
 def test_two_people_on_one_picture(opened: Any, server: ComfyServer) -> None:
@@ -209,9 +227,36 @@ def test_two_people_on_one_picture(opened: Any, server: ComfyServer) -> None:
     server.request(f"/lora_workbench/datasets/{key}/edits", {"edits": [edit]})
     gallery.text.fill("mine")
     gallery.text.press("Control+Enter")
-    gallery.root.get_by_text("was changed elsewhere meanwhile").wait_for()
-    assert gallery.captions(0) == ["the other one's"]
+    gallery.root.get_by_text("Not saved: 1_numbers/0000.png was changed elsewhere meanwhile").wait_for()
+    # Both are there: the other's on the picture, mine where I typed it. Escape takes theirs, saving again mine.
+    gallery.says(0, "the other one's")
+    assert gallery.text.input_value() == "mine"
+    gallery.text.press("Escape")
     assert gallery.text.input_value() == "the other one's"
+    gallery.text.fill("mine after all")
+    gallery.text.press("Control+Enter")
+    gallery.says(0, "mine after all")
+    assert gallery.saved(server)["1_numbers/0000.png"]["caption"] == "mine after all"
+
+
+def test_what_cannot_be_saved_stays_typed(opened: Any, server: ComfyServer) -> None:
+    gallery = opened("lost", 3)
+    page = gallery.page
+    page.route("**/edits", lambda route: route.abort())
+    gallery.card(0).click()
+    gallery.text.fill("typed in vain")
+    gallery.card(1).click()
+    gallery.root.get_by_text("Not saved").wait_for()
+    gallery.card(0).click()
+    assert gallery.text.input_value() == "typed in vain"
+    page.unroute("**/edits")
+    gallery.card(1).click()
+    gallery.says(0, "typed in vain")
+    # Another run of the graph does not disturb what is being typed.
+    gallery.text.fill("in the middle")
+    page.evaluate("() => window.app.queuePrompt(0)")
+    gallery.says(1, "in the middle")
+    assert gallery.text.input_value() == "in the middle"
 
 
 def test_two_thousand_pictures(opened: Any, tmp_path: Path) -> None:
@@ -252,4 +297,11 @@ def test_two_thousand_pictures(opened: Any, tmp_path: Path) -> None:
       }
       return slowest;
     }""")
-    assert slowest < 2000
+    assert slowest < 2000  # it stands still for nobody; how smooth that is, is seen with the eyes
+    # All of them at once, and back.
+    gallery.root.get_by_placeholder("text").fill("zorp")
+    gallery.root.get_by_text(f"Apply to {MANY}").click()
+    gallery.root.get_by_text(f"{MANY} captions changed.").wait_for()
+    assert gallery.tag("zorp").locator(".lwb-count").inner_text() == str(MANY)
+    page.keyboard.press("Control+z")
+    gallery.tag("zorp").wait_for(state="detached")

@@ -160,7 +160,7 @@ def test_masks_reach_the_training_and_the_sheet(server):
         trained(server, no, "mask", "masked")
     # From the graph: one for all.
     chain["solid"] = node("SolidMask", value=1.0, width=64, height=64)
-    chain["mask"] = node("LossMask", dataset=["load", 0], mask=["solid", 0], source="mask input", outside=0.5)
+    chain["mask"] = node("LossMask", dataset=["load", 0], mask=["solid", 0], source="mask file", outside=0.5)
     trained(server, chain, "mask", "masked")
     assert text_of(server, "mask") == "2 pictures masked."
 
@@ -220,3 +220,18 @@ def test_edits_of_the_gallery_are_used_and_only_what_depends_on_them_runs_again(
     answer = post(f"{base}/text_files", {"over": False})
     assert answer == {"written": 2, "problems": []}
     assert (server.base / "input" / folder / "2_thing" / "a.txt").read_text(encoding="utf-8") == "zorp, red\n"
+
+
+def test_a_captioner_is_fetched_only_by_name_and_a_clip_must_write(server):
+    folder = colors(server, "fetched", {"a": "#ff0000"})
+    chain = {"load": load(folder), "auto": caption(server, "load", "tiny_tagger", download="../tiny_tagger")}
+    with pytest.raises(PromptError, match="written as owner/name"):
+        trained(server, chain, "auto", "fetched")
+    # What is there already is used without a network.
+    tiny_blip(server.base / "models" / "LLM" / "someone" / "blip")
+    chain["auto"] = caption(server, "load", "tiny_tagger", download="someone/blip")
+    metadata = trained(server, chain, "auto", "fetched")
+    assert len(json.loads(metadata["ss_tag_frequency"])["2_thing"]) == 1
+    chain["auto"]["inputs"]["clip"] = ["model", 1]
+    with pytest.raises(PromptError, match="This CLIP writes no text"):
+        trained(server, chain, "auto", "fetched")

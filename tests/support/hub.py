@@ -26,6 +26,7 @@ class Hub:
         asked: Every path that was asked for, with the Range header if any.
         cut: So many bytes of a file are sent and the connection is closed; 0: all.
         lie: Names of files that are sent with one byte wrong.
+        gated: Names of files that are given to nobody.
     """
 
     url: str
@@ -33,6 +34,7 @@ class Hub:
     asked: list[tuple[str, str]] = field(default_factory=list)
     cut: int = 0
     lie: set[str] = field(default_factory=set)
+    gated: set[str] = field(default_factory=set)
 
 
 @contextmanager
@@ -58,7 +60,8 @@ def hub(root: Path) -> Iterator[Hub]:
                 blob = file.read_bytes()
                 large = {"lfs": {"size": len(blob), "sha256": hashlib.sha256(blob).hexdigest(), "pointerSize": 100}}
                 siblings.append({
-                    "rfilename": file.relative_to(folder).as_posix(), "size": len(blob), "blobId": "0",
+                    "rfilename": file.relative_to(folder).as_posix(), "size": len(blob),
+                    "blobId": hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest(),
                     **(large if file.suffix in (".onnx", ".safetensors") else {}),
                 })  # fmt: skip
             name = folder.relative_to(made.root).as_posix()
@@ -69,6 +72,9 @@ def hub(root: Path) -> Iterator[Hub]:
             if file.name in made.lie:
                 blob[len(blob) // 2] ^= 1
             start = int(self.headers.get("Range", "bytes=0-")[6:].rstrip("-"))
+            if file.name in made.gated or (start and start >= len(blob)):
+                self._answer(401 if file.name in made.gated else 416, {"error": "no"})
+                return
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(blob) - start))
             self.end_headers()

@@ -173,3 +173,17 @@ def test_a_missing_package_is_named(sound, monkeypatch):
 
 def _plain(number: int) -> Look:
     return Look(random.Random(number).getrandbits(64), random.Random(-number - 1).getrandbits(64), 100.0, False, 0.0)
+
+
+def test_what_is_only_to_be_kept_is_not_held_against_the_set(sound):
+    dataset = replace(scan_folder(sound), trigger="zorp")
+    learned = [replace(p, caption=f"zorp, {p.path.stem} {number}") for number, p in enumerate(dataset.pictures)]
+    kept = [replace(p, caption="a thing", is_prior=True, path=p.path.with_name(f"k_{p.path.name}")) for p in learned]
+    looks = [_plain(number * 977) for number in range(len(learned))]
+    mixed = dataset.with_pictures((*learned, *kept))
+    found = examine(mixed, looks + looks)
+    assert found.pictures == len(learned)
+    assert not {"no trigger", "near-duplicates", "identical captions"} & set(kinds(found))
+    wrong = dataset.with_pictures((*learned, replace(kept[0], caption="a Zorp"), *kept[1:]))
+    bad = kinds(examine(wrong, looks + looks))["trigger on kept pictures"]
+    assert bad.severity == SPOILS and len(bad.files) == 1

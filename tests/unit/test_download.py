@@ -83,16 +83,37 @@ def test_a_broken_download_goes_on_where_it_stopped(there, tmp_path):
     assert ranges == ["", "bytes=1200000-", "bytes=2400000-"]
 
 
-def test_cancel(there, tmp_path):
+@pytest.mark.parametrize("after", [1, 2, 3, 4, 5])
+def test_cancel(after, there, tmp_path):
+    """At any moment, also when the last byte of a file has come and it has not got its name."""
     with pytest.raises(Cancelled):
-        download(TAGGER, tmp_path / "LLM", Watching(cancel_after=2))
+        download(TAGGER, tmp_path / "LLM", Watching(cancel_after=after))
     assert not (tmp_path / "LLM" / TAGGER).exists()
     assert download(TAGGER, tmp_path / "LLM", SilentSink()).is_dir()
+    assert names(tmp_path / "LLM" / "someone") == ["wd-tagger"]
 
 
-def test_damage_is_noticed(there, tmp_path):
-    there.lie = {"model.onnx"}
-    with pytest.raises(UserError, match=r"model\.onnx came with 3000000 of 3000000 bytes, or damaged"):
+def test_files_of_two_states_are_not_mixed(there, tmp_path):
+    with pytest.raises(Cancelled):
+        download(TAGGER, tmp_path / "LLM", Watching(cancel_after=4))
+    (part,) = (tmp_path / "LLM" / "someone").iterdir()
+    part.rename(part.with_name("wd-tagger.ffffffffffff.part"))  # as if the repository had been another one
+    there.asked.clear()
+    download(TAGGER, tmp_path / "LLM", SilentSink())
+    assert {part for _, part in there.asked} == {""}, "something was gone on with"
+    assert names(tmp_path / "LLM" / "someone") == ["wd-tagger"]
+
+
+def test_a_model_with_terms(there, tmp_path):
+    there.gated = {"model.onnx"}
+    with pytest.raises(UserError, match="agreed to its terms"):
+        download(TAGGER, tmp_path / "LLM", SilentSink())
+
+
+@pytest.mark.parametrize(("name", "size"), [("model.onnx", 3000000), ("selected_tags.csv", 100)])
+def test_damage_is_noticed(name, size, there, tmp_path):
+    there.lie = {name}
+    with pytest.raises(UserError, match=rf"{name} came with {size} of {size} bytes, or damaged"):
         download(TAGGER, tmp_path / "LLM", SilentSink())
     assert not (tmp_path / "LLM" / TAGGER).exists()
     there.lie = set()

@@ -123,8 +123,15 @@ def test_a_node_runs_again_only_after_an_edit_that_it_has_not_read(tmp_path):
     first.change("a.png", base=2, caption="edited")
     assert watched.fingerprint("5") == told, "what was taken back is no edit"
 
+    # Edited between the question and the run, and the edit taken back: what ran is not what is there now.
+    told = watched.fingerprint("5")
+    first.change("a.png", base=3, caption="late")
+    watched.reads("5", first)
+    first.change("a.png", base=4, caption="edited")
+    assert watched.fingerprint("5") != told
+
     # Another graph whose node has the same id: edits of either are noticed.
     told = run(second)
-    first.change("a.png", base=3, excluded=True)
+    first.change("a.png", base=5, excluded=True)
     assert watched.fingerprint("5") != told
     assert Watched().fingerprint("5") == "", "a new server has nothing in its cache"

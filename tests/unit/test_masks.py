@@ -16,6 +16,7 @@ from lora_workbench.training.errors import UserError
 from lora_workbench.training.events import SilentSink
 from lora_workbench.training.latents import store_latents
 from lora_workbench.training.masks import SOURCES, latent_mask, read_mask, with_masks
+from lora_workbench.training.mixing import with_own_prior
 from lora_workbench.training.scan import folder_fingerprint, scan_folder
 from lora_workbench.training.sheet import bucket_sheet
 from lora_workbench.training.tensors import write_masks
@@ -81,14 +82,21 @@ def test_sources(source, masked, folder):
 def test_masks_of_the_graph_are_one_for_all_or_one_for_each(folder, tmp_path):
     dataset = scan_folder(folder)
     one = write_masks([torch.ones(1, 32, 32)], tmp_path / "temp")
-    each = write_masks([torch.rand(3, 32, 32), torch.zeros(64, 16)], tmp_path / "temp")
+    each = write_masks([torch.rand(3, 32, 32), torch.zeros(64, 64)], tmp_path / "temp")
     assert len(one) == 1 and len(each) == 4
-    assert with_masks(dataset, SOURCES[3], 0.0, one)[1] == 4
-    masked, _ = with_masks(dataset, SOURCES[3], 0.0, each)
+    assert with_masks(dataset, SOURCES[2], 0.0, one)[1] == 4
+    masked, _ = with_masks(dataset, SOURCES[2], 0.0, each)
     assert [picture.mask for picture in masked.pictures] == each
     assert read_mask(masked.pictures[3]).size == (128, 128)
     with pytest.raises(UserError, match="3 masks for 4 pictures"):
-        with_masks(dataset, SOURCES[3], 0.0, each[:3])
+        with_masks(dataset, SOURCES[0], 0.0, each[:3])
+    wide = write_masks([torch.ones(64, 16)], tmp_path / "temp")
+    with pytest.raises(UserError, match="another shape"):
+        read_mask(with_masks(dataset, SOURCES[0], 0.0, wide)[0].pictures[0])
+    # What is to be kept is kept whole, and has no mask among those that are given.
+    kept = with_own_prior(replace(dataset, trigger="zorp"), prompts=["a thing"])
+    masked, count = with_masks(kept, SOURCES[0], 0.0, each)
+    assert count == 4 and {picture.is_masked for picture in masked.pictures if picture.is_prior} == {False}
 
 
 def test_the_mask_lies_where_the_picture_does(folder):

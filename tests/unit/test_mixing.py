@@ -58,6 +58,7 @@ def test_their_share_can_be_chosen():
     ("act", "words"),
     [
         (lambda: with_own_prior(made("a", 1)), "no trigger word"),
+        (lambda: with_own_prior(made("a", 1, trigger="zorp")), "No caption has the trigger"),
         (lambda: with_own_prior(made("a", 1, trigger="zorp"), prompts=["a Zorp!"]), "has the trigger"),
         (lambda: concat([made("a", 1), made("b", 1)], [1, 0]), "A weight is 0"),
         (lambda: concat([made("a", 1), replace(made("b", 1), background=(0, 0, 0))]), "different background"),
@@ -95,3 +96,17 @@ def test_prompts_stand_in_for_captions_each_in_its_turn():
         assert {picture.caption for picture in prior} == {prompt for prompt in prompts if prompt}
         assert {picture.path for picture in prior} == {picture.path for picture in dataset.pictures}
         assert sum(picture.repeats for picture in prior) == 12
+
+
+def test_what_stands_for_itself_a_second_time_is_a_copy():
+    dataset = made("zorp", 2, trigger="zorp")
+    dataset = dataset.with_pictures(tuple(replace(picture, caption="zorp") for picture in dataset.pictures))
+    mixed = with_own_prior(with_prior(dataset, made("class", 3)), "a creature")
+    assert len(mixed.pictures) == 7
+    assert [picture.concept for picture in mixed.without_copies()] == ["zorp"] * 2 + ["class"] * 3
+
+
+def test_datasets_of_one_parent_keep_their_names_apart():
+    both = concat([made("set/a", 1), made("set/b", 1)])
+    assert both.root == Path("/set")
+    assert concat([made("a", 1), Dataset(made("b", 1).pictures)]).root is None

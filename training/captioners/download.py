@@ -30,6 +30,7 @@ _TAGS: tuple[str, ...] = (".onnx", ".csv", ".json")
 _CHUNK = 1 << 20  # bytes
 _PATIENCE = 60  # seconds without a byte
 _MB = 1 << 20
+_GATED = "{repository} is given only to those who agreed to its terms: do that on its page, and set HF_TOKEN."
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,21 @@ class _File:
     name: str
     size: int
     sha256: str | None
+    blob: str | None
+
+    def is_whole(self, path: Path) -> bool:
+        """Whether a file is this one: its size, and the hash that the hub tells of it."""
+        size = path.stat().st_size
+        if size != self.size:
+            return False
+        # Large files are told by their own hash, small ones by git's.
+        wanted, digest = self.sha256, hashlib.sha256()
+        if wanted is None:
+            wanted, digest = self.blob, hashlib.sha1(b"blob %d\0" % size)
+        with path.open("rb") as file:
+            while block := file.read(_CHUNK):
+                digest.update(block)
+        return wanted is None or digest.hexdigest() == wanted
 
 
 def download(repository: str, root: Path, sink: Sink) -> Path:
@@ -63,7 +79,8 @@ def download(repository: str, root: Path, sink: Sink) -> Path:
             f"files into {target} yourself."
         )
     commit, files = _listed(repository)
-    part = target.with_name(f"{target.name}.part")
+    # A folder for each state of the repository: files of two do not go together.
+    part = target.with_name(f"{target.name}.{commit[:12]}.part")
     total, done = sum(file.size for file in files), 0
     what = f"downloading {repository}, MB"
     try:
@@ -81,6 +98,14 @@ def download(repository: str, root: Path, sink: Sink) -> Path:
                 if sink.cancelled():
                     raise Cancelled
         part.rename(target)
+        for stale in target.parent.glob(f"{target.name}.*.part"):
+            shutil.rmtree(stale, ignore_errors=True)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise UserError(_GATED.format(repository=repository)) from error
+        raise UserError(
+            f"{_endpoint()} refused a file of {repository} ({error}): queue again, and it goes on from there."
+        ) from error
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
         raise UserError(
             f"The download of {repository} broke off ({error}): queue again, and it goes on from there."
@@ -99,9 +124,7 @@ def _listed(repository: str) -> tuple[str, list[_File]]:
     try:
         info = hub.HfApi(endpoint=_endpoint()).model_info(repository, files_metadata=True)
     except hub.errors.GatedRepoError as error:
-        raise UserError(
-            f"{repository} is given only to those who agreed to its terms: do that on its page, and set HF_TOKEN."
-        ) from error
+        raise UserError(_GATED.format(repository=repository)) from error
     except hub.errors.RepositoryNotFoundError as error:
         raise UserError(f"There is no model {repository} on {_endpoint()}, or it is not public.") from error
     except Exception as error:  # of whatever HTTP library the hub's own uses at the moment
@@ -120,17 +143,23 @@ def _listed(repository: str) -> tuple[str, list[_File]]:
 
 def _file(sibling: Any) -> _File:
     lfs = sibling.lfs
-    return _File(sibling.rfilename, int(sibling.size or 0), lfs.sha256 if lfs else None)
+    return _File(sibling.rfilename, int(sibling.size or 0), lfs.sha256 if lfs else None, sibling.blob_id)
 
 
 def _fetched(repository: str, commit: str, file: _File, path: Path) -> Any:
     """Fetch a file, yielding how many bytes came, those of an earlier try first."""
-    if path.is_file() and path.stat().st_size == file.size:
+    if path.is_file():  # it got its name when it was whole
         yield file.size
         return
     part = path.with_name(f"{path.name}.part")
-    digest = hashlib.sha256()
     there = part.stat().st_size if part.is_file() else 0
+    if there >= file.size:  # all of it came, or something else: there is nothing to go on with
+        if file.is_whole(part):
+            part.rename(path)
+            yield file.size
+            return
+        part.unlink(missing_ok=True)
+        there = 0
     request = urllib.request.Request(
         f"{_endpoint()}/{repository}/resolve/{commit}/{urllib.parse.quote(file.name)}",
         headers={"User-Agent": "lora-workbench"},
@@ -146,16 +175,12 @@ def _fetched(repository: str, commit: str, file: _File, path: Path) -> Any:
             sink.truncate(0)
             there = 0
         elif there:
-            with part.open("rb") as known:
-                while block := known.read(_CHUNK):
-                    digest.update(block)
             yield there
         while block := answer.read(_CHUNK):
             sink.write(block)
-            digest.update(block)
             yield len(block)
-    size = part.stat().st_size
-    if size != file.size or (file.sha256 and digest.hexdigest() != file.sha256):
+    if not file.is_whole(part):
+        size = part.stat().st_size
         if size >= file.size:
             part.unlink()  # no end of it can be right
         raise urllib.error.URLError(f"{file.name} came with {size} of {file.size} bytes, or damaged")

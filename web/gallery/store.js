@@ -5,6 +5,8 @@
 import { hasTag, tagCounts } from "./captions.js"
 
 const PAGE = 200 // as many as the server gives at a time
+const MOST_EDITS = 500 // sent at a time
+const KEEPALIVE = 60_000 // bytes that a browser still sends when its page is closed
 export const TOKEN_LIMIT = 75 // what one piece of CLIP takes
 
 export const SHOWN = {
@@ -14,6 +16,8 @@ export const SHOWN = {
   long: [`Over ${TOKEN_LIMIT} tokens`, (picture) => (picture.tokens ?? 0) > TOKEN_LIMIT],
   excluded: ["Left out", (picture) => picture.excluded],
 }
+
+const anew = (value, now) => (typeof value === "function" ? value(now) : value)
 
 export class Store {
   // fetchApi: (path, options) => Promise<Response>. changed: called after each change with what to say, or "".
@@ -40,9 +44,10 @@ export class Store {
     return body
   }
 
-  post(rest, body) {
+  post(rest, content) {
+    const body = JSON.stringify(content)
     const headers = { "Content-Type": "application/json" }
-    return this.ask(rest, { method: "POST", headers, body: JSON.stringify(body) })
+    return this.ask(rest, { method: "POST", headers, body, keepalive: body.length < KEEPALIVE })
   }
 
   async load() {
@@ -55,7 +60,6 @@ export class Store {
     }
     this.pictures = found
     this.byName = new Map(found.map((picture, at) => [picture.name, at]))
-    this.changed("")
   }
 
   get(name) {
@@ -81,69 +85,86 @@ export class Store {
     return tagCounts(this.pictures.filter((picture) => !picture.excluded).map((picture) => picture.caption))
   }
 
-  // Save edits: [{name, caption?, excluded?}, …]. Those that change nothing are not sent. One after another, so that
-  // each names the revision that the one before it made.
+  // Save edits: [{name, caption?, excluded?}, …]; either may be a function of what it is by then. One call after the
+  // other, so that each sees what the one before it made. Returns how many pictures changed, or null if it failed.
   edit(edits, { undoable = true } = {}) {
-    const run = () => this.#edit(edits, undoable)
-    this.queue = this.queue.then(run, run)
-    return this.queue
+    return this.#inTurn(async () => {
+      const before = await this.#edit(edits)
+      if (before?.length && undoable) {
+        this.done.push(before)
+        this.undone = []
+      }
+      if (before) this.changed("")
+      return before && before.length
+    })
   }
 
-  async #edit(edits, undoable) {
-    const before = []
-    const sent = []
-    for (const { name, caption, excluded } of edits) {
-      const now = this.get(name)
-      if (!now) continue
-      const change = { name, revision: now.revision }
-      // A caption as it came is no edit.
-      if (caption !== undefined && caption !== now.caption) change.caption = caption === now.original ? null : caption
-      if (excluded !== undefined && excluded !== now.excluded) change.excluded = excluded
-      if (Object.keys(change).length < 3) continue
-      sent.push(change)
-      before.push({ name, caption: now.caption, excluded: now.excluded })
-    }
-    if (!sent.length) return true
-    try {
-      this.take((await this.post("/edits", { edits: sent })).pictures)
-    } catch (error) {
-      if (error.status === 409) await this.load() // somebody else's edit is to be seen before it is written over
-      this.changed(error.message)
-      return false
-    }
-    if (undoable) {
-      this.done.push(before)
-      this.undone = []
-    }
-    this.changed("")
-    return true
-  }
-
+  // Take the last step back. Returns the name of a picture that it was about.
   undo() {
-    return this.#back(this.done, this.undone)
+    return this.#back("done", "undone")
   }
 
   redo() {
-    return this.#back(this.undone, this.done)
-  }
-
-  async #back(from, to) {
-    await this.queue
-    const edits = from.pop()
-    if (!edits) return
-    const now = edits.map(({ name }) => {
-      const { caption, excluded } = this.get(name)
-      return { name, caption, excluded }
-    })
-    const done = await this.edit(edits, { undoable: false })
-    if (done) to.push(now)
-    else from.push(edits)
-    return edits[0].name
+    return this.#back("undone", "done")
   }
 
   async writeTextFiles(over) {
     await this.queue
     const { written, problems } = await this.post("/text_files", { over })
     return `${written} caption file${written === 1 ? "" : "s"} written. ${problems.slice(0, 3).join(" ")}`
+  }
+
+  #inTurn(act) {
+    this.queue = this.queue.then(act, act)
+    return this.queue
+  }
+
+  #back(from, to) {
+    return this.#inTurn(async () => {
+      const edits = this[from].pop()
+      if (!edits) return
+      const before = await this.#edit(edits)
+      if (!before) {
+        this[from].push(edits)
+        return
+      }
+      if (before.length) this[to].push(before)
+      this.changed("")
+      return edits.find(({ name }) => this.get(name))?.name
+    })
+  }
+
+  // Returns what was changed as it was before, or null if that could not be saved.
+  async #edit(edits) {
+    const before = []
+    const sent = []
+    for (const { name, caption, excluded } of edits) {
+      const now = this.get(name)
+      if (!now) continue
+      const change = { name, revision: now.revision }
+      const text = anew(caption, now.caption)
+      const out = anew(excluded, now.excluded)
+      // A caption as it came is no edit.
+      if (text !== undefined && text !== now.caption) change.caption = text === now.original ? null : text
+      if (out !== undefined && out !== now.excluded) change.excluded = out
+      if (Object.keys(change).length < 3) continue
+      sent.push(change)
+      before.push({ name, caption: now.caption, excluded: now.excluded })
+    }
+    for (let at = 0; at < sent.length; at += MOST_EDITS) {
+      try {
+        this.take((await this.post("/edits", { edits: sent.slice(at, at + MOST_EDITS) })).pictures)
+      } catch (error) {
+        // Somebody else's edit is to be seen before it is written over.
+        if (error.status === 409) await this.load().catch(() => {})
+        if (at) {
+          this.done.push(before.slice(0, at)) // what was saved has its way back
+          this.undone = []
+        }
+        this.changed(`Not saved: ${error.message}`)
+        return null
+      }
+    }
+    return before
   }
 }

@@ -13,6 +13,8 @@ const STYLE = `
   box-sizing: border-box; contain: layout size; font: 12px/1.35 system-ui, sans-serif; color: var(--fg-color, #ddd);
   background: var(--comfy-menu-bg, #222); border-radius: 6px; outline: none; overflow: hidden; text-align: left }
 .lwb * { box-sizing: border-box }
+/* The Vue renderer gives a widget its least height, the canvas what the node has. */
+[data-node-id] .lwb { min-height: 560px }
 .lwb input, .lwb select, .lwb textarea, .lwb button { font: inherit; color: inherit; border-radius: 4px;
   background: var(--comfy-input-bg, #333); border: 1px solid var(--border-color, #555); padding: 3px 6px; min-width: 0 }
 .lwb button { cursor: pointer; white-space: nowrap }
@@ -38,10 +40,11 @@ const STYLE = `
 .lwb-tokens { position: absolute; right: 4px; bottom: 3px; padding: 0 4px; border-radius: 3px; background: #0008;
   color: #fff; font-size: 10px }
 .lwb-tokens.is-long { background: #c62828 }
-.lwb-side { display: flex; flex-direction: column; gap: 6px; flex: 0 0 236px; min-height: 0 }
+.lwb-side { display: flex; flex-direction: column; gap: 6px; flex: 0 0 236px; min-height: 0; overflow: hidden }
 .lwb-name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; opacity: .75; flex: none }
+.lwb-side textarea.is-draft { border-color: #e0a33a }
 .lwb-side textarea { flex: 1 1 0; min-height: 72px; resize: none; width: 100% }
-.lwb-look { height: 132px; width: 100%; object-fit: contain; flex: none; border-radius: 4px; background: #0003 }
+.lwb-look { flex: 0 1 132px; min-height: 40px; width: 100%; object-fit: contain; border-radius: 4px; background: #0003 }
 .lwb-tags { flex: 1.4 1 0; min-height: 60px; overflow-y: auto; overscroll-behavior: contain; border-radius: 4px;
   background: var(--comfy-input-bg, #2a2a2a); padding: 2px }
 .lwb-tag { display: flex; gap: 3px; align-items: center; padding: 1px 3px; border-radius: 3px }
@@ -77,7 +80,10 @@ export class View {
   constructor(api) {
     this.api = api
     this.store = null
+    this.list = []
     this.chosen = ""
+    this.drafts = new Map() // what was typed and is not saved yet, by picture
+    this.turn = 0
     // The attribute by which the Vue renderer leaves the wheel to what scrolls.
     this.root = make("div", { class: "lwb", tabIndex: -1, data: { captureWheel: "true" } })
     this.root.append(make("style", { textContent: STYLE }))
@@ -91,23 +97,35 @@ export class View {
     this.root.type = this.grid.type = "textarea"
     this.root.addEventListener("click", ({ target }) => target.closest("button:not(.lwb-keeps)") && this.grid.focus())
     for (const select of [this.kind, this.operation]) select.addEventListener("change", () => this.grid.focus())
+    this.closing = () => this.save()
+    window.addEventListener("pagehide", this.closing)
     this.note("Queue the graph once to see the pictures here.")
   }
 
-  // Show a dataset. What was being typed is saved first.
+  // Show a dataset. What was typed into the one before is saved in that one.
   async show(key) {
+    const turn = ++this.turn
+    const fetchApi = (path, options) => this.api.fetchApi(path, options)
+    const store = new Store(key, fetchApi, (text) => this.store === store && this.#changed(text))
     await this.save()
-    const same = this.store?.key === key
-    const store = new Store(key, (path, options) => this.api.fetchApi(path, options), (text) => this.#changed(text))
-    if (same) Object.assign(store, { filter: this.store.filter, done: this.store.done, undone: this.store.undone })
     try {
-      this.store = store
       await store.load()
     } catch (error) {
-      if (this.store === store) this.store = null
-      this.note(error.message)
+      if (turn === this.turn) this.store ? this.#changed(error.message) : this.note(error.message)
       return
     }
+    await this.save()
+    if (turn !== this.turn) return // a later call has won
+    const { store: old } = this
+    this.store = store
+    if (old?.key === key) {
+      Object.assign(store, { filter: old.filter, done: old.done, undone: old.undone })
+    } else {
+      this.drafts.clear()
+      this.search.value = ""
+      this.kind.value = "all"
+    }
+    this.#changed("")
     if (!store.get(this.chosen)) this.#choose(store.pictures[0]?.name ?? "", false)
   }
 
@@ -121,6 +139,7 @@ export class View {
   end() {
     this.save()
     this.seen.disconnect()
+    window.removeEventListener("pagehide", this.closing)
   }
 
   // -- what there is -------------------------------------------------------------------------
@@ -209,7 +228,7 @@ export class View {
 
   // Cards of the rows in sight; those that stay are kept, so that scrolling loads no picture twice.
   #draw() {
-    if (!this.store || !this.list) return
+    if (!this.store) return
     const columns = this.#columns()
     const high = CARD.height + CARD.gap
     this.space.style.height = `${Math.ceil(this.list.length / columns) * high + CARD.gap}px`
@@ -280,6 +299,8 @@ export class View {
   }
 
   #drawTags() {
+    if (this.renaming) return
+    const { scrollTop } = this.tags
     const found = this.store.tags()
     const rows = found.slice(0, MOST_TAGS).map(([tag, count]) => {
       const name = make("span", { textContent: tag, title: `Show only pictures with ${tag}` })
@@ -296,12 +317,14 @@ export class View {
     if (found.length > MOST_TAGS)
       rows.push(make("div", { class: "lwb-note", textContent: `and ${plural(found.length - MOST_TAGS, "rarer tag")}` }))
     this.tags.replaceChildren(...rows)
+    this.tags.scrollTop = scrollTop
   }
 
   #drawChosen() {
     const picture = this.store.get(this.chosen)
     this.text.disabled = !picture
     this.asItCame.disabled = !picture || picture.caption === picture.original
+    this.text.classList.toggle("is-draft", this.drafts.has(this.chosen))
     if (!picture) {
       this.name.textContent = this.text.value = this.tokens.textContent = ""
       this.look.removeAttribute("src")
@@ -311,7 +334,8 @@ export class View {
     if (this.look.dataset.address !== address) this.look.src = this.look.dataset.address = address
     this.name.textContent = `${picture.name} · ${picture.width}×${picture.height}`
     this.name.title = picture.name
-    if (!this.typing) this.text.value = picture.caption
+    const value = this.drafts.get(picture.name) ?? picture.caption
+    if (this.text.value !== value) this.text.value = value
     const long = picture.tokens > TOKEN_LIMIT
     this.tokens.textContent = picture.tokens === null ? "" : plural(picture.tokens, "token")
     this.tokens.style.color = long ? "#ff6b6b" : ""
@@ -327,6 +351,7 @@ export class View {
 
   #choose(name, reveal) {
     this.save()
+    if (name !== this.chosen) this.typing = null
     this.chosen = name
     if (reveal) this.grid.focus({ preventScroll: true })
     const at = this.list?.findIndex((picture) => picture.name === name) ?? -1
@@ -347,32 +372,43 @@ export class View {
   }
 
   #typed() {
-    this.typing ??= { name: this.chosen, saved: false }
+    this.typing ??= { name: this.chosen, before: this.store.get(this.chosen)?.caption, saved: false }
+    this.drafts.set(this.chosen, this.text.value)
     clearTimeout(this.idle)
-    this.idle = setTimeout(() => this.save({ goOn: true }), IDLE)
+    this.idle = setTimeout(() => this.save(), IDLE)
   }
 
-  // Save what was typed. All that is typed into one caption without leaving it is one step back.
-  async save({ goOn = false } = {}) {
+  // Save what was typed. What cannot be saved stays as it was typed, and is tried again the next time. All that is
+  // typed into one caption before another is chosen is one step back.
+  async save() {
     clearTimeout(this.idle)
-    const typing = this.typing
-    if (!typing || !this.store) return
-    if (!goOn) this.typing = null
-    const undoable = !typing.saved
-    typing.saved = true
-    const edits = [{ name: typing.name, caption: this.text.value }]
-    if (!(await this.store.edit(edits, { undoable })) && this.typing === typing) this.typing = null
+    const { store, typing } = this
+    if (!store) return
+    await Promise.all(
+      [...this.drafts].map(async ([name, caption]) => {
+        const ours = typing?.name === name ? typing : null
+        const changed = await store.edit([{ name, caption }], { undoable: !ours?.saved })
+        if (changed && ours) ours.saved = true
+        if (changed === null && ours) ours.before = store.get(name)?.caption // somebody else's, it may be
+        if (changed !== null && this.drafts.get(name) === caption) this.drafts.delete(name)
+        if (store === this.store && name === this.chosen) this.#drawChosen()
+      }),
+    )
   }
 
+  // Escape: the caption as it was before the typing began.
   #forget() {
     clearTimeout(this.idle)
+    const { typing } = this
+    this.drafts.delete(this.chosen)
     this.typing = null
+    if (typing?.name === this.chosen && typing.before !== undefined)
+      this.store.edit([{ name: typing.name, caption: typing.before }])
     this.#drawChosen()
   }
 
   #toggle(name) {
-    const picture = this.store.get(name)
-    if (picture) this.store.edit([{ name, excluded: !picture.excluded }])
+    this.store.edit([{ name, excluded: (now) => !now }])
   }
 
   async #asItCame() {
@@ -412,15 +448,17 @@ export class View {
   }
 
   async #all(pictures, change) {
-    const edits = pictures.map((picture) => ({ name: picture.name, caption: change(picture.caption) }))
-    const changed = edits.filter((edit) => edit.caption !== this.store.get(edit.name).caption).length
-    if (await this.store.edit(edits)) this.#changed(`${plural(changed, "caption")} changed.`)
+    const changed = await this.store.edit(pictures.map(({ name }) => ({ name, caption: change })))
+    if (changed !== null) this.#changed(`${plural(changed, "caption")} changed.`)
   }
 
   #rename(row, tag) {
     const input = make("input", { value: tag })
+    this.renaming = true
     const end = (save) => {
+      this.renaming = false
       input.replaceWith(name)
+      this.#drawTags()
       if (save && input.value.trim() && input.value.trim() !== tag)
         this.#everywhere((caption) => captions.renameTag(caption, tag, input.value))
     }
@@ -435,6 +473,7 @@ export class View {
     })
     input.onblur = () => end(false)
     name.replaceWith(input)
+    input.focus()
     input.select()
   }
 
@@ -450,13 +489,14 @@ export class View {
   }
 
   #key(event) {
-    event.stopPropagation()
     const key = event.key
     const inText = event.target === this.text
     const typing = inText || event.target.matches("input, select")
     const ctrl = event.ctrlKey || event.metaKey
+    if (!ctrl) event.stopPropagation() // shortcuts that are not ours are ComfyUI's: Ctrl+S saves the workflow
     const done = (act) => {
       event.preventDefault()
+      event.stopPropagation()
       act()
     }
     if (!this.store) return
@@ -487,9 +527,11 @@ export class View {
     this.text.setSelectionRange(this.text.value.length, this.text.value.length)
   }
 
-  async #next(by) {
-    await this.save()
-    this.#move(by)
+  #next(by) {
+    // By the list as it is now: what is saved may fall out of it.
+    const at = this.list.findIndex((picture) => picture.name === this.chosen)
+    const next = this.list[Math.min(this.list.length - 1, Math.max(0, at + by))]
+    if (next) this.#choose(next.name, false)
     this.#writeCaption()
   }
 }
