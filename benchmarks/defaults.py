@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from learning import AS_IT_COMES, Bench, demo_prior, demo_settings, describe_machine, say, table
+from learning import AS_IT_COMES, LEARNED, Bench, about_runs, demo_prior, demo_settings, describe_machine, say, table
 
 CONCEPT = "zorp"
 # Values tried beside the demo's own.
@@ -20,7 +20,7 @@ TRIED: dict[str, tuple[Any, ...]] = {
     "alpha": (0.0, 8.0, 1.0),
     "timesteps": ("logit-normal", "uniform"),
     "epochs": (2, 4, 8),
-    "batch_size": (1, 2, 4),
+    "batch_size": (3, 6, 12),
     "scheduler": ("cosine", "constant", "rex"),
     "dropout": (0.0, 0.1),
 }
@@ -43,8 +43,7 @@ def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = (
     start = demo_settings()
     found: dict[str, str] = {}
     told = ", ".join(f"{name} {start[name]}" for name in TRIED)
-    about = f"{len(seeds)} seeds, {count} pictures a figure, in brackets least to most. {describe_machine()} "
-    about += f"Unless said: {told}."
+    about = f"{about_runs(seeds, count)} {describe_machine()} Unless said: {told}."
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(CONCEPT, Path(folder), count)
         bench.ours(0, steps=2)  # warms up, and fills the caches
@@ -63,8 +62,9 @@ def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = (
             rows = []
             for name, prior in PRIORS.items():
                 same = prior == {key: value for key, value in demo_prior().items() if key in prior}
+                alone = {"batch_size": LEARNED} if prior.get("share") == 0 else {}
                 judged = reference if same else [
-                    bench.run(bench.ours, seed, prior=prior, steps=reference[0][0].steps) for seed in seeds
+                    bench.run(bench.ours, seed, prior=prior, steps=reference[0][0].steps, **alone) for seed in seeds
                 ]  # fmt: skip
                 rows.append((f"**{name}**" if same else name, judged))
                 say(f"{name}: {[judgement for _, judgement in judged]}")

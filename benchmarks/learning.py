@@ -26,13 +26,14 @@ from step_time import ROOT
 
 WORKFLOW = ROOT / "example_workflows" / "learn_a_character.json"
 REPEATS, KEPT = 10, 120  # as demo/prepare.py lays them out
+LEARNED = 4  # pictures of the character in a step, as in the demo, whose batch of 6 has two more that are to be kept
 # TrainLoraNode in fp32 and without checkpointing, since that is fastest here; all else as it comes.
 AS_IT_COMES: dict[str, Any] = {
     "training_dtype": "fp32", "lora_dtype": "fp32", "gradient_checkpointing": False,
     # Not batch_size: in that the node predicts each picture from all captions of the batch and takes the mean.
-    "grad_accumulation_steps": 4,
+    "grad_accumulation_steps": LEARNED,
 }  # fmt: skip
-# To become what is best for it on zorp, of what `dev.py bench defaults` tries; not measured yet, so a guess.
+# What is best for it on zorp of what `dev.py bench defaults` tries (docs/defaults.md).
 AT_ITS_BEST = {**AS_IT_COMES, "learning_rate": 2e-3, "rank": 16}
 
 
@@ -147,6 +148,12 @@ class Bench:
             return trained, self.judge.judge(model)
 
 
+def about_runs(seeds: Sequence[int], count: int) -> str:
+    """How much was measured, in a sentence."""
+    more = "s, in brackets least to most" if len(seeds) > 1 else ""
+    return f"{len(seeds)} seed{more}; {count} pictures a figure, {2 * count} for what is lost and for drift."
+
+
 def describe_machine() -> str:
     """The host and the machine, in a sentence."""
     from comfyui_version import __version__
@@ -177,7 +184,8 @@ def compare(concept: str, seeds: Sequence[int], count: int) -> list[tuple[str, l
 
         for seed in seeds:
             ours = record("LoRA Workbench", bench.ours, seed)
-            record("LoRA Workbench, keeping nothing", bench.ours, seed, prior={"share": 0}, steps=ours.steps)
+            alone = {"prior": {"share": 0}, "batch_size": LEARNED, "steps": ours.steps}
+            record("LoRA Workbench, keeping nothing", bench.ours, seed, **alone)
             within = max(1, round((ours.seconds - fixed) / per_step))
             if seed == seeds[0]:
                 record("TrainLoraNode as it comes, as much time", bench.native, seed, within, **AS_IT_COMES)
@@ -240,7 +248,6 @@ def learning_benchmark(concepts: Sequence[str], seeds: Sequence[int], count: int
     found = {}
     for concept in concepts:
         rows = compare(concept, seeds, count)
-        about = f"{len(seeds)} seeds, {count} pictures a figure, twice as many for what is lost and for drift. "
-        about += f"In brackets least to most. {describe_machine()}"
+        about = f"{about_runs(seeds, count)} {describe_machine()}"
         found[concept] = "\n".join([about, "", *table(concept, rows), "", ahead(rows)])
     return found

@@ -21,9 +21,9 @@ from support.server import ComfyServer
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "lora_workbench_base.safetensors"
 
-# What the demo's LoRA must reach: below what it reaches now, far above what has not learned. Without regularisation
-# images three quarters of the pictures without the trigger are lost. Five points are the aim (docs/roadmap.md).
-LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST = 0.4, 0.75, 0.35
+# What the demo's LoRA must reach: below what it reaches now, far above what has not learned. Without what it has to keep
+# a third to three quarters of the pictures without the trigger are lost. Of twenty pictures one is five points.
+LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST = 0.45, 0.75, 0.1
 
 
 def test_assembles_to_the_same_checkpoint_each_time(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_edits_of_the_gallery_are_used_and_only_what_depends_on_them_runs_again(
             return json.loads(file.metadata()["ss_tag_frequency"])["2_thing"]
 
     nodes, entry = ran()
-    assert nodes == set(prompt)
+    assert nodes | {"model"} == set(prompt)  # which another test may have loaded
     (key,) = entry["outputs"]["edit"]["lora_workbench_gallery"]
     assert tags() == {"zorp": 3, "thing": 3}
     assert ran()[0] == set(), "something ran again though nothing was edited"
