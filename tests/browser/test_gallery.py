@@ -186,6 +186,8 @@ def test_tags_filter_rename_and_remove(opened: Any, server: ComfyServer, tmp_pat
     assert gallery.tag("picture").locator(".lwb-count").inner_text() == "20"
     gallery.tag("red").locator("span").first.click()
     gallery.shows("4 of 20")
+    assert gallery.captions(0, 5, 10, 15) == [f"red, number {number}, picture" for number in (0, 5, 10, 15)]
+    assert gallery.cards().count() == 4
     page.screenshot(path=tmp_path / "filtered.png")
     gallery.tag("red").locator("span").first.click()
     gallery.shows("20 of 20")

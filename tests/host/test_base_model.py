@@ -21,8 +21,8 @@ from support.server import ComfyServer
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "lora_workbench_base.safetensors"
 
-# What the demo's LoRA must reach: below what it reaches now, far above what has not learned. Without what it has to keep
-# a third to three quarters of the pictures without the trigger are lost. Of twenty pictures one is five points.
+# What the demo's LoRA must reach: below what it reaches now, far above what has not learned. Without pictures to keep a
+# third to three quarters of those without the trigger are lost. Of twenty pictures one is five points.
 LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST = 0.45, 0.75, 0.1
 
 

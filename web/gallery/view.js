@@ -117,14 +117,17 @@ export class View {
     await this.save()
     if (turn !== this.turn) return // a later call has won
     const { store: old } = this
-    this.store = store
     if (old?.key === key) {
       Object.assign(store, { filter: old.filter, done: old.done, undone: old.undone })
+      // What was saved while the pages came is newer than they are.
+      await old.queue
+      store.take(old.pictures.filter(({ name, revision }) => revision > (store.get(name)?.revision ?? Infinity)))
     } else {
       this.drafts.clear()
       this.search.value = ""
       this.kind.value = "all"
     }
+    this.store = store
     this.#changed("")
     if (!store.get(this.chosen)) this.#choose(store.pictures[0]?.name ?? "", false)
   }
@@ -244,7 +247,7 @@ export class View {
       this.#fill(card, picture)
       cards.push(card)
     }
-    for (const card of this.space.children) if (!cards.includes(card)) card.remove()
+    for (const card of [...this.space.children]) if (!cards.includes(card)) card.remove()
     for (const card of cards) if (!card.isConnected) this.space.append(card)
     if (!this.list.length && !this.space.children.length)
       this.space.append(make("div", { class: "lwb-note", textContent: "No picture is like that." }))
@@ -254,6 +257,7 @@ export class View {
     const out = this.#button("", "Leave this picture out, or take it in again (X)", (event) => {
       event.stopPropagation()
       this.#toggle(name)
+      this.grid.focus()
     })
     out.className = "lwb-out"
     const card = make(
