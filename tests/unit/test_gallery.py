@@ -233,3 +233,47 @@ def test_the_oldest_datasets_are_forgotten(gallery, dataset, tmp_path):
     with pytest.raises(Exception, match="not loaded any more"):
         gallery.names(keys[0])
     assert gallery.names(keys[-1])
+
+
+def test_a_caption_can_be_as_it_came_again(api, base, gallery):
+    edit(api, base, {"name": "2_zorp/0.png", "revision": 0, "caption": "new"})
+    _, answer = edit(api, base, {"name": "2_zorp/0.png", "revision": 1, "caption": None})
+    assert answer["pictures"][0]["caption"] == "zorp, tag0"
+    assert gallery.edits(base.rpartition("/")[2]).stamp() == "", "nothing is edited any more"
+
+
+def test_captions_are_written_beside_the_pictures_when_asked(api, base, root):
+    edit(api, base, {"name": "2_zorp/0.png", "revision": 0, "caption": "edited"},
+         {"name": "2_zorp/1.png", "revision": 0, "caption": "edited", "excluded": True})  # fmt: skip
+    (root / "2_zorp" / "4.txt").unlink()
+    for over, written, first in ((False, 1, "zorp, tag0"), (True, 4, "edited\n")):
+        status, answer = api.ask("POST", f"{base}/text_files", json={"over": over})
+        assert (status, answer) == (200, {"written": written, "problems": []})
+        assert (root / "2_zorp" / "0.txt").read_text(encoding="utf-8") == first
+    assert (root / "2_zorp" / "1.txt").read_text(encoding="utf-8") == "zorp, tag1", "left out, so left alone"
+    for body in ({}, {"over": "yes"}, []):
+        assert api.ask("POST", f"{base}/text_files", json=body)[0] == 400
+    elsewhere = {"Sec-Fetch-Site": "cross-site"}
+    assert api.ask("POST", f"{base}/text_files", json={"over": True}, headers=elsewhere)[0] == 403
+
+
+def test_behind_a_proxy_the_browser_is_believed(api, base):
+    own = {"Origin": "https://my.comfy.example", "Sec-Fetch-Site": "same-origin"}
+    assert edit(api, base, {"name": "2_zorp/0.png", "revision": 0, "caption": "new"}, headers=own)[0] == 200
+
+
+def test_what_is_shown_twice_is_edited_once(gallery, dataset):
+    """A picture that Prior Preservation shows again under another caption keeps that one."""
+    from dataclasses import replace
+
+    from lora_workbench.training.mixing import with_own_prior
+
+    mixed = with_own_prior(replace(dataset, trigger="zorp"), "a creature")
+    key = gallery.show(mixed)
+    assert [item.caption for item in gallery.page(key, 0, 100)] == [f"zorp, tag{number}" for number in range(5)]
+    gallery.edits(key).change("2_zorp/0.png", base=0, caption="zorp, edited")
+    gallery.edits(key).change("2_zorp/1.png", base=0, excluded=True)
+    edited = gallery.edits(key).applied_to(mixed)
+    found = [picture.caption for picture in edited.pictures]
+    assert found[:2] == ["zorp, edited", "zorp, tag2"] and found[4:6] == ["a creature, tag0", "a creature, tag2"]
+    assert len(found) == 8

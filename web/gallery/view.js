@@ -127,6 +127,7 @@ export class View {
       this.search.value = ""
       this.kind.value = "all"
     }
+    if (turn !== this.turn) return
     this.store = store
     this.#changed("")
     if (!store.get(this.chosen)) this.#choose(store.pictures[0]?.name ?? "", false)
