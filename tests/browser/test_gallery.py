@@ -32,6 +32,14 @@ SHOW = """folder => {
   window.app.canvas.draw(true, true);
 }"""
 QUEUE = "() => window.app.queuePrompt(0)"
+COUNT_TOKENS = """() => {
+  const graph = window.app.graph;
+  const loader = LiteGraph.createNode("CheckpointLoaderSimple");
+  graph.add(loader);
+  loader.pos = [40, 500];
+  loader.widgets.find(widget => widget.name === "ckpt_name").value = "tiny_sd15.safetensors";
+  loader.connect(1, graph._nodes.find(node => node.type === "LoRAWorkbench_EditCaptions"), 1);
+}"""
 
 
 def numbered(folder: Path, count: int) -> None:
@@ -218,6 +226,23 @@ def test_tags_filter_rename_and_remove(opened: Any, server: ComfyServer, tmp_pat
     gallery.tag("green").wait_for(state="detached")
     gallery.tag("crimson").wait_for(state="detached")
     assert gallery.captions(0, 1) == ["number 0", "number 1"]
+
+
+def test_tokens_are_counted(opened: Any) -> None:
+    gallery = opened("tokens", 2)
+    gallery.page.evaluate(COUNT_TOKENS)
+    gallery.page.evaluate(QUEUE)
+    tokens = gallery.card(0).locator(".lwb-tokens")
+    gallery.page.wait_for_function("() => document.querySelector('.lwb-card .lwb-tokens').textContent === '5'")
+    assert "is-long" not in tokens.get_attribute("class")
+    gallery.card(0).click()
+    gallery.text.fill("red, " * 40)
+    gallery.text.press("Control+Enter")
+    gallery.root.locator(".lwb-card .lwb-tokens.is-long").wait_for()
+    assert tokens.inner_text() == "80"
+    assert gallery.root.get_by_text("80 tokens").is_visible()
+    gallery.root.locator("select").first.select_option("long")
+    gallery.shows("1 of 2")
 
 
 def test_two_people_on_one_picture(opened: Any, server: ComfyServer) -> None:
