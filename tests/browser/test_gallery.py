@@ -233,7 +233,7 @@ def test_tokens_are_counted(opened: Any) -> None:
     gallery.page.evaluate(COUNT_TOKENS)
     gallery.page.evaluate(QUEUE)
     tokens = gallery.card(0).locator(".lwb-tokens")
-    gallery.page.wait_for_function("() => document.querySelector('.lwb-card .lwb-tokens').textContent === '5'")
+    gallery.page.wait_for_function("() => document.querySelector('.lwb-card .lwb-tokens').textContent === '6'")
     assert "is-long" not in tokens.get_attribute("class")
     gallery.card(0).click()
     gallery.text.fill("red, " * 40)

@@ -8,23 +8,24 @@ from typing import Any
 
 
 def token_counter(clip: Any) -> Callable[[str], int]:
-    """Make a function that counts a text's tokens, without those that begin, end and pad it.
+    """Make a function that counts a text's tokens, without those that begin, end and pad each piece of it.
 
     It holds the tokenizer alone, and not the model.
     """
     tokenizer, options = clip.tokenizer, dict(clip.tokenizer_options)
     more = {"tokenizer_options": options} if options else {}
 
-    def ids(text: str) -> list[int]:
+    def pieces(text: str) -> list[list[int]]:
+        """The ids of each piece that the encoder reads at a time; CLIP takes 75 and their begin and end."""
         chunks = next(iter(tokenizer.tokenize_with_weights(text, False, **more).values()))
-        return [int(entry[0]) for chunk in chunks for entry in chunk if isinstance(entry[0], int)]
+        return [[int(entry[0]) for entry in chunk if isinstance(entry[0], int)] for chunk in chunks]
 
-    pad = ids("")[-1]
+    pad = pieces("")[-1][-1]
 
-    def without_padding(found: list[int]) -> int:
-        while found and found[-1] == pad:
-            found.pop()
-        return len(found)
+    def length(piece: list[int]) -> int:
+        while piece and piece[-1] == pad:
+            piece = piece[:-1]
+        return len(piece)
 
-    around = without_padding(ids(""))
-    return lru_cache(maxsize=20_000)(lambda text: max(0, without_padding(ids(text)) - around))
+    around = length(pieces("")[0])
+    return lru_cache(maxsize=20_000)(lambda text: sum(max(0, length(piece) - around) for piece in pieces(text)))
