@@ -105,6 +105,7 @@ def dataset_benchmark(count: int, host_count: int = 100) -> str:
         many, few = Path(folder, "many"), Path(folder, "few")
         make_pictures(many, count)
         make_pictures(few, host_count)
+        os.sync()  # gigabytes that are still being written are nobody's reading time
         ours, host = (measure("dataset_scale.py", *case) for case in (("ours", many), ("host", few)))
     if ours is None or host is None:
         raise SystemExit("The dataset benchmark failed; what was printed above says why.")

@@ -82,14 +82,13 @@ def examine(
         count_tokens: How many tokens a caption has; None where no text encoder is at hand.
     """
     told_names = [name_in(dataset, picture) for picture in dataset.pictures]
-    kept = _kept(dataset, told_names)
+    of_all = [*_unreadable(told_names, looks), *_kept(dataset, told_names)]
     # What is only to be kept has no trigger, may be of any kind and number, and is not learned: the rest is not for it.
     learned = [number for number, picture in enumerate(dataset.pictures) if not picture.is_prior]
     dataset = dataset.with_pictures(dataset.pictures[number] for number in learned)
     names, looks = [told_names[number] for number in learned], [looks[number] for number in learned]
     findings = [
-        *kept,
-        *_unreadable(names, looks),
+        *of_all,
         *_duplicates(dataset, names, looks),
         *_captions(dataset, names, count_tokens),
         *_tags(dataset),
@@ -138,7 +137,7 @@ def _unreadable(names: list[str], looks: Sequence[Look | None]) -> list[Finding]
 
 def _duplicates(dataset: Dataset, names: list[str], looks: Sequence[Look | None]) -> list[Finding]:
     readable = [number for number, look in enumerate(looks) if look is not None]
-    pairs = near_duplicates([look for look in looks if look is not None])[:TOO_MANY_DUPLICATES]
+    pairs = near_duplicates([look for look in looks if look is not None], most=TOO_MANY_DUPLICATES)
     groups = _groups([(readable[one], readable[two]) for one, two, _ in pairs])
     if not groups:
         return []

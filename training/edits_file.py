@@ -123,7 +123,7 @@ class EditsFile:
             return changed
 
     def stamp(self) -> str:
-        """Changes when an edit is saved."""
+        """Changes when what the edits come to does."""
         return _stamp(self.path)
 
     def applied_to(self, dataset: Dataset) -> Dataset:

@@ -1,7 +1,8 @@
 """Fetches a captioner from the Hugging Face hub, only when a person named one to be fetched.
 
-Into a folder `<name>.part` that gets its name when every file of it is whole, so that a broken download is never taken
-for a model; the next try goes on where the last one stopped. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are honoured.
+Into a folder `<name>.<commit>.part` that gets its name when every file of it is whole, so that a broken download is
+never taken for a model; the next try goes on where the last one stopped. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are
+honoured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +148,7 @@ def _file(sibling: Any) -> _File:
     return _File(sibling.rfilename, int(sibling.size or 0), lfs.sha256 if lfs else None, sibling.blob_id)
 
 
-def _fetched(repository: str, commit: str, file: _File, path: Path) -> Any:
+def _fetched(repository: str, commit: str, file: _File, path: Path) -> Iterator[int]:
     """Fetch a file, yielding how many bytes came, those of an earlier try first."""
     if path.is_file():  # it got its name when it was whole
         yield file.size
