@@ -1,76 +1,19 @@
-// The gallery on the page: a grid that draws only the rows in sight, the chosen picture with its caption, the tags.
+// The gallery on the page: the grid, the chosen picture with its caption, the tags, and what a person does with them.
 
 import * as captions from "./captions.js"
+import { make } from "./dom.js"
+import { Grid } from "./grid.js"
 import { SHOWN, Store, TOKEN_LIMIT } from "./store.js"
+import { STYLE } from "./style.js"
 
-const CARD = { width: 148, height: 196, gap: 8 }
-const ROWS_BEYOND = 2 // drawn above and below those in sight
 const MOST_TAGS = 300
 const IDLE = 800 // milliseconds of no typing after which a caption is saved
-
-const STYLE = `
-.lwb { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; min-height: 400px; padding: 6px;
-  box-sizing: border-box; contain: layout size; font: 12px/1.35 system-ui, sans-serif; color: var(--fg-color, #ddd);
-  background: var(--comfy-menu-bg, #222); border-radius: 6px; outline: none; overflow: hidden; text-align: left }
-.lwb * { box-sizing: border-box }
-/* The Vue renderer gives a widget its least height, the canvas what the node has. */
-[data-node-id] .lwb { min-height: 560px }
-.lwb input, .lwb select, .lwb textarea, .lwb button { font: inherit; color: inherit; border-radius: 4px;
-  background: var(--comfy-input-bg, #333); border: 1px solid var(--border-color, #555); padding: 3px 6px; min-width: 0 }
-.lwb button { cursor: pointer; white-space: nowrap }
-.lwb button:disabled { opacity: .4; cursor: default }
-.lwb :focus-visible { outline: 2px solid #5b9dff; outline-offset: -1px }
-.lwb-bar { display: flex; gap: 6px; align-items: center; flex: none }
-.lwb-bar .lwb-grow { flex: 1 1 80px }
-.lwb-count { opacity: .75; white-space: nowrap; font-variant-numeric: tabular-nums }
-.lwb-main { display: flex; gap: 6px; flex: 1 1 0; min-height: 0 }
-.lwb-grid { position: relative; flex: 1 1 0; min-width: 0; overflow-y: auto; overscroll-behavior: contain; outline: none;
-  border-radius: 4px; background: var(--comfy-input-bg, #2a2a2a) }
-.lwb-space { position: relative; width: 100% }
-.lwb-card { position: absolute; width: ${CARD.width}px; height: ${CARD.height}px; border-radius: 5px; overflow: hidden;
-  border: 1px solid var(--border-color, #444); background: var(--comfy-menu-bg, #222); cursor: pointer }
-.lwb-card.is-chosen { border-color: #5b9dff; box-shadow: 0 0 0 1px #5b9dff }
-.lwb-card img { display: block; width: 100%; height: 124px; object-fit: contain; background: #0003 }
-.lwb-card p { margin: 3px 5px; height: 48px; overflow: hidden; display: -webkit-box; -webkit-line-clamp: 3;
-  -webkit-box-orient: vertical; overflow-wrap: anywhere; white-space: pre-line }
-.lwb-card.is-edited p { color: #8fc2ff }
-.lwb-card.is-excluded img, .lwb-card.is-excluded p { opacity: .3 }
-.lwb-card .lwb-out { position: absolute; left: 4px; top: 4px; padding: 0 5px; opacity: 0 }
-.lwb-card:hover .lwb-out, .lwb-card.is-excluded .lwb-out, .lwb-card .lwb-out:focus { opacity: 1 }
-.lwb-tokens { position: absolute; right: 4px; bottom: 3px; padding: 0 4px; border-radius: 3px; background: #0008;
-  color: #fff; font-size: 10px }
-.lwb-tokens.is-long { background: #c62828 }
-.lwb-side { display: flex; flex-direction: column; gap: 6px; flex: 0 0 236px; min-height: 0; overflow: hidden }
-.lwb-name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; opacity: .75; flex: none }
-.lwb-side textarea.is-draft { border-color: #e0a33a }
-.lwb-side textarea { flex: 1 1 0; min-height: 72px; resize: none; width: 100% }
-.lwb-look { flex: 0 1 132px; min-height: 40px; width: 100%; object-fit: contain; border-radius: 4px; background: #0003 }
-.lwb-tags { flex: 1.4 1 0; min-height: 60px; overflow-y: auto; overscroll-behavior: contain; border-radius: 4px;
-  background: var(--comfy-input-bg, #2a2a2a); padding: 2px }
-.lwb-tag { display: flex; gap: 3px; align-items: center; padding: 1px 3px; border-radius: 3px }
-.lwb-tag.is-chosen { background: #5b9dff44 }
-.lwb-tag > span { flex: 1 1 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; cursor: pointer }
-.lwb-tag button { padding: 0 4px; border: none; background: none; opacity: .5 }
-.lwb-tag button:hover, .lwb-tag button:focus-visible { opacity: 1 }
-.lwb-tag input { flex: 1 1 0 }
-.lwb-note { margin: auto; padding: 16px; text-align: center; opacity: .8 }
-.lwb-said { min-height: 1.35em; flex: none; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
-`
 
 const BULK = {
   front: ["Add in front", ["text"], (text) => (caption) => captions.addInFront(caption, text)],
   end: ["Add at the end", ["text"], (text) => (caption) => captions.addAtEnd(caption, text)],
   replace: ["Replace", ["this", "by"], (text, by) => (caption) => captions.replaceText(caption, text, by)],
   remove: ["Remove tag", ["tag"], (tag) => (caption) => captions.removeTag(caption, tag.trim())],
-}
-
-function make(kind, props = {}, ...children) {
-  const { class: css, data, ...others } = props
-  const made = Object.assign(document.createElement(kind), others)
-  if (css) made.className = css
-  Object.assign(made.dataset, data)
-  made.append(...children)
-  return made
 }
 
 const plural = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`
@@ -134,15 +77,13 @@ export class View {
   }
 
   note(text) {
-    this.space.replaceChildren()
-    this.space.style.height = "100%"
-    this.space.append(make("div", { class: "lwb-note", textContent: text }))
+    this.pictures.note(text)
     for (const control of this.root.querySelectorAll("input, select, textarea, button")) control.disabled = true
   }
 
   end() {
     this.save()
-    this.seen.disconnect()
+    this.pictures.end()
     window.removeEventListener("pagehide", this.closing)
   }
 
@@ -164,15 +105,16 @@ export class View {
     this.first = make("input", { class: "lwb-grow" })
     this.second = make("input", { class: "lwb-grow" })
     this.apply = this.#button("", "Every picture shown; Ctrl+Z takes it back", () => this.#bulk())
-    this.write = this.#button("Write .txt", "Write the captions to .txt files beside the pictures", () => this.#write())
+    this.write = this.#button("Write .txt", "Write the captions to .txt files beside the pictures", () => this.#writeFiles())
     this.over = make("input", { type: "checkbox", title: "Write over .txt files that are there" })
 
-    this.space = make("div", { class: "lwb-space" })
-    this.grid = make("div", { class: "lwb-grid", tabIndex: 0, role: "listbox" }, this.space)
-    this.grid.setAttribute("aria-label", "Pictures")
-    this.grid.addEventListener("scroll", () => this.#draw(), { passive: true })
-    this.seen = new ResizeObserver(() => this.#draw())
-    this.seen.observe(this.grid)
+    this.pictures = new Grid({
+      thumbnail: (picture) => this.#thumbnail(picture),
+      choose: (name) => this.#choose(name, true),
+      edit: () => this.text.focus(),
+      toggle: (name) => this.#toggle(name),
+    })
+    this.grid = this.pictures.root
 
     this.look = make("img", { class: "lwb-look", alt: "" })
     this.name = make("div", { class: "lwb-name" })
@@ -214,7 +156,7 @@ export class View {
     if (!this.store) return
     for (const control of this.root.querySelectorAll("input, select, textarea, button")) control.disabled = false
     this.list = this.store.shown()
-    this.#draw()
+    this.pictures.show(this.list, this.chosen)
     this.#drawTags()
     this.#drawChosen()
     const out = this.store.pictures.filter((picture) => picture.excluded).length
@@ -224,74 +166,6 @@ export class View {
     this.apply.disabled = !this.list.length
     this.undoButton.disabled = !this.store.done.length
     this.redoButton.disabled = !this.store.undone.length
-  }
-
-  #columns() {
-    return Math.max(1, Math.floor((this.grid.clientWidth - CARD.gap) / (CARD.width + CARD.gap)))
-  }
-
-  // Cards of the rows in sight; those that stay are kept, so that scrolling loads no picture twice.
-  #draw() {
-    if (!this.store) return
-    const columns = this.#columns()
-    const high = CARD.height + CARD.gap
-    this.space.style.height = `${Math.ceil(this.list.length / columns) * high + CARD.gap}px`
-    const first = Math.max(0, Math.floor(this.grid.scrollTop / high) - ROWS_BEYOND)
-    const last = Math.ceil((this.grid.scrollTop + this.grid.clientHeight) / high) + ROWS_BEYOND
-    const there = new Map([...this.space.children].map((card) => [card.dataset.name, card]))
-    const cards = []
-    for (let at = first * columns; at < Math.min(this.list.length, last * columns); at++) {
-      const picture = this.list[at]
-      const card = there.get(picture.name) ?? this.#card(picture.name)
-      card.style.left = `${CARD.gap + (at % columns) * (CARD.width + CARD.gap)}px`
-      card.style.top = `${CARD.gap + Math.floor(at / columns) * high}px`
-      this.#fill(card, picture)
-      cards.push(card)
-    }
-    for (const card of [...this.space.children]) if (!cards.includes(card)) card.remove()
-    for (const card of cards) if (!card.isConnected) this.space.append(card)
-    if (!this.list.length && !this.space.children.length)
-      this.space.append(make("div", { class: "lwb-note", textContent: "No picture is like that." }))
-  }
-
-  #card(name) {
-    const out = this.#button("", "Leave this picture out, or take it in again (X)", (event) => {
-      event.stopPropagation()
-      this.#toggle(name)
-      this.grid.focus()
-    })
-    out.className = "lwb-out"
-    const card = make(
-      "div",
-      { class: "lwb-card", data: { name } },
-      make("img", { loading: "lazy", decoding: "async", draggable: false, alt: "" }),
-      make("p"),
-      make("span", { class: "lwb-tokens" }),
-      out,
-    )
-    card.setAttribute("role", "option")
-    card.addEventListener("click", () => this.#choose(name, true))
-    card.addEventListener("dblclick", () => this.text.focus())
-    return card
-  }
-
-  #fill(card, picture) {
-    const [image, text, tokens, out] = card.children
-    const address = this.#thumbnail(picture)
-    if (image.dataset.address !== address) {
-      image.dataset.address = address
-      image.src = address
-    }
-    card.title = picture.name
-    card.setAttribute("aria-selected", picture.name === this.chosen)
-    card.classList.toggle("is-chosen", picture.name === this.chosen)
-    card.classList.toggle("is-edited", picture.caption !== picture.original)
-    card.classList.toggle("is-excluded", picture.excluded)
-    if (text.textContent !== picture.caption) text.textContent = picture.caption
-    tokens.hidden = picture.tokens === null
-    tokens.textContent = picture.tokens
-    tokens.classList.toggle("is-long", picture.tokens > TOKEN_LIMIT)
-    out.textContent = picture.excluded ? "left out" : "×"
   }
 
   #thumbnail(picture) {
@@ -350,7 +224,7 @@ export class View {
 
   #filter(change) {
     Object.assign(this.store.filter, change)
-    this.grid.scrollTop = 0
+    this.pictures.toTop()
     this.#changed("")
   }
 
@@ -359,18 +233,14 @@ export class View {
     if (name !== this.chosen) this.typing = null
     this.chosen = name
     if (reveal) this.grid.focus({ preventScroll: true })
-    const at = this.list?.findIndex((picture) => picture.name === name) ?? -1
-    if (at >= 0) {
-      const top = Math.floor(at / this.#columns()) * (CARD.height + CARD.gap)
-      const below = top + CARD.height + 2 * CARD.gap - this.grid.clientHeight
-      this.grid.scrollTop = Math.max(Math.min(this.grid.scrollTop, top), below)
-    }
-    this.#draw()
+    const at = this.list.findIndex((picture) => picture.name === name)
+    if (at >= 0) this.pictures.reveal(at)
+    this.pictures.show(this.list, name)
     this.#drawChosen()
   }
 
   #move(by) {
-    if (!this.list?.length) return
+    if (!this.list.length) return
     const at = this.list.findIndex((picture) => picture.name === this.chosen)
     const to = at < 0 ? 0 : Math.min(this.list.length - 1, Math.max(0, at + by))
     this.#choose(this.list[to].name, false)
@@ -482,7 +352,7 @@ export class View {
     input.select()
   }
 
-  async #write() {
+  async #writeFiles() {
     await this.save()
     const files = `.txt files beside the pictures${this.over.checked ? ", over those that are there" : ""}`
     if (!window.confirm(`Write the captions to ${files}?`)) return
@@ -516,8 +386,8 @@ export class View {
     if (ctrl && key.toLowerCase() === "y") return done(() => this.#undo("redo"))
     if ((ctrl && key === "f") || key === "/") return done(() => this.search.focus())
     if (ctrl || (event.target !== this.grid && event.target !== this.root)) return
-    const columns = this.#columns()
-    const page = columns * Math.max(1, Math.floor(this.grid.clientHeight / (CARD.height + CARD.gap)))
+    const columns = this.pictures.columns()
+    const page = this.pictures.page()
     const moves = {
       ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, PageUp: -page, PageDown: page,
       Home: -Infinity, End: Infinity,
