@@ -130,10 +130,12 @@ def server(
     """A running ComfyUI with the pack, one for the whole session (it takes 10 s to start).
 
     It has the checkpoint `tiny_sd15.safetensors`, the base model `lora_workbench_base.safetensors` with its pictures
-    in `input/lora_workbench_zorp/10_zorp`, captioned photos in `input/photos/2_photo`, and the captioner `tiny_tagger`.
+    in `input/lora_workbench_zorp/10_zorp`, captioned photos in `input/photos/2_photo`, one of them with a mask, and
+    the captioner `tiny_tagger`.
     """
     from lora_workbench.base_model import concepts, world
     from lora_workbench.demo.pictures import write_pictures
+    from PIL import Image
     from support.photos import write_photos
     from support.server import ComfyServer
     from support.taggers import tagger
@@ -151,7 +153,9 @@ def server(
         base / "input" / "lora_workbench_zorp" / "10_zorp", concepts.pictures("zorp", *concepts.TRAINED)
     )
     write_pictures(base / "input" / "lora_workbench_shapes" / "1_shapes", world.known_pictures(48, seed=0))
-    write_photos(base / "input" / "photos" / "2_photo", longest=256)
+    photo = write_photos(base / "input" / "photos" / "2_photo", longest=256)[0]
+    with Image.open(photo) as image:
+        Image.linear_gradient("L").resize(image.size).save(photo.with_name(f"{photo.stem}_mask.png"))
     tagger(base / "models" / "LLM" / "tiny_tagger")
     with ComfyServer(host_path, base) as running:
         yield running

@@ -135,6 +135,15 @@ class TrainConfig:
         choices=OPTIMIZERS,
         advanced=True,
     )
+    lora_plus: float = knob(
+        1.0,
+        "LoRA+: how many times faster the half of the LoRA that starts at zero (up) learns than the other. 1: alike. "
+        "4 gets closer in the same steps, 16 is what the paper suggests with a lower learning rate.",
+        min=1.0,
+        max=64.0,
+        step=0.5,
+        advanced=True,
+    )
     scheduler: str = knob(
         "cosine",
         "How the learning rate moves over the run, after warm-up. cosine falls smoothly to zero at the end.",
@@ -215,6 +224,11 @@ class TrainConfig:
             raise SettingError(
                 f"learning rate is {self.learning_rate:g} with Prodigy, which finds its own rate and takes this as "
                 "a factor: set it to 1."
+            )
+        if self.optimizer == "Prodigy" and self.lora_plus != 1:
+            raise SettingError(
+                f"lora plus is {self.lora_plus:g} with Prodigy, which finds one rate for all: set it to 1, or choose "
+                "AdamW."
             )
 
     @property

@@ -122,7 +122,7 @@ class Trainer:
         self.table = model.sigma_table()
         self.timesteps = timesteps_in_force(config.timesteps, model.is_flow)
         self.plan = Plan(self.dataset, config)
-        optimizer = make_optimizer(config, network.parameters())
+        optimizer = make_optimizer(config, network)
         total = self.plan.total
         self.run = Run(network, optimizer, make_scheduler(config, optimizer, total), total)
         self._good: list[tuple[Tensor, Tensor]] = []

@@ -124,6 +124,7 @@ class RunFacts:
         alpha: Alpha, never 0.
         dropout: Dropout on the LoRA's inner values, 0 to 1.
         learning_rate: Highest learning rate of the denoiser's LoRA.
+        lora_plus: Rate of `up` over that of `down`.
         optimizer: Class and arguments, such as `torch.optim.AdamW(weight_decay=0.01)`.
         scheduler: Name of the learning rate schedule.
         warmup_steps: Optimizer steps in which the rate rises.
@@ -158,6 +159,7 @@ class RunFacts:
     alpha: float = 16.0
     dropout: float = 0.0
     learning_rate: float = 1e-4
+    lora_plus: float = 1.0
     optimizer: str = "torch.optim.AdamW()"
     scheduler: str = "constant"
     warmup_steps: int = 0
@@ -222,7 +224,7 @@ def _run_entries(facts: RunFacts, known: ArchitectureFacts) -> dict[str, Any]:
         "ss_network_dim": facts.rank,
         "ss_network_alpha": facts.alpha,
         "ss_network_dropout": facts.dropout or None,
-        "ss_network_args": {},
+        "ss_network_args": {} if facts.lora_plus == 1 else {"loraplus_lr_ratio": f"{facts.lora_plus:g}"},
         "ss_learning_rate": facts.learning_rate,
         "ss_unet_lr": facts.learning_rate,
         "ss_text_encoder_lr": None,

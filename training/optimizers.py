@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from .adapters import LoraNetwork
 from .config import TrainConfig
 from .errors import UserError
 
@@ -75,15 +75,23 @@ def optimizer_class(name: str) -> type[Optimizer]:
         ) from error
 
 
-def make_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> Optimizer:
-    """Make the optimizer a config asks for."""
+def make_optimizer(config: TrainConfig, network: LoraNetwork) -> Optimizer:
+    """Make the optimizer a config asks for.
+
+    With LoRA+ (Hayou et al. 2024, arXiv:2402.12354) `up` has a rate of its own, in a second group; the first group's is
+    always the learning rate of the config.
+    """
     settings = dict(SOURCES[config.optimizer].settings)
     if is_schedule_free(config):
         settings["warmup_steps"] = config.warmup_steps  # it warms up by itself
     make: Any = optimizer_class(config.optimizer)
-    optimizer: Optimizer = make(
-        list(parameters), lr=config.learning_rate, weight_decay=config.weight_decay, **settings
-    )
+    groups: list[Any] = list(network.parameters())
+    if config.lora_plus != 1:
+        groups = [
+            {"params": [layer.down for layer in network.layers]},
+            {"params": [layer.up for layer in network.layers], "lr": config.learning_rate * config.lora_plus},
+        ]
+    optimizer: Optimizer = make(groups, lr=config.learning_rate, weight_decay=config.weight_decay, **settings)
     return optimizer
 
 

@@ -300,6 +300,7 @@ class Session:
             finished_at=time.time(), model_class=self.model.family,
             v_prediction=self.model.prediction.startswith("v_prediction"), rank=run.network.rank,
             alpha=run.network.alpha, dropout=config.dropout, learning_rate=config.learning_rate,
+            lora_plus=config.lora_plus,
             optimizer=f"{source.module}.{source.name}({','.join(f'{k}={v}' for k, v in settings)})",
             scheduler=scheduler_in_force(config), warmup_steps=warmup_in_force(config, run.total), max_steps=run.total,
             steps=run.step, epochs=self.epochs, epochs_done=run.epoch,

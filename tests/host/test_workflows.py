@@ -94,8 +94,7 @@ def test_every_node_of_the_pack_is_in_an_example(object_info: dict[str, Any]) ->
     used = {node["type"] for file in FILES for node in read(file)["nodes"]}
     ours = {name for name in object_info if name.startswith(PREFIX)}
     assert ours, "the pack was not loaded"
-    # Still to come (docs/roadmap.md): what stands in for regularisation pictures, and masks.
-    assert ours - used == {f"{PREFIX}PriorPreservation", f"{PREFIX}LossMask"}
+    assert ours - used == set()
 
 
 def test_every_node_exists_on_this_host(file: Path, object_info: dict[str, Any]) -> None:

@@ -61,6 +61,11 @@ def test_every_value_is_text() -> None:
     assert float(metadata["ss_training_started_at"]) == 1700000000.5
 
 
+def test_lora_plus_is_told_as_kohya_tells_it() -> None:
+    assert json.loads(build()["ss_network_args"]) == {}
+    assert json.loads(build(lora_plus=4.0)["ss_network_args"]) == {"loraplus_lr_ratio": "4"}
+
+
 def test_tags_are_counted_as_kohya_does() -> None:
     tags = json.loads(build()["ss_tag_frequency"])
     assert tags == {"10_girl": {"zxc": 2, "red hat": 1, "dog": 1}, "3_style": {"zxc": 1}}

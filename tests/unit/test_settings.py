@@ -7,11 +7,19 @@ import math
 
 import pytest
 import torch
+from lora_workbench.training.adapters import LoraLayer, LoraNetwork
 from lora_workbench.training.config import TrainConfig, parse_color
 from lora_workbench.training.draws import generator, seed_for
 from lora_workbench.training.errors import SettingError, UserError
 from lora_workbench.training.events import StepEvent, clock, describe
-from lora_workbench.training.optimizers import Source, decay, make_scheduler, optimizer_class
+from lora_workbench.training.optimizers import (
+    SOURCES,
+    Source,
+    decay,
+    make_optimizer,
+    make_scheduler,
+    optimizer_class,
+)
 
 
 def test_every_setting_has_a_doc_and_a_default_within_its_bounds():
@@ -35,6 +43,8 @@ def test_five_settings_come_first_and_the_rest_is_advanced():
         ({"dropout": 1.0}, "dropout is 1.0: it must be at most 0.95"),
         ({"optimizer": "Adam"}, "optimizer is 'Adam': choose one of AdamW, "),
         ({"optimizer": "Prodigy"}, "set it to 1"),
+        ({"optimizer": "Prodigy", "learning_rate": 1.0, "lora_plus": 4.0}, "one rate for all: set it to 1"),
+        ({"lora_plus": 0.5}, "lora plus is 0.5: it must be at least 1"),
     ],
     ids=str,
 )
@@ -75,6 +85,34 @@ def test_a_missing_package_names_the_command(monkeypatch):
     monkeypatch.setitem(optimizers.SOURCES, "Lion", Source("not_a_module_at_all", "Lion", "pytorch-optimizer>=4.0"))
     with pytest.raises(UserError, match=r'pip install "pytorch-optimizer>=4.0"'):
         optimizer_class("Lion")
+
+
+@pytest.mark.parametrize("ratio", [1.0, 4.0])
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "CAME", "Adafactor", "ScheduleFreeAdamW", "AdamW8bit"])
+def test_lora_plus_moves_up_by_so_many_times_the_rate(name, ratio):
+    package = SOURCES[name].module
+    pytest.importorskip(package.split(".")[0], reason=f"{name} comes from a package that is not installed")
+
+    def moved(lora_plus: float) -> tuple[float, float]:
+        layers = [LoraLayer("a.0.b", torch.zeros(4, 64), torch.zeros(64, 4), 1.0, 0.0)]
+        config = TrainConfig(
+            optimizer=name, learning_rate=0.01, lora_plus=lora_plus, weight_decay=0.0, scheduler="cosine"
+        )
+        optimizer = make_optimizer(config, LoraNetwork(layers, 4, 4.0))
+        scheduler = make_scheduler(config, optimizer, 10)
+        for _ in range(3):
+            for parameter in (layers[0].down, layers[0].up):
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            scheduler.step()
+        left = 1.0 if name.startswith("ScheduleFree") else decay("cosine", 0.3)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * left)
+        return float(layers[0].down.detach().mean()), float(layers[0].up.detach().mean())
+
+    alike, apart = moved(1.0), moved(ratio)
+    assert alike[0] < 0
+    assert apart[0] == pytest.approx(alike[0], rel=1e-3)
+    assert apart[1] == pytest.approx(ratio * alike[1], rel=1e-3)
 
 
 def test_rex_falls_slowly_first():
