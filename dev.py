@@ -240,11 +240,23 @@ def demo(args: argparse.Namespace) -> None:
         server = subprocess.Popen(server_command(python, host, base, port), cwd=host, env=environment(host),
                                   stdout=sink, stderr=subprocess.STDOUT)
         try:
+            wait_for(server, port, log)
             run([python, ROOT / "demo" / "run.py", "--port", str(port), "--base", base],
                 env=environment(host))
         finally:
             server.terminate()
             server.wait()
+
+
+def wait_for(server: subprocess.Popen, port: int, log: Path) -> None:
+    """Wait until the server listens; one that ends instead is told at once."""
+    while server.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise SystemExit(f"ComfyUI ended before it answered (exit code {server.returncode}): {log} says why.")
 
 
 def test(args: argparse.Namespace) -> None:

@@ -22,12 +22,12 @@ from torch import Tensor
 HERE = Path(__file__).resolve().parent
 VAE, DENOISER = HERE / "vae.safetensors", HERE / "denoiser.safetensors"
 PREFIXES = {VAE: "first_stage_model.", DENOISER: "model.diffusion_model."}  # their places in the checkpoint
-CARD = HERE / "card.json"  # sizes, checksums, recipe and measured quality
+CARD = HERE / "card.json"  # checksums, steps, measured quality
 
 DEPTH, PATCHES = 4, 16  # 4 blocks, 256 wide; positions for latents up to 32 × 32, pictures up to 256 px
 LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609  # the host's SD3 latent format
 TEXT_SEED = 20_240_601
-TEXT_PREFIX = "text_encoders.clip_l.transformer."
+TEXT_PREFIX = "text_encoders.clip_l."
 
 # CLIP-L as OpenAI published it: the host fixes these sizes.
 TEXT_WIDTH, TEXT_LAYERS, TEXT_TOKENS, TEXT_VOCABULARY, TEXT_HIDDEN = 768, 12, 77, 49408, 3072
@@ -98,7 +98,7 @@ def checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def card() -> dict[str, Any]:
-    """Read the model card's numbers: checksums, recipe, measured quality; empty before the first training."""
+    """Read the model card's numbers: checksums, steps, measured quality; empty before the first training."""
     return json.loads(CARD.read_text(encoding="utf-8")) if CARD.is_file() else {}
 
 
@@ -113,9 +113,10 @@ def shipped(file: Path) -> dict[str, Tensor]:
     Raises:
         BaseModelError: It is missing, cut off or changed.
     """
-    again = f"Get it again from the pack's repository (git checkout base_model/{file.name})."
-    if not file.is_file():
-        raise BaseModelError(f"The base model is not complete, {file} is not there. {again}")
+    again = f"Install the pack again, or get the file from its repository (git checkout base_model/{file.name})."
+    for needed in (file, CARD):
+        if not needed.is_file():
+            raise BaseModelError(f"The base model is not complete, {needed} is not there. {again}")
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
@@ -133,21 +134,32 @@ def ship(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
     part.replace(file)
     known = {**card(), **facts}
     known.setdefault("sha256", {})[file.name] = checksum(halves)
+    known["sha256"].pop("checkpoint", None)
     write_card(known)
-    if file in PREFIXES and all(shipped_file.is_file() for shipped_file in PREFIXES):
+    if file in PREFIXES and fits_together() and all(shipped_file.is_file() for shipped_file in PREFIXES):
         known["sha256"]["checkpoint"] = checksum(full_checkpoint())  # reads the card
         write_card(known)
+
+
+def fits_together() -> bool:
+    """Whether the denoiser was trained on the latents of the VAE that is shipped beside it."""
+    known = card()
+    made_for = known.get("denoiser", {}).get("vae")
+    return bool(made_for) and known.get("sha256", {}).get(VAE.name, "").startswith(made_for)
 
 
 def full_checkpoint() -> dict[str, Tensor]:
     """Join the shipped weights with the seeded text encoder.
 
     Raises:
-        BaseModelError: The shipped weights are missing or damaged.
+        BaseModelError: The shipped weights are missing or damaged, or the denoiser was trained on another VAE.
     """
-    joined = {TEXT_PREFIX + name: tensor for name, tensor in text_encoder_weights().items()}
+    joined = {f"{TEXT_PREFIX}transformer.{name}": tensor for name, tensor in text_encoder_weights().items()}
+    joined[f"{TEXT_PREFIX}logit_scale"] = torch.tensor(4.6055).half()  # CLIP's; unused, but the host asks for it
     for file, prefix in PREFIXES.items():
         joined |= {prefix + name: tensor for name, tensor in shipped(file).items()}
+    if not fits_together():
+        raise BaseModelError("The denoiser was trained on the latents of another VAE: train it anew (train.py).")
     return joined
 
 

@@ -4,10 +4,11 @@
   cut out and scaled: the layout of its colours (CIE Lab) and its edges (histograms of oriented gradients). Hundreds of
   drawn pictures cover the poses, so the distance to the nearest ones is what no pose explains. It is 1 where fresh
   drawn pictures are and 0 where the base model's are.
-- Editability: the share of pictures that show the background, and what is worn in the colour, that the prompt names,
-  in combinations that the training set does not have.
-- Preservation: the share of prompts without the trigger that are still read right, held against the base's share with
-  the same noise. `drift` is how far those pictures have moved, as mean colour difference (CIE 1976 delta E).
+- Editability: the share of pictures that show the concept and, with it, the background, and what is worn in the colour,
+  that the prompt names, in combinations that the training set does not have. A picture shows the concept when it is a
+  quarter of the way from the base's pictures to drawn ones: a smear in the right colour does not count.
+- Preservation: the share of prompts without the trigger that are read right, held against the base's share with the
+  same noise. `drift` is how far those pictures have moved, as mean colour difference (CIE 1976 delta E).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from . import concepts, reader, world
 _REFERENCES, _FRESH = (400, 1000), (60, 2000)
 TUNING, REPORTING = 0, 1  # prompts and noise that settings are chosen on, and others that results are told on
 _NEAREST = 3
+_SHOWN = 0.25  # fidelity from which on a picture shows the concept
 _NOTHING = np.array([50.0, 0.0, 0.0], np.float32)  # the grey put in place of the background
 
 
@@ -36,8 +38,8 @@ class Judgement:
 
     Attributes:
         fidelity: 0 as the base, 1 as drawn pictures of the concept.
-        ground: Prompts whose background is shown.
-        worn: Prompts whose worn colour is shown.
+        ground: Prompts whose background is shown, behind the concept.
+        worn: Prompts whose worn colour is shown, on the concept.
         kept: Prompts without the trigger that are read right.
         lost: The base's share of those less this one.
         drift: Mean colour difference of those pictures to the base's.
@@ -65,8 +67,8 @@ class Judge:
         self.painter, self.concept = painter, concept
         self._known = _Gallery([picture for picture, _ in concepts.pictures(concept, *_REFERENCES)])
         rng = random.Random(f"{concept} {series}")
-        self._alike = _new_captions(concept, count, rng)
-        self._asked = _new_combinations(concept, count, rng)
+        self._alike = _new_captions(concept, count, series, rng)
+        self._asked = _new_combinations(concept, count, series, rng)
         self._scenes = [_readable_scene(rng) for _ in range(2 * count)]
         self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + 2 * count))
         self._real = self._known.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
@@ -81,11 +83,11 @@ class Judge:
         pictures = self.painter.paint(prompts, seeds, model)
         after = self._paint_scenes(model)
         kept = self._right(after)
-        asked = list(zip(pictures, self._asked, strict=True))
+        obeyed = np.array([self._obeyed(*one) for one in zip(pictures, self._asked, strict=True)])
         return Judgement(
             fidelity=fidelity,
-            ground=float(np.mean([reader.read(picture).background == ground for picture, (_, ground) in asked])),
-            worn=float(np.mean([worn(picture, self.concept) == wears for picture, (wears, _) in asked])),
+            ground=float(obeyed[:, 0].mean()),
+            worn=float(obeyed[:, 1].mean()),
             kept=kept,
             lost=self._right(self._before) - kept,
             drift=float(np.mean([_moved(a, b) for a, b in zip(self._before, after, strict=True)])),
@@ -94,6 +96,12 @@ class Judge:
     def fidelity(self, pictures: Sequence[Image.Image]) -> float:
         """How much these look like the concept: 0 as the base's pictures for the same prompts, 1 as drawn ones."""
         return (self._base - self._known.distance(pictures)) / (self._base - self._real)
+
+    def _obeyed(self, picture: Image.Image, asked: tuple[str, str]) -> tuple[bool, bool]:
+        """Whether the concept is there with the background, and with the worn colour, that was asked for."""
+        wears, ground = asked
+        there = self.fidelity([picture]) >= _SHOWN
+        return there and reader.read(picture).background == ground, there and worn(picture, self.concept) == wears
 
     def _paint_scenes(self, model: Any) -> list[Image.Image]:
         forms = (world.sentence, world.tags)
@@ -108,12 +116,12 @@ class Judge:
         return float(np.mean(hits))
 
 
-def _new_captions(concept: str, count: int, rng: random.Random) -> list[str]:
-    """Captions of held-out pictures that no training picture has, so that one learned by heart does not count."""
+def _new_captions(concept: str, count: int, series: int, rng: random.Random) -> list[str]:
+    """Captions of held-out pictures that no training picture and no other series has."""
     trained = {caption for _, caption in concepts.pictures(concept, *concepts.TRAINED)}
     drawn = [caption for _, caption in concepts.pictures(concept, *_FRESH)]
     fresh = [caption for caption in dict.fromkeys(drawn) if caption not in trained]
-    return [rng.choice(fresh) for _ in range(count)]
+    return [rng.choice(_of_series(fresh, series)) for _ in range(count)]
 
 
 def _readable_scene(rng: random.Random) -> world.Scene:
@@ -124,13 +132,20 @@ def _readable_scene(rng: random.Random) -> world.Scene:
             return scene
 
 
-def _new_combinations(concept: str, count: int, rng: random.Random) -> list[tuple[str, str]]:
-    """Pairs of worn colour and background that no training picture shows."""
+def _of_series(prompts: list[Any], series: int) -> list[Any]:
+    """One of two halves without anything in common."""
+    mixed = random.Random("series").sample(prompts, len(prompts))
+    return mixed[series % 2 :: 2]
+
+
+def _new_combinations(concept: str, count: int, series: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Pairs of worn colour and background that no training picture and no other series shows."""
     trained = {caption for _, caption in concepts.pictures(concept, *concepts.TRAINED)}
     pairs = [
         (wears, ground) for wears in concepts.CONCEPTS[concept].wears for ground in world.BACKGROUNDS
         if concepts.caption(concept, wears, ground) not in trained
     ]  # fmt: skip
+    pairs = _of_series(pairs, series)
     rng.shuffle(pairs)
     return [pairs[number % len(pairs)] for number in range(count)]
 

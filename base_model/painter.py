@@ -33,6 +33,15 @@ class Painter:
             self._known[prompt] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
         return self._known[prompt]
 
+    def through_vae(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+        """Encode and decode pictures of 128 × 128."""
+        pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])).float() / 255
+        return self._pictures(self.vae.encode(pixels))
+
+    def _pictures(self, latents: torch.Tensor) -> list[Image.Image]:
+        pixels = (self.vae.decode(latents).clamp(0, 1).cpu().numpy() * 255).round().astype(np.uint8)
+        return [Image.fromarray(picture) for picture in pixels]
+
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], model: Any = None) -> list[Image.Image]:
         """Sample pictures of 128 × 128, several prompts in one batch.
 
@@ -56,6 +65,5 @@ class Painter:
                     model or self.model, noise, STEPS, GUIDANCE, SAMPLER, SCHEDULER, positive, empty,
                     one.repeat(len(wanted), 1, 1, 1), disable_pbar=True, seed=0,
                 )  # fmt: skip
-                pixels = (self.vae.decode(out).clamp(0, 1).cpu().numpy() * 255).round().astype(np.uint8)
-                painted += [Image.fromarray(picture) for picture in pixels]
+                painted += self._pictures(out)
         return painted

@@ -29,6 +29,11 @@ class Checkpoints:
         torch.save({"step": step, **{key: part_.state_dict() for key, part_ in parts.items()}}, part)
         part.replace(path)
 
+    def forget(self) -> None:
+        """Take away every state, and the data that was made for them."""
+        for file in (*self.folder.glob("*.pt"), *self.folder.glob("*.safetensors")):
+            file.unlink()
+
     def load(self, name: str, *, needed: bool = False, **parts: Any) -> int:
         """Read states back; returns the step, 0 when there is none yet.
 

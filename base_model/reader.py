@@ -16,6 +16,7 @@ from scipy import ndimage
 from .world import BACKGROUNDS, COLORS, SHAPES, Thing, shape_mask
 
 _GRID = 48  # silhouettes are compared on a grid of this side
+_CLEAR = 0.7  # what overlaps its best shape less is no shape; drawn ones have 0.85 and more
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Reading:
     """What a picture shows.
 
     Attributes:
-        shape: One of SHAPES, or "nothing".
+        shape: One of SHAPES, "unclear", or "nothing".
         color: One of COLORS, or "nothing".
         background: One of BACKGROUNDS.
         overlap: How well the silhouette fits its shape, 0 to 1 (intersection over union).
@@ -45,7 +46,7 @@ def read(picture: Image.Image) -> Reading:
     core = ndimage.binary_erosion(mask, iterations=2)
     color = nearest(np.median(pixels[core if core.sum() > 20 else mask], axis=0), COLORS)
     shape, overlap = _best_shape(mask)
-    return Reading(shape, color, background, overlap)
+    return Reading(shape if overlap >= _CLEAR else "unclear", color, background, overlap)
 
 
 def ground_color(pixels: np.ndarray) -> np.ndarray:

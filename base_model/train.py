@@ -4,7 +4,7 @@
 
 Needs the environment of `python dev.py test` and COMFYUI_PATH. Every part is resumable: run it again and it goes on.
 Without a work folder it goes on from what is shipped, and has nothing to do when that had as many steps; with --fresh
-it begins from nothing. Some hours on two CPU cores, depending on the processor.
+it begins from nothing (go on without it after a stop). Some hours on two CPU cores, depending on the processor.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=6500)
     parser.add_argument("--steps", type=int, default=7500, help="of the denoiser")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--fresh", action="store_true", help="take no notice of what is shipped")
+    parser.add_argument("--fresh", action="store_true", help="take no notice of what is shipped or in the folder")
     args = parser.parse_args()
     start()
     from base_model import autoencoder, denoiser
     from base_model.progress import Checkpoints
 
     state, go_on = Checkpoints(args.work), not args.fresh
+    if args.fresh:
+        state.forget()
     parts = {
         "vae": lambda: autoencoder.train(state, args.vae_steps, sample_pictures(), go_on=go_on),
         "data": lambda: denoiser.make_data(args.work, autoencoder.finished(), seed=1),

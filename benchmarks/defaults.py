@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from learning import AS_IT_COMES, LEARNED, Bench, about_runs, demo_prior, demo_s
 CONCEPT = "zorp"
 # Values tried beside the demo's own.
 TRIED: dict[str, tuple[Any, ...]] = {
-    "learning_rate": (1e-4, 5e-4, 1e-3, 2e-3, 4e-3),
-    "rank": (4, 8, 16, 32),
-    "alpha": (0.0, 8.0, 1.0),
+    "learning_rate": (1e-4, 5e-4, 2e-3, 4e-3),
+    "rank": (4, 16, 32),
+    "alpha": (0.0, 1.0),
+    "lora_plus": (1.0, 4.0, 16.0),
     "timesteps": ("logit-normal", "uniform"),
     "epochs": (2, 4, 8),
     "batch_size": (3, 6, 12),
@@ -38,10 +39,9 @@ NATIVE = "TrainLoraNode"
 NATIVE_TRIED = ((5e-4, 8), (2e-3, 8), (2e-3, 16), (8e-3, 16))
 
 
-def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = ()) -> dict[str, str]:
-    """Train and judge every value of every setting; returns a table for each setting."""
+def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Train and judge every value of every setting; yields (setting, table)."""
     start = demo_settings()
-    found: dict[str, str] = {}
     told = ", ".join(f"{name} {start[name]}" for name in TRIED)
     about = f"{about_runs(seeds, count)} {describe_machine()} Unless said: {told}."
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = (
                 judged = reference if same else [bench.run(bench.ours, seed, **{name: value}) for seed in seeds]
                 rows.append((f"**{value}**" if same else str(value), judged))
                 say(f"{name} {value}: {[judgement for _, judgement in judged]}")
-            found[name] = "\n".join([about, "", *table(name.replace("_", " "), rows)])
+            yield name, "\n".join([about, "", *table(name.replace("_", " "), rows)])
         if not only or PRIOR in only:
             rows = []
             for name, prior in PRIORS.items():
@@ -68,7 +68,7 @@ def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = (
                 ]  # fmt: skip
                 rows.append((f"**{name}**" if same else name, judged))
                 say(f"{name}: {[judgement for _, judgement in judged]}")
-            found[PRIOR] = "\n".join([about, "", *table("what is kept", rows)])
+            yield PRIOR, "\n".join([about, "", *table("what is kept", rows)])
         if not only or NATIVE in only:
             rows = []
             steps = reference[0][0].steps
@@ -77,5 +77,4 @@ def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = (
                 judged = [bench.run(bench.native, seed, steps, **settings) for seed in seeds]
                 rows.append((f"rate {rate:g}, rank {rank}", judged))
                 say(f"{NATIVE} {rate:g} {rank}: {[judgement for _, judgement in judged]}")
-            found[NATIVE] = "\n".join([about, "", *table(NATIVE, rows)])
-    return found
+            yield NATIVE, "\n".join([about, "", *table(NATIVE, rows)])

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,15 +125,11 @@ def dataset_benchmark(count: int, host_count: int = 100) -> str:
 
 
 def write_table(page: Path, name: str, table: str) -> None:
-    """Replace one table of a page of docs/, between its two marker comments.
-
-    Raises:
-        SystemExit: The page has no place for it.
-    """
+    """Replace one table of a page of docs/, between its two marker comments; without them it goes to the page's end."""
     start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
     text = page.read_text(encoding="utf-8")
     if start not in text or end not in text:
-        raise SystemExit(f"{page} has no place for this table: put {start} and {end} where it belongs.")
+        text += f"\n## {name}\n\n{start}\n{end}\n"
     before, rest = text.split(start, 1)
     after = rest.split(end, 1)[1]
     page.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
@@ -143,25 +140,27 @@ WHAT = ("step", "dataset", "learning", "defaults")
 FIRST_REPORTED = 100
 
 
-def measured(what: str, args: argparse.Namespace) -> dict[tuple[Path, str], str]:
-    """Run one benchmark; returns its tables by where they belong: (page, name of the place)."""
+def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[Path, str, str]]:
+    """Run one benchmark; yields each table as soon as it is there, behind its page and its place there."""
     if what == "step":
-        return {(DOCS, f"step {host_version()}"): step_benchmark(args.steps)}
+        yield DOCS, f"step {host_version()}", step_benchmark(args.steps)
+        return
     from step_time import start_host
 
     start_host()
     if what == "dataset":
-        return {(DOCS, f"dataset {host_version()}"): dataset_benchmark(args.pictures)}
-    if what == "learning":
+        yield DOCS, f"dataset {host_version()}", dataset_benchmark(args.pictures)
+    elif what == "learning":
         from learning import learning_benchmark
 
         seeds = range(FIRST_REPORTED, FIRST_REPORTED + args.seeds)
-        tables = learning_benchmark(args.concepts, seeds, args.count)
-        return {(DOCS, f"learning {concept} {host_version()}"): table for concept, table in tables.items()}
-    from defaults import defaults_benchmark
+        for concept, table in learning_benchmark(args.concepts, seeds, args.count):
+            yield DOCS, f"learning {concept} {host_version()}", table
+    else:
+        from defaults import defaults_benchmark
 
-    tables = defaults_benchmark(range(args.seeds), args.count, args.only)
-    return {(DOCS.with_name("defaults.md"), name): table for name, table in tables.items()}
+        for name, table in defaults_benchmark(range(args.seeds), args.count, args.only):
+            yield DOCS.with_name("defaults.md"), name, table
 
 
 def main() -> None:
@@ -180,7 +179,7 @@ def main() -> None:
         if what not in WHAT:
             parser.error(f"there is no benchmark {what!r}: {', '.join(WHAT)}")
     for what in args.what or WHAT[:3]:
-        for (page, name), table in measured(what, args).items():
+        for page, name, table in measured(what, args):
             print("\n" + table, flush=True)
             if args.write:
                 write_table(page, name, table)

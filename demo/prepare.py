@@ -49,7 +49,7 @@ def main() -> None:
         (PICTURES, concepts.pictures(CONCEPT, *concepts.TRAINED)),
         (KEPT, world.known_pictures(KEPT_COUNT, seed=0)),
     ):
-        if len(list((base / name).glob("*.png"))) >= len(pictures):
+        if len(list((base / name).glob("*.png"))) == len(pictures):
             say(f"pictures: {name}, already there")
         else:
             say(f"pictures: {len(write_pictures(base / name, pictures))} with captions in {name}")

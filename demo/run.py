@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True, help="where ComfyUI listens")
     parser.add_argument("--base", type=Path, required=True, help="its base directory")
     args = parser.parse_args()
+    args.base = args.base.resolve()
     client = Client(args.port)
     try:
         client.wait_until_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -129,12 +130,10 @@ def server(
 ) -> Iterator[ComfyServer]:
     """A running ComfyUI with the pack, one for the whole session (it takes 10 s to start).
 
-    It has the checkpoint `tiny_sd15.safetensors`, the base model `lora_workbench_base.safetensors` with its pictures
-    in `input/lora_workbench_zorp/10_zorp`, captioned photos in `input/photos/2_photo`, one of them with a mask, and
+    It has the checkpoint `tiny_sd15.safetensors`, the base model and its pictures as the demo lays them out, captioned
+    photos in `input/photos/2_photo`, one of them with a mask, and
     the captioner `tiny_tagger`.
     """
-    from lora_workbench.base_model import concepts, world
-    from lora_workbench.demo.pictures import write_pictures
     from PIL import Image
     from support.photos import write_photos
     from support.server import ComfyServer
@@ -149,10 +148,7 @@ def server(
             os.link(source, target)
         except OSError:  # another disk
             shutil.copyfile(source, target)
-    write_pictures(
-        base / "input" / "lora_workbench_zorp" / "10_zorp", concepts.pictures("zorp", *concepts.TRAINED)
-    )
-    write_pictures(base / "input" / "lora_workbench_shapes" / "1_shapes", world.known_pictures(48, seed=0))
+    subprocess.run([sys.executable, str(ROOT / "demo" / "prepare.py"), "--base", str(base)], check=True)
     photo = write_photos(base / "input" / "photos" / "2_photo", longest=256)[0]
     with Image.open(photo) as image:
         Image.linear_gradient("L").resize(image.size).save(photo.with_name(f"{photo.stem}_mask.png"))

@@ -318,12 +318,15 @@ class Trainer:
             "not numbers; try precision fp32 and look at the pictures named"
             if failed == 1
             else f"the learning rate {self.config.learning_rate:g} is probably too high for {self.config.optimizer}"
-            "; try a tenth of it, or precision fp32"
+            f"{self._with_lora_plus()}; try a tenth of it, or precision fp32"
         )
         raise Diverged(
             f"Training stopped: the {what} of step {failed} ({', '.join(names)}) is not a finite number. "
             f"Most likely {cause}."
         )
+
+    def _with_lora_plus(self) -> str:
+        return "" if self.config.lora_plus == 1 else f" with LoRA+ {self.config.lora_plus:g}"
 
     def _tell(self, epoch: int, seconds: float, per_step: float) -> None:
         run = self.run

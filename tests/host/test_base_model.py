@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
@@ -12,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -76,9 +76,8 @@ def test_the_host_loads_it_whole(base_checkpoint: Path, comfy_host: Any, caplog:
     assert type(model.model.model_config).__name__ == "SD3"
     assert vae.latent_channels == 16
     for message in caplog.messages:
-        message = message.replace("'clip_l.logit_scale'", "")
         if "torchaudio" not in message:
-            assert not re.search(r"(missing|unexpected|left over)[^a-z]*[a-z]", message, re.IGNORECASE), message
+            assert not re.search(r"(missing|unexpected|left ?over)[^a-z]*[a-z]", message, re.IGNORECASE), message
 
 
 def painted(server: ComfyServer, text: str, seed: int) -> Image.Image:
@@ -117,18 +116,22 @@ def test_paints_what_it_is_asked_for(text: str, shown: tuple[str, str, str], ser
 
 
 def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Path, comfy_host: Any) -> None:
-    """The example workflow as it is; its LoRA is then judged as the benchmark judges it."""
+    """`demo/run.py` on the example workflow as it is; its LoRA is then judged as the benchmark judges it."""
     import comfy.sd
     import comfy.utils
     from lora_workbench.base_model.judge import Judge
     from lora_workbench.base_model.painter import Painter
-    from lora_workbench.demo.workflow import find, to_prompt
 
-    workflow = json.loads((ROOT / "example_workflows" / "learn_a_character.json").read_text(encoding="utf-8"))
-    prompt = to_prompt(workflow, server.object_info())
-    entry = server.run(prompt, timeout=600)
-    file = Path(entry["outputs"][find(prompt, "LoRAWorkbench_SaveLoRA")]["text"][0])
+    command = [sys.executable, str(ROOT / "demo" / "run.py"), "--base", str(server.base)]
+    command += ["--port", str(urlsplit(server.url).port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"step \d+/\d+.*loss 0\.\d+", done.stdout)) > 3, done.stdout
+    with Image.open(re.search(r"picture sheet: (.+)", done.stdout)[1]) as sheet:
+        assert sheet.width == 1200 and sheet.height > 1000
+    file = Path(re.search(r"LoRA: (.+)", done.stdout)[1])
     assert os.path.commonpath([file, server.base]) == str(server.base)
+    assert f"lora_name {file.relative_to(server.base / 'models' / 'loras')}" in done.stdout
 
     painter = Painter(base_checkpoint)
     with torch.inference_mode():

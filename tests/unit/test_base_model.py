@@ -72,6 +72,10 @@ def test_the_reader_reads_what_is_drawn():
         thing = scene.things[0]
         right += (found.shape, found.color, found.background) == (thing.shape, thing.color, scene.background)
     assert right == 60
+    blob = world.Image.new("RGB", (128, 128), world.BACKGROUNDS["navy"])
+    for box in ((20, 20, 60, 40), (30, 40, 100, 50), (80, 50, 110, 110)):
+        blob.paste((208, 32, 32), box)
+    assert reader.read(blob).shape == "unclear"
     assert reader.read(world.Image.new("RGB", (128, 128), world.BACKGROUNDS["navy"])).shape == "nothing"
 
 

@@ -71,7 +71,7 @@ def test_one_that_learned_and_one_that_was_spoiled():
     made = judge.Judge(Drawn(), "zorp", count=12)
     nothing, learned, spoiled = made.judge(None), made.judge("zorp"), made.judge("spoiled")
     assert nothing.fidelity == pytest.approx(0) and nothing.lost == 0 and nothing.drift == 0
-    assert nothing.kept == 1 and nothing.ground == 1
+    assert nothing.kept == 1 and nothing.ground < 0.2, "it painted the ground, and nothing that counts on it"
     assert learned.fidelity > 0.9 and learned.ground == 1 and learned.worn > 0.9
     assert learned.lost == 0 and learned.drift == 0
     assert spoiled.lost > 0.6 and spoiled.drift > 3
@@ -80,8 +80,9 @@ def test_one_that_learned_and_one_that_was_spoiled():
 def test_what_is_asked_is_not_what_was_trained():
     trained = {caption for _, caption in concepts.pictures("zorp", *concepts.TRAINED)}
     tuning, reporting = (judge.Judge(Drawn(), "zorp", count=12, series=series) for series in (0, 1))
-    for made in (tuning, reporting):
-        asked = {concepts.caption("zorp", *pair) for pair in made._asked} | set(made._alike)
-        assert not asked & trained
     assert not set(tuning._seeds) & set(reporting._seeds)
-    assert tuning._alike != reporting._alike
+    for made, other in ((tuning, reporting), (reporting, tuning)):
+        pairs = {concepts.caption("zorp", *pair) for pair in made._asked}
+        assert not (pairs | set(made._alike)) & trained
+        assert not pairs & {concepts.caption("zorp", *pair) for pair in other._asked}
+        assert not set(made._alike) & set(other._alike)
