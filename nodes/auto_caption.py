@@ -26,8 +26,6 @@ from .schema import Dataset, advanced, config_from, schema, widgets
 log = logging.getLogger(__name__)
 
 _NONE = "(no captioner in models/LLM yet)"
-# The captioner used last, so that queueing again does not load it again.
-_last: list[tuple[tuple[Any, ...], Captioner]] = []
 
 
 class AutoCaption(io.ComfyNode):
@@ -72,6 +70,14 @@ class AutoCaption(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, captioner: str | None, download: str | None = "") -> bool | str:
+        """Accept a captioner that is not there where another one is fetched, or a CLIP may caption instead.
+
+        The host would refuse what is not in the list, and the list changes with every model that is fetched.
+        """
+        return True
+
+    @classmethod
     def execute(
         cls, dataset: DatasetObject, captioner: str, download: str = "", clip: Any = None, **settings: Any
     ) -> io.NodeOutput:
@@ -110,12 +116,7 @@ def _chosen(name: str, repository: str, clip: Any, settings: dict[str, Any], sin
 
 
 def _captioner(folder: Path, settings: dict[str, Any]) -> Captioner:
-    """The captioner of a folder; the last one is kept while nothing changes."""
-    is_tagger = any(folder.glob("*.onnx"))
-    config = config_from(TagSettings if is_tagger else SentenceSettings, settings)
-    key = (folder, config, max((file.stat().st_mtime_ns for file in folder.iterdir()), default=0))
-    if not _last or _last[0][0] != key:
-        _last.clear()  # before the new one is loaded: two may not fit
-        made = OnnxTagger(folder, config) if is_tagger else VisionLanguage(folder, config, held)
-        _last.append((key, made))
-    return _last[0][1]
+    """The captioner of a folder. It goes when the node is done: captions are kept, and training needs the memory."""
+    if any(folder.glob("*.onnx")):
+        return OnnxTagger(folder, config_from(TagSettings, settings))
+    return VisionLanguage(folder, config_from(SentenceSettings, settings), held)

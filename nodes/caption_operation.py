@@ -35,14 +35,15 @@ class CaptionOperation(io.ComfyNode):
         """Edit."""
         edit = config_from(CaptionEdit, settings)
         before = [picture.caption for picture in dataset.pictures]
-        after = edit_captions(before, edit, dataset.trigger)
+        after = edit_captions(before, edit, [dataset.trigger_of(picture) for picture in dataset.pictures])
         if edit.operation == "trigger first":
             # What is to be kept must not be called by the trigger.
             after = [
                 picture.caption if picture.is_prior else caption
                 for picture, caption in zip(dataset.pictures, after, strict=True)
             ]
-            dataset = replace(dataset, trigger=edit.text.strip())
+            alike = tuple(replace(picture, own_trigger=None) for picture in dataset.pictures)
+            dataset = replace(dataset, trigger=edit.text.strip(), pictures=alike)
         pictures = (replace(picture, caption=caption) for picture, caption in zip(dataset.pictures, after, strict=True))
         edited = dataset.with_pictures(tuple(pictures))
         changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]

@@ -34,6 +34,7 @@ class DatasetReport(io.ComfyNode):
             "captions that are missing, too long or all the same, useless tags, too few pictures. Says what to do.",
             search_aliases=["dataset doctor", "duplicates", "quality"],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # of a graph that only asks what is wrong with a folder
             inputs=[
                 Dataset.Input("dataset", tooltip="From LoadDataset, or from BucketImages, and crops are examined too."),
                 io.Boolean.Input(

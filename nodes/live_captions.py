@@ -34,7 +34,9 @@ class LiveCaptions(io.ComfyNode):
     def execute(cls, dataset: DatasetObject, **settings: Any) -> io.NodeOutput:
         """Set the policy and show what it makes of the first caption."""
         policy = config_from(CaptionPolicy, settings)
-        caption = next((picture.caption for picture in dataset.pictures if picture.caption), "")
-        drawn = dict.fromkeys(live_caption(caption, policy, dataset.trigger, 0, time) for time in range(20))
+        shown = next((picture for picture in dataset.pictures if picture.caption), dataset.pictures[0])
+        trigger = dataset.trigger_of(shown)
+        drawn = dict.fromkeys(live_caption(shown.caption, policy, trigger, 0, time) for time in range(20))
         node_text(cls.hidden.unique_id, "For instance:\n" + "\n".join(list(drawn)[:4]))
-        return io.NodeOutput(replace(dataset, policy=policy))
+        pictures = tuple(replace(picture, own_policy=None) for picture in dataset.pictures)
+        return io.NodeOutput(replace(dataset, policy=policy, pictures=pictures))

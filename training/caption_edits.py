@@ -16,7 +16,7 @@ from functools import lru_cache
 from .config import check_fields, knob
 from .draws import seed_for
 from .errors import SettingError
-from .scan import with_trigger
+from .scan import calls, with_trigger
 
 OPERATIONS = (
     "trigger first",
@@ -81,28 +81,47 @@ def join_tags(tags: Sequence[str]) -> str:
     return ", ".join(tags)
 
 
-def edit_captions(captions: Sequence[str], edit: CaptionEdit, trigger: str = "") -> list[str]:
+def edit_captions(captions: Sequence[str], edit: CaptionEdit, triggers: str | Sequence[str] = "") -> list[str]:
     """Do one edit to every caption; the list that came in stays as it is.
+
+    A caption of several lines is several captions of one picture: each line is edited by itself.
 
     Args:
         captions: One for each picture.
         edit: What to do.
-        trigger: The dataset's trigger word, which pruning and shuffling leave alone.
+        triggers: The trigger word of each, or of all, which pruning and shuffling leave alone.
 
     Raises:
         SettingError: The replacement names a group that the regular expression has not.
     """
-    return _EDITS[edit.operation](list(captions), edit, trigger)
+    each = [triggers] * len(captions) if isinstance(triggers, str) else list(triggers)
+    split = [caption.split("\n") for caption in captions]
+    lines = [line for group in split for line in group]
+    of_lines = [trigger for group, trigger in zip(split, each, strict=True) for _ in group]
+    edited = iter(_EDITS[edit.operation](lines, edit, of_lines))
+    return ["\n".join(next(edited) for _ in group) for group in split]
 
 
 def tag_counts(captions: Sequence[str]) -> Counter[str]:
-    """How many captions have each tag."""
-    return Counter(tag for caption in captions for tag in set(split_tags(caption)))
+    """How many captions have each tag, in whichever of their lines."""
+    return Counter(tag for caption in captions for tag in set(split_tags(caption.replace("\n", ","))))
 
 
-def _each(change: Callable[[str, CaptionEdit], str]) -> Callable[[list[str], CaptionEdit, str], list[str]]:
-    """An edit of each caption by itself."""
-    return lambda captions, edit, _trigger: [change(caption, edit) for caption in captions]
+_Edit = Callable[[list[str], CaptionEdit, list[str]], list[str]]
+
+
+def _each(change: Callable[[str, CaptionEdit], str]) -> _Edit:
+    """An edit of each line by itself."""
+    return lambda captions, edit, _triggers: [change(caption, edit) for caption in captions]
+
+
+def _trigger_first(caption: str, edit: CaptionEdit) -> str:
+    """Put the trigger in front, from wherever it stands as a tag; within a sentence or a tag it stays where it is."""
+    trigger = edit.text.strip()
+    tags = [tag for tag in split_tags(caption) if tag.casefold() != trigger.casefold()]
+    if len(tags) < len(split_tags(caption)):
+        return join_tags([trigger, *tags])
+    return with_trigger(caption, trigger)
 
 
 def escape_brackets(text: str) -> str:
@@ -138,39 +157,46 @@ def _only(caption: str, edit: CaptionEdit) -> str:
     return join_tags([tag for tag in split_tags(caption) if matches(edit.text, tag)])
 
 
-def _prune(captions: list[str], edit: CaptionEdit, trigger: str, *, implied: bool) -> list[str]:
-    counted = [c for c in captions if not implied or trigger.lower() in (tag.lower() for tag in split_tags(c))]
-    limit = edit.share * len(counted)
-    pruned = {tag for tag, count in tag_counts(counted).items() if count > limit and tag.lower() != trigger.lower()}
-    touched = set(counted)
-    return [
-        join_tags([tag for tag in split_tags(caption) if tag not in pruned]) if caption in touched else caption
-        for caption in captions
-    ]
+def _prune(captions: list[str], edit: CaptionEdit, triggers: list[str], *, implied: bool) -> list[str]:
+    pruned = list(captions)
+    # What one trigger implies is counted where that trigger is; what is frequent is counted over all.
+    groups = dict.fromkeys(triggers) if implied else {"": None}
+    for trigger in groups:
+        chosen = [
+            number for number, caption in enumerate(captions)
+            if not implied or (triggers[number] == trigger and calls(caption, trigger))
+        ]  # fmt: skip
+        counts = tag_counts([captions[number] for number in chosen])
+        often = {tag for tag, count in counts.items() if count > edit.share * len(chosen)}
+        for number in chosen:
+            own = triggers[number]
+            kept = [tag for tag in split_tags(captions[number]) if tag not in often or calls(tag, own)]
+            pruned[number] = join_tags(kept)
+    return pruned
 
 
-def _shuffle(captions: list[str], edit: CaptionEdit, trigger: str) -> list[str]:
+def _shuffle(captions: list[str], edit: CaptionEdit, triggers: list[str]) -> list[str]:
     shuffled = []
-    for number, caption in enumerate(captions):
+    for number, (caption, trigger) in enumerate(zip(captions, triggers, strict=True)):
         tags = split_tags(caption)
         kept = tags[: edit.keep_tokens]
         rest = tags[edit.keep_tokens :]
         random.Random(seed_for(edit.seed, "caption", number)).shuffle(rest)
-        ahead = [tag for tag in rest if trigger and tag.lower() == trigger.lower()]
+        ahead = [tag for tag in rest if calls(tag, trigger)]
         shuffled.append(join_tags(ahead + kept + [tag for tag in rest if tag not in ahead]))
     return shuffled
 
 
-_EDITS: dict[str, Callable[[list[str], CaptionEdit, str], list[str]]] = {
-    "trigger first": _each(lambda caption, edit: with_trigger(caption, edit.text.strip())),
+_EDITS: dict[str, _Edit] = {
+    "trigger first": _each(_trigger_first),
     "add before": _each(lambda caption, edit: edit.text + caption),
     "add after": _each(lambda caption, edit: caption + edit.text),
     "replace": _each(lambda caption, edit: caption.replace(edit.text, edit.replacement).strip()),
     "replace (regular expression)": _each(_replace_by_expression),
     "remove tags": _each(_without),
     "keep only tags": _each(_only),
-    "prune frequent tags": lambda captions, edit, trigger: _prune(captions, edit, trigger, implied=False),
-    "prune tags implied by the trigger": lambda captions, edit, trigger: _prune(captions, edit, trigger, implied=True),
+    "prune frequent tags": lambda captions, edit, triggers: _prune(captions, edit, triggers, implied=False),
+    "prune tags implied by the trigger": lambda captions, edit, words: _prune(captions, edit, words, implied=True),
     "remove duplicate tags": _each(lambda caption, _edit: join_tags(list(dict.fromkeys(split_tags(caption))))),
     "shuffle tags": _shuffle,
     "underscores to spaces": _each(lambda caption, _edit: caption.replace("_", " ")),

@@ -16,7 +16,7 @@ from .config import check_fields, knob
 from .dataset import Dataset, Picture
 from .errors import UserError
 from .events import Cancelled, Sink
-from .scan import fallback_caption, with_trigger
+from .scan import CAPTION_SUFFIXES, fallback_caption, with_trigger
 
 MODES = ("only missing", "replace", "append")
 WRITE = ("nowhere", "new .txt files", "all .txt files")
@@ -83,7 +83,7 @@ def caption_dataset(
     """
     wanted = [
         number for number, picture in enumerate(dataset.pictures)
-        if config.mode != "only missing" or not has_own_caption(picture, dataset.trigger)
+        if config.mode != "only missing" or not has_own_caption(picture, dataset.trigger_of(picture))
     ]  # fmt: skip
     texts, problems, made = _texts(dataset, wanted, captioner, cache, sink)
     lost = set(wanted) - set(texts)
@@ -91,8 +91,8 @@ def caption_dataset(
     pictures, changed = [], []
     for number, picture in enumerate(dataset.pictures):
         if number in texts:
-            trigger = "" if picture.is_prior else dataset.trigger
-            captioned = replace(picture, caption=_joined(picture, texts[number], config.mode, trigger))
+            text = _joined(picture, texts[number], config.mode, dataset.trigger_of(picture))
+            captioned = replace(picture, caption=text)
             pictures.append(captioned)
             if captioned.caption != picture.caption and id(picture) in shown:
                 changed.append(captioned)
@@ -129,7 +129,7 @@ def write_captions(pictures: Sequence[Picture], dataset: Dataset, *, over: bool,
         file = picture.path.with_suffix(".txt")
         if owners[picture.path.with_suffix("")] > 1:
             problems.append(f"{file} was not written: two pictures have that name. Rename one of them.")
-        elif over or not file.exists():
+        elif over or not any(file.with_suffix(suffix).exists() for suffix in CAPTION_SUFFIXES):
             try:
                 _write_whole(file, picture.caption + "\n", over=over)
                 written += 1
@@ -156,7 +156,8 @@ def _write_whole(file: Path, text: str, *, over: bool) -> None:
 
 def _joined(picture: Picture, text: str, mode: str, trigger: str) -> str:
     if mode == "append" and picture.caption:
-        return f"{picture.caption}, {text}" if text else picture.caption
+        # What was written beside the picture comes back with it: nothing is appended twice.
+        return f"{picture.caption}, {text}" if text and text not in picture.caption else picture.caption
     return with_trigger(text, trigger)
 
 
@@ -186,7 +187,12 @@ def _texts(
             try:
                 answers = captioner.caption(opened[at : at + together])
             except Exception as error:
-                if not out_of_memory(error) or together == 1:
+                if out_of_memory(error) and together == 1:
+                    raise UserError(
+                        "There is not enough memory to caption even one picture at a time: free some, or choose a "
+                        "smaller captioner. What was captioned so far is kept."
+                    ) from error
+                if not out_of_memory(error):
                     raise
                 together = max(1, together // 2)
                 problems.append(f"Not enough memory for so many pictures at a time: going on with {together}.")

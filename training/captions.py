@@ -15,6 +15,7 @@ from .caption_edits import join_tags, split_tags
 from .config import check_fields, knob
 from .dataset import Dataset, Picture
 from .draws import seed_for
+from .scan import calls, with_trigger
 
 KEPT_UNTIL = "|||"  # what stands before it is kept in place; what stands after a second one as well
 _WILDCARD = re.compile(r"\{([^{}]*)\}")
@@ -61,9 +62,10 @@ def one_line(caption: str, trigger: str = "") -> str:
 
 def caption_for(picture: Picture, dataset: Dataset, seed: int, micro_step: int, place: int) -> str:
     """What a picture is trained under at one place of the run; without a policy always the same."""
-    if dataset.policy is None:
-        return one_line(picture.caption, dataset.trigger)
-    return live_caption(picture.caption, dataset.policy, dataset.trigger, seed, micro_step, place)
+    policy, trigger = dataset.policy_of(picture), dataset.trigger_of(picture)
+    if policy is None:
+        return one_line(picture.caption, trigger)
+    return live_caption(picture.caption, policy, trigger, seed, micro_step, place)
 
 
 def live_caption(caption: str, policy: CaptionPolicy, trigger: str, seed: int, *counters: int) -> str:
@@ -77,23 +79,26 @@ def live_caption(caption: str, policy: CaptionPolicy, trigger: str, seed: int, *
         counters: Where in the run: the micro-step and the place in the batch.
     """
     rng = random.Random(seed_for(seed, "caption", *counters))
-    has_trigger = bool(trigger) and trigger.casefold() in caption.casefold()
+    has_trigger = calls(caption, trigger)
     if rng.random() < policy.caption_dropout:
         return trigger if has_trigger else ""
     if policy.wildcards:
         lines = [line.strip() for line in caption.splitlines() if line.strip()]
         caption = _draw_wildcards(rng.choice(lines) if lines else "", rng)
+        if has_trigger:
+            caption = with_trigger(caption, trigger)  # which another line may have had
     caption = one_line(caption, trigger)
     if not (policy.shuffle or policy.tag_dropout or KEPT_UNTIL in caption):
         return caption
     kept, flexible, last = _parts(caption, policy.keep_tokens)
     if policy.shuffle:
         rng.shuffle(flexible)
-    flexible = [tag for tag in flexible if _is(tag, trigger) or rng.random() >= policy.tag_dropout]
+    flexible = [tag for tag in flexible if calls(tag, trigger) or rng.random() >= policy.tag_dropout]
     if policy.shuffle:
         # Wherever it was drawn to: the word that calls the concept comes first among what moves.
-        flexible.sort(key=lambda tag: not _is(tag, trigger))
-    return join_tags([*kept, *flexible, *last])
+        flexible.sort(key=lambda tag: not calls(tag, trigger))
+    drawn = join_tags([*kept, *flexible, *last])
+    return with_trigger(drawn, trigger) if has_trigger else drawn  # one of several tags is never kept by its tag
 
 
 def _parts(caption: str, keep_tokens: int) -> tuple[list[str], list[str], list[str]]:
@@ -103,10 +108,6 @@ def _parts(caption: str, keep_tokens: int) -> tuple[list[str], list[str], list[s
         return first, flexible, last[0] if last else []
     tags = split_tags(caption)
     return tags[:keep_tokens], tags[keep_tokens:], []
-
-
-def _is(tag: str, trigger: str) -> bool:
-    return bool(trigger) and tag.casefold() == trigger.casefold()
 
 
 def _draw_wildcards(text: str, rng: random.Random) -> str:

@@ -52,6 +52,8 @@ class Picture:
             (`model`).
         mask: The file whose white parts are what is to be learned, or `path` itself for its opaque parts; may be None.
         outside: Weight of the loss where the mask is black, 0 to 1; 1: the mask is not used.
+        own_trigger: Its trigger where datasets with several were put together; None: the dataset's.
+        own_policy: The same of how its caption changes.
     """
 
     path: Path
@@ -67,6 +69,13 @@ class Picture:
     target: str = "picture"
     mask: Path | None = None
     outside: float = 1.0
+    own_trigger: str | None = None
+    own_policy: CaptionPolicy | None = None
+
+    @property
+    def is_of_the_graph(self) -> bool:
+        """Whether it came as a tensor: its file is named by its content."""
+        return self.fingerprint == self.path.stem
 
     @property
     def is_masked(self) -> bool:
@@ -116,6 +125,16 @@ class Dataset:
         """The pictures less those that are shown a second time only to keep the model as it is."""
         learned = {picture.path for picture in self.pictures if not picture.is_prior}
         return tuple(p for p in self.pictures if not (p.is_prior and p.path in learned))
+
+    def trigger_of(self, picture: Picture) -> str:
+        """The word that calls what a picture shows; empty when none was given, and for what is only to be kept."""
+        if picture.is_prior:
+            return ""
+        return self.trigger if picture.own_trigger is None else picture.own_trigger
+
+    def policy_of(self, picture: Picture) -> CaptionPolicy | None:
+        """How a picture's caption changes while training; None: not at all."""
+        return picture.own_policy or self.policy
 
     def concept_of(self, picture: Picture) -> str:
         """What a picture's loss is counted for: its folder, and apart from that what is only to be kept."""

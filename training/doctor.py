@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .buckets import enlargement, lost_share
 from .caption_edits import split_tags, tag_counts
+from .captioning import has_own_caption
 from .dataset import Dataset, Picture
 from .looks import Look, near_duplicates
+from .scan import calls
 
 LONGEST_CAPTION = 75  # tokens that CLIP reads at a time
 MOST_LOST = 1 / 3  # of a picture to the crop
 MOST_ENLARGED = 1.2
 BLURRED = 0.15  # of the set's median sharpness
-FEWEST, MOST = 10, 50  # pictures of a concept: 10 to 30 suit a subject, 20 to 50 a style
+FEWEST, MOST_OF_A_SUBJECT, MOST = 10, 30, 50  # pictures of a concept: 10 to 30 suit a subject, 20 to 50 a style
 UNBALANCED = 3.0  # times as many draws of one concept as of another
 TOO_MANY_DUPLICATES = 2000  # pairs that are listed
+_WORDS_AND_SIGNS = re.compile(r"\w+|[^\w\s]")
 
 # How bad a finding is: what spoils the training, what weakens it, what is worth knowing.
 SPOILS, WEAKENS, NOTE = 0, 1, 2
@@ -79,7 +84,8 @@ def examine(
     Args:
         dataset: Bucketed or not; what the crop costs is only known when it is. Without copies.
         looks: What each picture looks like, None for one that cannot be read.
-        count_tokens: How many tokens a caption has; None where no text encoder is at hand.
+        count_tokens: How many tokens a caption has; None where no text encoder is at hand: then words and signs count,
+            which are never more.
     """
     told_names = [name_in(dataset, picture) for picture in dataset.pictures]
     of_all = [*_unreadable(told_names, looks), *_kept(dataset, told_names)]
@@ -91,19 +97,24 @@ def examine(
         *of_all,
         *_duplicates(dataset, names, looks),
         *_captions(dataset, names, count_tokens),
-        *_tags(dataset),
+        *_tags(dataset, names),
         *_pixels(dataset, names, looks),
         *_placement(dataset, names),
-        *_amounts(dataset),
+        *_amounts(dataset, names),
     ]
     return Examination(tuple(sorted(findings, key=lambda finding: finding.severity)), len(names))
 
 
 def name_in(dataset: Dataset, picture: Picture) -> str:
-    """A picture's path within its dataset's folder, with forward slashes; its file name where there is no folder."""
+    """A picture's path within its dataset's folder, with forward slashes.
+
+    Where there is no such folder: its file name behind what tells folders of one name apart.
+    """
+    folder = picture.path.parent
     if dataset.root and dataset.root in picture.path.parents:
         return picture.path.relative_to(dataset.root).as_posix()
-    return picture.path.name
+    mark = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    return f"{folder.name}-{mark}/{picture.path.name}"
 
 
 def without(dataset: Dataset, excluded: frozenset[str]) -> Dataset:
@@ -116,14 +127,15 @@ def without(dataset: Dataset, excluded: frozenset[str]) -> Dataset:
 
 def _kept(dataset: Dataset, names: list[str]) -> list[Finding]:
     """Regularisation pictures that would teach the model to keep what it shall learn."""
-    trigger = dataset.trigger.casefold()
+    triggers = {dataset.trigger_of(picture) for picture in dataset.pictures}
     calling = tuple(
         name for name, picture in zip(names, dataset.pictures, strict=True)
-        if picture.is_prior and trigger and trigger in picture.caption.casefold()
+        if picture.is_prior and any(calls(picture.caption, trigger) for trigger in triggers)
     )  # fmt: skip
     if not calling:
         return []
-    what = f"{_count(calling)} that the model shall keep have the trigger {dataset.trigger!r} in the caption."
+    told = " or ".join(map(repr, sorted(triggers - {""})))
+    what = f"{_count(calling)} that the model shall keep have the trigger {told} in the caption."
     return [Finding(SPOILS, "trigger on kept pictures", what, "Take it out: it calls what is learned.", calling)]
 
 
@@ -149,6 +161,8 @@ def _duplicates(dataset: Dataset, names: list[str], looks: Sequence[Look | None]
     mirrored = sum(around for _, _, around in pairs)
     what = f"{len(groups)} group{_s(groups)} of near-duplicates, {sum(map(len, groups))} pictures in all"
     what += f" ({mirrored} pair{_s(range(mirrored))} mirrored)." if mirrored else "."
+    if len(pairs) >= TOO_MANY_DUPLICATES:
+        what += " There are more; they are looked for when these are gone."
     files = tuple(" = ".join(names[number] for number in group) for group in groups)
     advice = "Keep one of each: what is there twice is learned twice as hard, background and pose included."
     return [Finding(SPOILS, "near-duplicates", what, advice, files, tuple(spare))]
@@ -157,50 +171,64 @@ def _duplicates(dataset: Dataset, names: list[str], looks: Sequence[Look | None]
 def _captions(dataset: Dataset, names: list[str], count_tokens: Callable[[str], int] | None) -> list[Finding]:
     found = []
     captions = [picture.caption for picture in dataset.pictures]
-    empty = tuple(name for name, caption in zip(names, captions, strict=True) if not caption.strip())
+    own = [has_own_caption(picture, dataset.trigger_of(picture)) for picture in dataset.pictures]
+    empty = tuple(name for name, has in zip(names, own, strict=True) if not has)
     if empty:
-        advice = "Write one (AutoCaption makes a draft), or set a trigger in LoadDataset."
-        found.append(Finding(SPOILS, "no caption", f"{_count(empty)} have no caption.", advice, empty))
-    if dataset.trigger:
-        word = dataset.trigger.casefold()
-        lacking = tuple(name for name, c in zip(names, captions, strict=True) if word not in c.casefold())
-        if lacking:
-            what = f"{_count(lacking)} lack the trigger {dataset.trigger!r}."
-            found.append(Finding(SPOILS, "no trigger", what, "Put it first in each caption.", lacking))
-    same = [caption for caption, count in Counter(filter(None, captions)).items() if count > 1]
-    if same and len(set(captions)) == 1 and len(captions) > 1:
+        severity = WEAKENS if all(caption.strip() for caption in captions) else SPOILS
+        what = f"{_count(empty)} have no caption of their own."
+        advice = "Write one (AutoCaption makes a draft): what it does not say becomes part of what is learned."
+        found.append(Finding(severity, "no caption", what, advice, empty))
+    lacking: dict[str, list[str]] = {}
+    for name, picture in zip(names, dataset.pictures, strict=True):
+        trigger = dataset.trigger_of(picture)
+        if trigger and not calls(picture.caption, trigger):
+            lacking.setdefault(trigger, []).append(name)
+    for trigger, those in lacking.items():
+        what = f"{_count(those)} lack the trigger {trigger!r}."
+        found.append(Finding(SPOILS, "no trigger", what, "Put it first in each caption.", tuple(those)))
+    written = [picture.caption for picture, has in zip(dataset.pictures, own, strict=True) if has]
+    same = {caption for caption, count in Counter(written).items() if count > 1}
+    if same and len(set(written)) == 1 and len(written) == len(captions):
         what = "All captions are the same."
         advice = "Say what differs from picture to picture, or all of it becomes part of what is learned."
-        found.append(Finding(WEAKENS, "identical captions", what, advice))
+        found.append(Finding(WEAKENS, "identical captions", what, advice, tuple(names)))
     elif same:
         files = tuple(name for name, caption in zip(names, captions, strict=True) if caption in same)
         what = f"{len(files)} pictures share their caption with another."
         found.append(Finding(NOTE, "identical captions", what, "Say what differs between them.", files))
-    if count_tokens:
-        long = tuple(n for n, c in zip(names, captions, strict=True) if count_tokens(c) > LONGEST_CAPTION)
-        if long:
-            what = f"{_count(long)} have captions of more than {LONGEST_CAPTION} tokens."
-            advice = "CLIP reads them in pieces: put what matters first, or shorten them."
-            found.append(Finding(NOTE, "long captions", what, advice, long))
+    count_tokens = count_tokens or (lambda caption: len(_WORDS_AND_SIGNS.findall(caption)))
+    long = tuple(n for n, c in zip(names, captions, strict=True) if count_tokens(c) > LONGEST_CAPTION)
+    if long:
+        what = f"{_count(long)} have captions of more than {LONGEST_CAPTION} tokens."
+        advice = "CLIP reads them in pieces: put what matters first, or shorten them."
+        found.append(Finding(NOTE, "long captions", what, advice, long))
     return found
 
 
-def _tags(dataset: Dataset) -> list[Finding]:
+def _tags(dataset: Dataset, names: list[str]) -> list[Finding]:
     """Tags on every picture say nothing, tags on one are not learned; only where captions are lists of tags."""
-    captions = [picture.caption for picture in dataset.pictures if picture.caption]
+    captions = [picture.caption for picture in dataset.pictures]
     if len(captions) < 5 or sum(len(split_tags(caption)) for caption in captions) < 3 * len(captions):
         return []
     found, counts = [], tag_counts(captions)
-    trigger = dataset.trigger.casefold()
-    everywhere = [tag for tag, count in counts.items() if count == len(captions) and tag.casefold() != trigger]
+    triggers = {dataset.trigger_of(picture) for picture in dataset.pictures}
+    everywhere = [
+        tag for tag, count in counts.items()
+        if count == len(captions) and not any(calls(tag, trigger) for trigger in triggers)
+    ]  # fmt: skip
     if everywhere:
         what = f"On every picture: {', '.join(sorted(everywhere)[:20])}."
         advice = "Remove what belongs to the thing itself, so that the trigger alone stands for it."
-        found.append(Finding(WEAKENS, "tags on all", what, advice))
-    once = [tag for tag, count in counts.items() if count == 1]
-    if len(once) > len(counts) / 2:
+        found.append(Finding(WEAKENS, "tags on all", what, advice, tuple(names)))
+    once = {tag for tag, count in counts.items() if count == 1}
+    if once:
         what = f"{len(once)} of {len(counts)} tags are on one picture only."
-        found.append(Finding(NOTE, "tags on one", what, "That is fine for what differs; check them for typing errors."))
+        files = tuple(
+            f"{name} ({tag})" for name, caption in zip(names, captions, strict=True)
+            for tag in dict.fromkeys(split_tags(caption.replace("\n", ","))) if tag in once
+        )  # fmt: skip
+        advice = "That is fine for what differs; check them for typing errors."
+        found.append(Finding(NOTE, "tags on one", what, advice, files))
     return found
 
 
@@ -251,23 +279,28 @@ def _placement(dataset: Dataset, names: list[str]) -> list[Finding]:
     return found
 
 
-def _amounts(dataset: Dataset) -> list[Finding]:
+def _amounts(dataset: Dataset, names: list[str]) -> list[Finding]:
     found = []
     concepts = dataset.concepts()
+    files: dict[str, list[str]] = {}
+    for name, picture in zip(names, dataset.pictures, strict=True):
+        files.setdefault(picture.concept, []).append(name)
     for name, pictures in concepts.items():
         called = f"The concept {name!r} has" if name and len(concepts) > 1 else "There are"
+        what = f"{called} {len(pictures)} picture{_s(pictures)}."
         if len(pictures) < FEWEST:
-            what = f"{called} {len(pictures)} picture{_s(pictures)}."
             advice = "10 to 30 suit a subject, 20 to 50 a style; fewer are learned by heart."
-            found.append(Finding(WEAKENS, "few pictures", what, advice))
-        elif len(pictures) > MOST and len(concepts) == 1:
-            what = f"{called} {len(pictures)} pictures."
-            found.append(Finding(NOTE, "many pictures", what, "The best 30 often teach a subject better than all."))
+            found.append(Finding(WEAKENS, "few pictures", what, advice, tuple(files[name])))
+        elif len(pictures) > MOST_OF_A_SUBJECT:
+            fits = f"That {'suits a style' if len(pictures) <= MOST else 'is more than a style needs'} (20 to 50)"
+            advice = f"{fits}; of a subject the best 10 to 30 often teach more than all."
+            found.append(Finding(NOTE, "many pictures", what, advice, tuple(files[name])))
     draws = {name: round(sum(picture.repeats for picture in pictures)) for name, pictures in concepts.items()}
     if len(draws) > 1 and max(draws.values()) > UNBALANCED * min(draws.values()):
         most, least = max(draws, key=draws.__getitem__), min(draws, key=draws.__getitem__)
         what = f"{most!r} is seen {draws[most]} times an epoch, {least!r} {draws[least]} times."
-        found.append(Finding(WEAKENS, "unbalanced", what, "Give the smaller one more repeats, if they matter alike."))
+        advice = "Give the smaller one more repeats, if they matter alike."
+        found.append(Finding(WEAKENS, "unbalanced", what, advice, tuple(files[least])))
     return found
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,8 @@ from .cache import disk_trouble
 from .dataset import Dataset, Picture
 from .doctor import name_in
 from .errors import UserError
+
+log = logging.getLogger(__name__)
 
 LONGEST_CAPTION = 20_000  # characters
 _FORMAT = 1
@@ -61,13 +65,24 @@ class EditsFile:
         self.path = folder / f"{dataset_key(dataset)}.json"
 
     def entries(self) -> dict[str, Entry]:
-        """All edits by picture, as `name_in` names them; none when the file is not there or not readable."""
+        """All edits by picture, as `name_in` names them; none when the file is not there.
+
+        A damaged file is set aside under another name, and the log says so.
+
+        Raises:
+            UserError: The file is there and cannot be opened: its edits are not to be taken for none.
+        """
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            return {name: Entry(**entry) for name, entry in found["pictures"].items()}
-        except FileNotFoundError:
+            with self._locked():  # nobody is writing it
+                text = self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except OSError as error:
+            raise UserError(f"The edits in {self.path} cannot be read ({error.strerror}): try again.") from error
+        try:
+            found = json.loads(text)
+            return {name: Entry(**entry) for name, entry in found["pictures"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
             self._set_aside()
             return {}
 
@@ -85,7 +100,7 @@ class EditsFile:
 
         Raises:
             Conflict: It was edited since.
-            UserError: The caption is too long, or the file cannot be written.
+            UserError: The caption is too long, or the file cannot be read or written.
         """
         if caption is not None and len(caption) > LONGEST_CAPTION:
             raise UserError(f"The caption has {len(caption)} characters: {LONGEST_CAPTION} at most.")
@@ -157,9 +172,14 @@ class EditsFile:
             raise UserError(disk_trouble(error, self.path.parent)) from error
 
     def _set_aside(self) -> None:
-        """Keep a file that cannot be read under another name, so that the next edit does not write over it."""
+        """Keep a file that says nothing under another name, so that the next edit does not write over it."""
+        aside = next(
+            path for path in (self.path.with_suffix(f".damaged{number or ''}") for number in itertools.count())
+            if not path.exists()
+        )  # fmt: skip
+        log.error("LoRA Workbench: the gallery's edits in %s are damaged and were set aside as %s.", self.path, aside)
         with contextlib.suppress(OSError):
-            os.replace(self.path, self.path.with_suffix(".damaged"))
+            os.replace(self.path, aside)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ from .dataset import Dataset, Picture
 from .doctor import name_in
 from .edits_file import EditsFile, Entry, dataset_key
 from .errors import UserError
+from .scan import GONE, file_stamp
 
 THUMBNAIL = 256  # pixels of the longer side
 MOST_ON_A_PAGE = 200
@@ -161,6 +162,9 @@ class Gallery:
         try:
             return file.read_bytes()
         except OSError:
+            if file_stamp(picture.path) not in (picture.fingerprint, GONE) and not picture.is_of_the_graph:
+                # It may be another file by now, or a link to one that was never part of the dataset.
+                raise UserError(f"{name} was changed since it was loaded: queue the graph again.") from None
             blob = _shrunk(picture, dataset.background)
         _keep(file, blob)
         return blob

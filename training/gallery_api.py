@@ -184,6 +184,8 @@ def _read_edits(body: Any, key: str, gallery: Gallery) -> dict[str, Entry]:
             raise Refused(400, f"{name}: the revision is a whole number.")
         if caption is not None and not (isinstance(caption, str) and len(caption) <= LONGEST_CAPTION):
             raise Refused(400, f"{name}: the caption is a text of at most {LONGEST_CAPTION} characters.")
+        if caption and not _is_text(caption):
+            raise Refused(400, f"{name}: the caption has signs in it that no file can hold.")
         if excluded is not None and not isinstance(excluded, bool):
             raise Refused(400, f"{name}: excluded is true or false.")
         before = entries.get(name, Entry())
@@ -193,6 +195,14 @@ def _read_edits(body: Any, key: str, gallery: Gallery) -> dict[str, Entry]:
             revision,
         )
     return changes
+
+
+def _is_text(caption: str) -> bool:
+    """Whether a caption can be written and read back: no halves of characters, no zero bytes."""
+    try:
+        return "\0" not in caption and bool(caption.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
 
 
 def _number(request: web.Request, name: str, default: int) -> int:

@@ -106,7 +106,7 @@ def _number(bits: np.ndarray) -> int:
 def near_duplicates(
     looks: Sequence[Look], closest: int = 8, most: int | None = None
 ) -> list[tuple[int, int, bool]]:
-    """Pairs of pictures that look alike.
+    """Pairs of pictures that look alike; of those that look the same, each with the next one.
 
     Args:
         looks: Of all pictures.
@@ -117,10 +117,17 @@ def near_duplicates(
     Returns:
         (first, second, mirrored) with first < second, each pair once.
     """
-    plain = _signs([look.hash for look in looks])
-    mirrored = _signs([look.mirrored for look in looks])
     found: list[tuple[int, int, bool]] = []
-    for at in range(0, len(looks), _BLOCK):
+    last: dict[int, int] = {}
+    for number, look in enumerate(looks):
+        if look.hash in last:
+            found.append((last[look.hash], number, False))
+        last[look.hash] = number
+    # One of each stands for all that look the same: a hundred copies are a hundred pairs, not five thousand.
+    some = sorted(last.values())
+    plain = _signs([looks[number].hash for number in some])
+    mirrored = _signs([looks[number].mirrored for number in some])
+    for at in range(0, len(some), _BLOCK):
         if most is not None and len(found) >= most:
             return found[:most]
         block = slice(at, at + _BLOCK)
@@ -129,7 +136,7 @@ def near_duplicates(
         for row, second in zip(*np.nonzero(np.minimum(same, around) <= closest), strict=True):
             first = at + int(row)
             if first < second:
-                found.append((first, int(second), bool(around[row, second] < same[row, second])))
+                found.append((some[first], some[int(second)], bool(around[row, second] < same[row, second])))
     return found[:most]
 
 

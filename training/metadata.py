@@ -273,7 +273,8 @@ def _dataset_entries(facts: RunFacts, dataset: Dataset) -> dict[str, Any]:
             "max_bucket_reso": max(sides, default=0),
             "bucket_info": _bucket_info(dataset),
         }
-    policy = dataset.policy
+    policies = {dataset.policy_of(picture) for picture in dataset.pictures}
+    policy = policies.pop() if len(policies) == 1 else None
     pictures_as_seen = {
         "color_aug": False,
         "flip_aug": dataset.flip,
@@ -355,8 +356,10 @@ def _modelspec_entries(facts: RunFacts, known: ArchitectureFacts, dataset: Datas
     }
     if known.predicts_noise_or_v:
         entries["modelspec.prediction_type"] = "v" if facts.v_prediction else "epsilon"
-    if dataset.trigger:
-        entries["modelspec.trigger_phrase"] = dataset.trigger
+    triggers = dict.fromkeys(dataset.trigger_of(picture) for picture in dataset.pictures)
+    triggers.pop("", None)
+    if triggers:
+        entries["modelspec.trigger_phrase"] = ", ".join(triggers)
     return entries
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .dataset import Dataset
+from .dataset import Dataset, Picture
 from .errors import UserError
 
 # What is wanted of a prior picture, as a person chooses it, and as `Picture.target` says it.
@@ -19,7 +19,8 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
     """Put datasets one after another.
 
     Args:
-        datasets: At least one. Trigger, background and name are the first one's.
+        datasets: At least one. Background and name are the first one's; where triggers or caption policies differ,
+            each picture keeps its own.
         weights: How often each is seen, times its own repeats; 1 for each by default.
 
     Raises:
@@ -33,13 +34,33 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
         raise UserError("One dataset has buckets and another has none: put BucketImages behind the concat.")
     if len({dataset.background for dataset in datasets}) > 1:
         raise UserError("The datasets have different background colours: give their loaders the same.")
+    owners: dict[str, set[Path | None]] = {}
+    for dataset in datasets:
+        for concept in dataset.concepts():
+            owners.setdefault(concept, set()).add(dataset.root)
+    one_policy = len({dataset.policy for dataset in datasets}) == 1
+
+    def taken(picture: Picture, dataset: Dataset, weight: float) -> Picture:
+        trigger = dataset.trigger if picture.own_trigger is None else picture.own_trigger
+        return replace(
+            picture,
+            repeats=_scaled(picture.repeats, weight),
+            # Two folders of one name in two datasets are two concepts.
+            concept=f"{dataset.name}/{picture.concept}" if len(owners[picture.concept]) > 1 else picture.concept,
+            own_trigger=None if trigger == first.trigger else trigger,
+            own_policy=picture.own_policy if one_policy else dataset.policy_of(picture),
+        )
+
     pictures = [
-        replace(picture, repeats=_scaled(picture.repeats, weight))
+        taken(picture, dataset, weight)
         for dataset, weight in zip(datasets, weights, strict=True)
         for picture in dataset.pictures
     ]
     skipped = tuple(sentence for dataset in datasets for sentence in dataset.skipped)
-    return replace(first, pictures=tuple(pictures), skipped=skipped, root=_common_root(datasets))
+    return replace(
+        first, pictures=tuple(pictures), skipped=skipped, root=_common_root(datasets),
+        policy=first.policy if one_policy else None,
+    )  # fmt: skip
 
 
 def with_prior(
@@ -93,23 +114,26 @@ def with_own_prior(
     Raises:
         UserError: There is neither a trigger nor a prompt, a prompt has the trigger in it, or as `with_prior`.
     """
-    trigger = dataset.trigger.strip()
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
-    if not prompts and not trigger:
+    triggers = sorted({dataset.trigger_of(p).strip() for p in dataset.pictures} - {""}, key=len, reverse=True)
+    if not prompts and not triggers:
         raise UserError(
             "The dataset has no trigger word, so its captions cannot be told without it: give LoadDataset a trigger, "
             "or write prompts of what the model shall keep."
         )
-    called = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)", re.I) if trigger else None
+    words = "|".join(map(re.escape, triggers))
+    called = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.I) if triggers else None
     for prompt in prompts:
-        if called and called.search(prompt):
-            raise UserError(f"The prompt {prompt!r} has the trigger {trigger!r} in it: that is what is to be learned.")
+        found = called.search(prompt) if called else None
+        if found:
+            raise UserError(f"The prompt {prompt!r} has the trigger {found[0]!r} in it: that is what is to be learned.")
     learned = [picture for picture in dataset.pictures if not picture.is_prior]
     if called and not prompts:
         # Without it, what is to be learned and what is to be kept would have one caption.
         learned = [picture for picture in learned if called.search(picture.caption)]
         if not learned:
-            raise UserError(f"No caption has the trigger {trigger!r} in it: LoadDataset puts it there, if told.")
+            told = " or ".join(map(repr, triggers))
+            raise UserError(f"No caption has the trigger {told} in it: LoadDataset puts it there, if told.")
     if prompts:
         count = max(len(prompts), len(learned))  # so that every prompt and every picture has its turn
         shown = [learned[number % len(learned)] for number in range(count)]

@@ -70,7 +70,7 @@ class Plan:
 
     def captions(self) -> list[str]:
         """Every caption that the run will ask for, each once."""
-        if self.dataset.policy is None:
+        if all(self.dataset.policy_of(picture) is None for picture in self.dataset.pictures):
             return list(dict.fromkeys(self.caption(index, 0, 0) for index in range(len(self.dataset.pictures))))
         asked = {
             self.caption(index, micro_step, place): None

@@ -24,6 +24,7 @@ from .images import IMAGE_SUFFIXES, read_size
 log = logging.getLogger(__name__)
 
 # In the order they are looked for.
+GONE = "gone"  # the stamp of a file that is not there
 CAPTION_SUFFIXES = (".txt", ".caption")
 MASK_SUFFIX = "_mask"
 _TOLD_EVERY = 100  # pictures
@@ -112,7 +113,7 @@ def folder_fingerprint(root: Path) -> str:
     if not os.path.isdir(root):
         return "missing"
     lines = [
-        f"{path.relative_to(root).as_posix()}|{_stamp(path)}"
+        f"{path.relative_to(root).as_posix()}|{file_stamp(path)}"
         for folder in _folders(root, [])
         for files in folder.files
         for path in files
@@ -132,7 +133,7 @@ def _picture(path: Path, size: tuple[int, int], caption_file: Path | None, folde
         repeats=folder.repeats,
         concept=folder.concept,
         class_word=folder.class_word,
-        fingerprint=_stamp(path),
+        fingerprint=file_stamp(path),
     )
 
 
@@ -228,11 +229,17 @@ def with_trigger(caption: str, trigger: str) -> str:
         return caption
     if "\n" in caption:
         return "\n".join(with_trigger(line, trigger) for line in caption.split("\n"))
-    ends = r"[\s,.;:!?()\"']"
-    word = rf"(?:^|(?<={ends})){re.escape(trigger.casefold())}(?:$|(?={ends}))"
-    if re.search(word, caption.casefold()):
+    if calls(caption, trigger):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
+
+
+def calls(text: str, trigger: str) -> bool:
+    """Whether a text has a trigger as a word of its own, in any case of letters; an empty trigger nothing has."""
+    trigger = " ".join(trigger.split()).casefold()
+    ends = r"[\s,.;:!?()\"']"
+    word = rf"(?:^|(?<={ends})){re.escape(trigger)}(?:$|(?={ends}))"
+    return bool(trigger) and re.search(word, text.casefold()) is not None
 
 
 def _natural(path: Path) -> tuple[object, ...]:
@@ -244,12 +251,12 @@ def _natural(path: Path) -> tuple[object, ...]:
     return (parts, path.as_posix())
 
 
-def _stamp(path: Path) -> str:
+def file_stamp(path: Path) -> str:
     """What changes when a file does: size and modification time."""
     try:
         stat = path.stat()
     except OSError:  # a link to nowhere, or a file deleted meanwhile: reading it says so in words
-        return "gone"
+        return GONE
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 

@@ -229,9 +229,12 @@ def test_a_captioner_is_fetched_only_by_name_and_a_clip_must_write(server):
         trained(server, chain, "auto", "fetched")
     # What is there already is used without a network.
     tiny_blip(server.base / "models" / "LLM" / "someone" / "blip")
-    chain["auto"] = caption(server, "load", "tiny_tagger", download="someone/blip")
+    chain["auto"] = caption(server, "load", "gone meanwhile", download="someone/blip")
     metadata = trained(server, chain, "auto", "fetched")
     assert len(json.loads(metadata["ss_tag_frequency"])["2_thing"]) == 1
+    chain["auto"]["inputs"]["download"] = ""
+    with pytest.raises(PromptError, match="There is no captioner 'gone meanwhile'"):
+        trained(server, chain, "auto", "fetched")
     chain["auto"]["inputs"]["clip"] = ["model", 1]
     with pytest.raises(PromptError, match="This CLIP writes no text"):
         trained(server, chain, "auto", "fetched")

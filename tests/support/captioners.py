@@ -1,4 +1,4 @@
-"""A real captioner small enough to be trained in a second: a BLIP of 32 pixels that knows two things."""
+"""Real captioners small enough to be trained in seconds: a BLIP that completes, a LLaVA that answers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from PIL import Image
 
 KNOWN = {"#ff0000": "a photo of red cat", "#0000ff": "a blue dog"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "photo", "of", "red", "cat", "blue", "dog"]
+
+
+QUESTION_WORDS = ["what", "is", "it"]
 
 
 def tiny_blip(folder: Path, steps: int = 150) -> Path:
@@ -37,6 +40,64 @@ def tiny_blip(folder: Path, steps: int = 150) -> Path:
     for _ in range(steps):
         shown = labels.masked_fill(labels == 0, -100)
         loss = model(pixel_values=pixels, input_ids=labels, attention_mask=tokens.attention_mask, labels=shown).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def tiny_llava(folder: Path, steps: int = 120) -> Path:
+    """The same of a chat model: asked "what is it" about a plain colour it answers with what is KNOWN."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    torch.manual_seed(0)
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:"]
+    words = [*special, *dict.fromkeys(" ".join(KNOWN.values()).split()), *QUESTION_WORDS]
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        additional_special_tokens=["<image>", "USER:", "ASSISTANT:"],
+    )  # fmt: skip
+    template = (
+        "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
+        "{% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    size = {"height": 32, "width": 32}
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size=size, crop_size=size), tokenizer, patch_size=8, image_token="<image>",
+        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=template,
+    )  # fmt: skip
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**small, image_size=32, patch_size=8, projection_dim=32),
+        text_config=LlamaConfig(**small, vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2),
+        image_token_index=words.index("<image>"), vision_feature_layer=-1,
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config)
+    pictures = [Image.new("RGB", (32, 32), color) for color in KNOWN]
+    asked = f"USER: <image> {' '.join(QUESTION_WORDS)} ASSISTANT:"
+    texts = [f"{asked} {answer} </s>" for answer in KNOWN.values()]
+    tokenizer.padding_side = "right"
+    given = processor(images=pictures, text=texts, return_tensors="pt", padding=True)
+    question = processor(images=pictures[:1], text=[asked], return_tensors="pt").input_ids.shape[1]
+    labels = given.input_ids.masked_fill(given.attention_mask == 0, -100)
+    labels[:, :question] = -100
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        loss = model(**given, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

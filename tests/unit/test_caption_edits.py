@@ -16,7 +16,7 @@ def done(operation: str, captions: list[str], trigger: str = "zorp", **settings:
 @pytest.mark.parametrize(
     ("operation", "settings", "expected"),
     [
-        ("trigger first", {"text": "zorp"}, [*TAGS[:3], "zorp"]),
+        ("trigger first", {"text": "zorp"}, [*TAGS[:2], "zorp, smile, tree (oak)", "zorp"]),
         ("trigger first", {"text": "quib"}, [f"quib, {caption}" for caption in TAGS[:3]] + ["quib"]),
         ("add before", {"text": "a photo of "}, [f"a photo of {caption}" for caption in TAGS]),
         ("add after", {"text": ", best"}, [f"{caption}, best" for caption in TAGS]),
@@ -50,6 +50,27 @@ def test_brackets_are_escaped_once_and_come_back():
     once = done("escape brackets", TAGS)
     assert done("escape brackets", once) == once
     assert done("unescape brackets", once) == TAGS
+
+
+def test_each_line_is_edited_by_itself():
+    two = ["zorp, hat, sea\nsea, zorp, hat"]
+    assert done("remove tags", two, text="sea") == ["zorp, hat\nzorp, hat"]
+    assert done("add after", two, text=", x") == ["zorp, hat, sea, x\nsea, zorp, hat, x"]
+    assert done("trigger first", two, text="zorp") == ["zorp, hat, sea\nzorp, sea, hat"]
+    shuffled = done("shuffle tags", two)[0].split("\n")
+    assert [sorted(line.split(", ")) for line in shuffled] == [["hat", "sea", "zorp"]] * 2
+    assert tag_counts(two) == {"zorp": 1, "hat": 1, "sea": 1}
+
+
+def test_each_concept_has_its_own_trigger():
+    captions = ["zorp, teal, hat", "zorp, teal", "quib, red, hat", "quib, red"]
+    edit = CaptionEdit("prune tags implied by the trigger", share=0.6)
+    pruned = edit_captions(captions, edit, ["zorp", "zorp", "quib", "quib"])
+    assert pruned == ["zorp, hat", "zorp", "quib, hat", "quib"]
+
+
+def test_a_sentence_with_the_trigger_stays_as_it_is():
+    assert done("trigger first", ["a zorp on grass, sea"], text="zorp") == ["a zorp on grass, sea"]
 
 
 def test_shuffling_is_repeatable_and_keeps_the_beginning_and_the_trigger():

@@ -53,6 +53,19 @@ def test_tags_are_dropped_as_often_as_asked():
     assert all(counts[tag] == pytest.approx(750, abs=60) for tag in ("hat", "smile", "sea", "sun"))
 
 
+@pytest.mark.parametrize(
+    ("caption", "trigger", "left"),
+    [
+        ("smile, a zorp on grass, sea", "zorp", "a zorp on grass"),
+        ("smile, Zorp, sea", "zorp", "Zorp"),
+        ("smile, zorp, blue, sea", "zorp, blue", "zorp, blue"),
+        ("smile, zorps", "zorp", ""),  # another word
+    ],
+)
+def test_the_trigger_stays_wherever_it_stands(caption, trigger, left):
+    assert set(draws(caption, trigger=trigger, keep_tokens=0, tag_dropout=1.0)) == {left}
+
+
 def test_a_dropped_caption_leaves_the_trigger():
     seen = Counter(draws(TAGS, 1000, caption_dropout=0.2))
     assert seen["zorp"] == pytest.approx(200, abs=50) and set(seen) == {"zorp", TAGS}
@@ -63,7 +76,8 @@ def test_a_dropped_caption_leaves_the_trigger():
 def test_lines_and_wildcards_are_drawn():
     seen = Counter(draws("a {red|blue} {hat|{big|small} cap}\na zorp", 2000))
     assert seen["a zorp"] == pytest.approx(1000, abs=120)
-    assert set(seen) == {"a zorp"} | {f"a {c} {t}" for c in ("red", "blue") for t in ("hat", "big cap", "small cap")}
+    others = {f"zorp, a {c} {t}" for c in ("red", "blue") for t in ("hat", "big cap", "small cap")}
+    assert set(seen) == {"a zorp"} | others, "the line that was drawn has the trigger, whichever line had it"
     assert set(draws("a {red|blue}\nhat", wildcards=False)) == {"a {red|blue} hat"}
     assert one_line(" a \n\n b\n") == "a b"
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lora_workbench.training.buckets import BucketConfig, assign_buckets
-from lora_workbench.training.dataset import Dataset
-from lora_workbench.training.doctor import SPOILS, examine, without
+from lora_workbench.training.dataset import Dataset, Picture
+from lora_workbench.training.doctor import SPOILS, WEAKENS, examine, name_in, without
 from lora_workbench.training.errors import UnreadableImage, UserError
 from lora_workbench.training.looks import Look, look_at, near_duplicates
+from lora_workbench.training.mixing import concat
 from lora_workbench.training.scan import scan_folder
 from PIL import Image, ImageFilter
 
@@ -120,17 +121,49 @@ def test_captions_are_examined(sound):
     assert found["no trigger"].files == ("1_zorp/00.png", "1_zorp/01.png")
     assert found["long captions"].files == ("1_zorp/02.png",)
     assert found["identical captions"].files == ("1_zorp/03.png", "1_zorp/04.png")
-    same = examine(dataset.with_pictures(replace(p, caption="zorp") for p in dataset.pictures),
-                   [_plain(n) for n in range(12)])  # fmt: skip
-    assert kinds(same)["identical captions"].what == "All captions are the same."
+    looks = [_plain(n) for n in range(12)]
+    same = kinds(examine(dataset.with_pictures(replace(p, caption="zorp, hat") for p in dataset.pictures), looks))
+    assert same["identical captions"].what == "All captions are the same."
+    assert len(same["identical captions"].files) == 12
+    # A folder's name and the trigger are no caption; without a text encoder words and signs are counted.
+    bare = dataset.with_pictures(replace(p, caption="zorp", class_word="zorp") for p in dataset.pictures)
+    found = kinds(examine(bare, looks))
+    assert found["no caption"].severity == WEAKENS and len(found["no caption"].files) == 12
+    assert "identical captions" not in found
+    wordy = [replace(dataset.pictures[0], caption="zorp, " * 38), *dataset.pictures[1:]]
+    assert kinds(examine(dataset.with_pictures(tuple(wordy)), looks))["long captions"].files == ("1_zorp/00.png",)
+
+
+def test_each_concept_is_asked_for_its_own_trigger(sound):
+    one = scan_folder(sound, trigger="zorp")
+    quibs = (replace(p, caption=f"quib {n}", path=p.path.with_name(f"q{n}.png")) for n, p in enumerate(one.pictures))
+    two = replace(one.with_pictures(tuple(quibs)), trigger="quib", root=sound / "other", name="other")
+    looks = [_plain(n) for n in range(24)]
+    assert "no trigger" not in kinds(examine(concat([one, two]), looks))
+    wrong = concat([one, replace(two, trigger="third")])
+    assert kinds(examine(wrong, looks))["no trigger"].what == "12 pictures lack the trigger 'third'."
+
+
+def test_names_of_folders_far_apart_stay_apart():
+    pictures = tuple(Picture(Path(f"/{disk}/a/001.png"), (64, 64), disk) for disk in ("data", "mnt"))
+    dataset = Dataset(pictures)
+    first, second = (name_in(dataset, picture) for picture in pictures)
+    assert first != second and first.endswith("/001.png")
+    assert without(dataset, frozenset({first})).pictures == pictures[1:]
 
 
 def test_useless_tags_are_named(sound):
     dataset, _ = examined(sound)
     pictures = [replace(p, caption=f"zorp, teal, only{n}, scarf{n % 3}") for n, p in enumerate(dataset.pictures)]
     found = kinds(examine(dataset.with_pictures(tuple(pictures)), [_plain(n) for n in range(12)]))
-    assert found["tags on all"].what == "On every picture: teal."
+    assert found["tags on all"].what == "On every picture: teal." and len(found["tags on all"].files) == 12
     assert found["tags on one"].what == "12 of 17 tags are on one picture only."
+    assert found["tags on one"].files[0] == "1_zorp/00.png (only0)"
+    # One typing error among tags that all have company.
+    pictures = [replace(p, caption=f"zorp, scarf{n % 3}, hat{n % 2}") for n, p in enumerate(dataset.pictures)]
+    pictures[4] = replace(pictures[4], caption="zorp, scraf1, hat0")
+    found = kinds(examine(dataset.with_pictures(tuple(pictures)), [_plain(n) for n in range(12)]))
+    assert found["tags on one"].files == ("1_zorp/04.png (scraf1)",)
 
 
 def test_amounts_are_weighed(tmp_path):
@@ -140,7 +173,19 @@ def test_amounts_are_weighed(tmp_path):
         write(tmp_path / "2_hat", f"h{number}.png", scene(100 + number), f"zorp hat {number}")
     found = kinds(examined(tmp_path)[1])
     assert found["few pictures"].what == "The concept '2_hat' has 4 pictures."
+    assert found["few pictures"].files == tuple(f"2_hat/h{number}.png" for number in range(4))
     assert found["unbalanced"].what == "'10_zorp' is seen 120 times an epoch, '2_hat' 8 times."
+    assert found["unbalanced"].files == found["few pictures"].files
+
+
+@pytest.mark.parametrize(("count", "said"), [(30, ""), (31, "suits a style"), (51, "more than a style needs")])
+def test_many_pictures_are_noted(sound, count, said):
+    dataset = scan_folder(sound, trigger="zorp")
+    first = dataset.pictures[0]
+    many = (replace(first, path=first.path.with_name(f"{n}.png"), caption=f"zorp {n}") for n in range(count))
+    found = kinds(examine(dataset.with_pictures(tuple(many)), [_plain(n) for n in range(count)]))
+    assert ("many pictures" in found) == bool(said)
+    assert said in (found["many pictures"].advice if said else "")
 
 
 def test_a_file_that_went_bad_is_named(sound):
@@ -160,6 +205,10 @@ def test_pairs_are_found_as_one_by_one(sound):
     looks[2400] = replace(looks[7], hash=looks[7].hash ^ 0b1011)
     looks[1500] = replace(looks[9], hash=looks[9].mirrored ^ 1, mirrored=looks[9].hash)
     assert near_duplicates(looks) == [(7, 2400, False), (9, 1500, True)]
+    # A hundred copies of one picture hide no other pair.
+    looks += [looks[3]] * 100
+    pairs = near_duplicates(looks, most=150)
+    assert {(7, 2400, False), (9, 1500, True)} <= set(pairs) and len(pairs) == 102
 
 
 def test_a_missing_package_is_named(sound, monkeypatch):

@@ -84,8 +84,20 @@ def test_a_damaged_file_is_set_aside(edits, text):
     edits.path.write_text(text, encoding="utf-8")
     assert edits.entries() == {}
     edits.change("0.png", base=0, caption="new")
-    assert edits.path.with_suffix(".damaged").read_text(encoding="utf-8") == text
     assert json.loads(edits.path.read_text(encoding="utf-8"))["pictures"]["0.png"]["caption"] == "new"
+    assert edits.path.with_suffix(".damaged").read_text(encoding="utf-8") == text
+    # A second misfortune keeps the first one's file.
+    edits.path.write_text("[", encoding="utf-8")
+    assert edits.entries() == {}
+    assert edits.path.with_suffix(".damaged").read_text(encoding="utf-8") == text
+    assert edits.path.with_suffix(".damaged1").read_text(encoding="utf-8") == "["
+
+
+def test_edits_that_cannot_be_opened_are_not_taken_for_none(edits, dataset):
+    edits.path.mkdir(parents=True)  # whoever runs the test: a folder cannot be read as a file
+    with pytest.raises(UserError, match="cannot be read"):
+        edits.applied_to(dataset)
+    assert edits.path.is_dir()
 
 
 def test_what_cannot_be_saved_is_said(edits, dataset):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,11 @@ def test_pages(api, base):
 
 
 def test_a_page_has_its_limit(api, gallery, dataset):
-    many = dataset.with_pictures(dataset.pictures[:1] * 1)
-    assert len(gallery.page(gallery.show(many), 0, 10**9)) == 1 <= MOST_ON_A_PAGE
+    first = dataset.pictures[0]
+    many = (replace(first, path=first.path.with_name(f"x{number}.png")) for number in range(MOST_ON_A_PAGE + 50))
+    key = gallery.show(dataset.with_pictures(tuple(many)))
+    page = api.ask("GET", f"/lora_workbench/datasets/{key}?count=999999999")[1]
+    assert len(page["pictures"]) == MOST_ON_A_PAGE and page["total"] == MOST_ON_A_PAGE + 50
 
 
 def test_thumbnails_are_small_upright_and_made_once(api, base, tmp_path):
@@ -160,6 +164,14 @@ def test_a_link_out_of_the_folder_is_only_what_the_person_put_there(api, gallery
     assert api.ask("GET", f"/lora_workbench/datasets/{key}/thumbnail?name=2_zorp/late.png")[0] == 404
 
 
+def test_a_picture_that_became_a_link_to_another_is_not_shown(api, base, root, tmp_path):
+    Image.new("RGB", (900, 900), "#123456").save(tmp_path / "private.png")
+    (root / "2_zorp" / "0.png").unlink()
+    os.symlink(tmp_path / "private.png", root / "2_zorp" / "0.png")
+    status, answer = api.ask("GET", f"{base}/thumbnail?name=2_zorp/0.png")
+    assert status == 422 and "changed since it was loaded" in answer["error"]
+
+
 @pytest.mark.parametrize("key", ["0" * 32, "..", "%2e%2e%2f", "x" * 5000])
 def test_an_unknown_dataset_is_not_found(api, key):
     assert api.ask("GET", f"/lora_workbench/datasets/{key}")[0] == 404
@@ -177,6 +189,8 @@ def test_an_unknown_dataset_is_not_found(api, key):
         ('{"edits": [{"name": "2_zorp/0.png", "revision": 0, "path": "/x"}]}', 400),
         (json.dumps({"edits": [{"name": "2_zorp/0.png", "revision": 0, "caption": "x" * 20_001}]}), 400),
         (json.dumps({"edits": [{"name": "2_zorp/0.png", "revision": 0}] * 2}), 400),
+        (json.dumps({"edits": [{"name": "2_zorp/0.png", "revision": 0, "caption": "\ud800"}]}), 400),
+        (json.dumps({"edits": [{"name": "2_zorp/0.png", "revision": 0, "caption": "a\0b"}]}), 400),
         ("[" * 100_000, 400),
         ("x" * (LARGEST_BODY + 1), 413),
     ],

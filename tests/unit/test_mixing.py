@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from lora_workbench.training.batches import epoch_batches
+from lora_workbench.training.captions import CaptionPolicy
 from lora_workbench.training.dataset import Dataset, Picture, Placement
 from lora_workbench.training.errors import UserError
 from lora_workbench.training.mixing import concat, with_own_prior, with_prior
@@ -35,6 +36,16 @@ def test_datasets_follow_one_another_with_their_weights():
     assert [picture.repeats for picture in both.pictures] == [2, 2, 2, 0.5, 0.5, 0.5, 0.5]
     assert seen(both, 0) == {"a": 6, "b": 2}
     assert concat([made("a", 3)]) == made("a", 3)
+
+
+def test_each_dataset_keeps_its_trigger_and_its_caption_policy():
+    live = CaptionPolicy(shuffle=True)
+    one, two = made("a", 1, trigger="zorp", policy=live), made("b", 1, trigger="quib")
+    both = concat([concat([one, two]), made("c", 1, trigger="zorp")])
+    assert [both.trigger_of(picture) for picture in both.pictures] == ["zorp", "quib", "zorp"]
+    assert [both.policy_of(picture) for picture in both.pictures] == [live, None, None]
+    alike = concat([one, made("b", 1, trigger="zorp", policy=live)])
+    assert alike.policy == live and {picture.own_trigger for picture in alike.pictures} == {None}
 
 
 @pytest.mark.parametrize("count", [3, 10, 37])

@@ -12,7 +12,7 @@ import torch
 from lora_workbench.training.captioners.vision_language import SentenceSettings, VisionLanguage
 from lora_workbench.training.errors import UserError
 from PIL import Image
-from support.captioners import KNOWN, tiny_blip
+from support.captioners import KNOWN, QUESTION_WORDS, tiny_blip, tiny_llava
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def on_cpu():
     yield torch.device("cpu")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
 
 
 def captioner(folder: Path, **settings: object) -> VisionLanguage:
@@ -39,6 +43,14 @@ def test_it_says_what_it_sees(folder, monkeypatch):
     assert made.batch == 1
 
 
+def test_a_chat_model_is_asked_and_only_its_answer_is_taken(tmp_path):
+    folder = tiny_llava(tmp_path)
+    pictures = [Image.new("RGB", (40, 40), color) for color in KNOWN]
+    question = " ".join(QUESTION_WORDS)
+    assert captioner(folder, prompt=question).caption(pictures[:1]) == list(KNOWN.values())[:1]
+    assert captioner(folder, prompt=question, batch_size=2).caption(pictures) == list(KNOWN.values())
+
+
 def test_captions_are_no_longer_than_asked(folder):
     assert len(captioner(folder, max_tokens=8).caption([Image.new("RGB", (32, 32), "#ff0000")])[0].split()) <= 8
 
@@ -47,6 +59,7 @@ def test_the_identity_follows_files_and_settings(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copy2)
     one = captioner(folder).identity
     assert one == captioner(copy).identity != captioner(folder, prompt="a").identity
+    assert captioner(copy, batch_size=4).identity == one, "how many at a time changes no caption"
     (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
     assert captioner(copy).identity != one
 
@@ -59,10 +72,11 @@ def test_the_identity_follows_files_and_settings(folder, tmp_path):
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "can run code"),
         (lambda folder: [file.unlink() for file in folder.glob("*token*")], "has no tokenizer"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "cannot be loaded"),
+        (lambda folder: cut(folder / "model.safetensors"), "cannot be loaded"),
     ],
 )
 def test_an_incomplete_folder_is_named(folder, tmp_path, harm, words):
     broken = shutil.copytree(folder, tmp_path / "broken")
     harm(broken)
     with pytest.raises(UserError, match=words):
-        captioner(broken)
+        captioner(broken).caption([Image.new("RGB", (32, 32))])

@@ -55,6 +55,8 @@ class _Tag:
 class OnnxTagger:
     """A tagger from a folder, its session made once.
 
+    The host cannot move a session of onnxruntime; its memory is free again when the tagger is let go.
+
     Args:
         folder: Holds one .onnx file, and selected_tags.csv or tags.txt.
         settings: Which tags are used.
@@ -68,8 +70,13 @@ class OnnxTagger:
         file = _only_model(folder)
         self._tags, self._is_wd = _read_tags(folder)
         self._session = _session(file)
-        (given,) = self._session.get_inputs()
-        self._input, shape = given.name, list(given.shape)
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            raise UserError(
+                f"{file} is no tagger of the WD or DeepDanbooru kind: it takes {len(inputs)} inputs instead of one. "
+                "Choose another model folder."
+            )
+        self._input, shape = inputs[0].name, list(inputs[0].shape)
         self._channels_first = len(shape) == 4 and shape[1] == 3
         sides = [side for side in (shape[2:4] if self._channels_first else shape[1:3]) if isinstance(side, int)]
         if len(shape) != 4 or 3 not in shape:

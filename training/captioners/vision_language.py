@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from ..config import check_fields, knob
 from ..errors import UserError
@@ -55,7 +56,7 @@ class VisionLanguage:
         hold: Wraps the model so that the host can move it; returns what brings it to its device for a while.
 
     Raises:
-        UserError: The folder is not complete, or holds a model that writes no captions.
+        UserError: The folder is not complete.
     """
 
     def __init__(
@@ -67,13 +68,29 @@ class VisionLanguage:
         self.settings = settings
         self.batch = settings.batch_size
         _check_folder(folder)
-        self._processor, self._model = _load(folder)
+        self._folder, self._hold = folder, hold
+        self._is_loaded = False
+        written = f"{settings.prompt}|{settings.max_tokens}"  # all that shapes a caption
+        self.identity = hashlib.sha256(f"sentence-2|{_folder_stamp(folder)}|{written}".encode()).hexdigest()
+
+    def _ensure_loaded(self) -> None:
+        """Load the model when the first picture comes that has no caption yet."""
+        if self._is_loaded:
+            return
+        self._processor, self._model = _load(self._folder)
         self._kind = str(self._model.config.model_type)
-        self._on_device = hold(self._model)
-        self.identity = hashlib.sha256(f"sentence-1|{_folder_stamp(folder)}|{settings}".encode()).hexdigest()
+        if self._answers_after_the_question and hasattr(self._processor, "tokenizer"):
+            self._processor.tokenizer.padding_side = "left"  # or an answer would go on behind padding
+        self._on_device = self._hold(self._model)
+        self._is_loaded = True
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
-        """Describe some pictures, each in a sentence or two."""
+        """Describe some pictures, each in a sentence or two.
+
+        Raises:
+            UserError: The model cannot be loaded, or is of a kind that writes no captions.
+        """
+        self._ensure_loaded()
         given = self._inputs(list(pictures))
         with self._on_device() as device, torch.inference_mode():
             given = given.to(device)
@@ -81,7 +98,7 @@ class VisionLanguage:
                 if torch.is_floating_point(value):
                     given[name] = value.to(self._model.dtype)
             made = self._model.generate(**given, max_new_tokens=self.settings.max_tokens, do_sample=False)
-        if not getattr(self._model.config, "is_encoder_decoder", False) and self._answers_after_the_question:
+        if self._answers_after_the_question:
             made = made[:, given["input_ids"].shape[1] :]
         texts = self._processor.batch_decode(made, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
@@ -89,7 +106,7 @@ class VisionLanguage:
     @property
     def _answers_after_the_question(self) -> bool:
         """Whether the tokens made begin with those given, as those of chat models do."""
-        return self._kind not in _TASKS
+        return self._kind not in _TASKS and not getattr(self._model.config, "is_encoder_decoder", False)
 
     def _inputs(self, pictures: list[Image.Image]) -> Any:
         prompt = self.settings.prompt.strip() or _TASKS.get(self._kind, QUESTION)
@@ -129,14 +146,22 @@ def _load(folder: Path) -> tuple[Any, Any]:
     make = getattr(transformers, "AutoModelForImageTextToText", None) or transformers.AutoModelForVision2Seq
     try:
         processor = transformers.AutoProcessor.from_pretrained(folder, **options)
-        model = make.from_pretrained(folder, use_safetensors=True, dtype="auto", **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        model = _as_stored(make, folder, options)
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(
             f"The captioner in {folder} cannot be loaded: {first} The folder may be incomplete, or the model newer "
             "than the installed transformers."
         ) from error
     return processor, model.eval().requires_grad_(False)
+
+
+def _as_stored(make: Any, folder: Path, options: dict[str, Any]) -> Any:
+    """Load a model in the precision it was saved in, which transformers before 4.56 asks for by another word."""
+    try:
+        return make.from_pretrained(folder, use_safetensors=True, dtype="auto", **options)
+    except TypeError:
+        return make.from_pretrained(folder, use_safetensors=True, torch_dtype="auto", **options)
 
 
 def _folder_stamp(folder: Path) -> str:

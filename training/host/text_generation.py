@@ -38,8 +38,9 @@ class TextGenerator:
         if not hasattr(clip, "generate"):
             raise UserError(_NO_WRITER.format(what="writes no text"))
         self.clip, self.settings = clip, settings
-        known = f"{weights_identity(clip.cond_stage_model)}|{patches_identity(clip.patcher)}|{settings}"
-        self.identity = hashlib.sha256(f"host-1|{known}".encode()).hexdigest()
+        known = f"{weights_identity(clip.cond_stage_model)}|{patches_identity(clip.patcher)}"
+        written = f"{settings.prompt}|{settings.max_tokens}"  # all that shapes a caption
+        self.identity = hashlib.sha256(f"host-2|{known}|{written}".encode()).hexdigest()
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
         """Describe some pictures.
