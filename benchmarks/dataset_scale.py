@@ -20,35 +20,30 @@ from step_time import PeakMemory, start_host
 SIDE = 1024
 
 
-def make_pictures(folder: Path, count: int, different: int = 40) -> None:
-    """Write JPEGs of 1024 × 1024 pixels with captions: crops of photos, each file of other bytes.
-
-    Args:
-        folder: Where to.
-        count: How many.
-        different: How many are drawn; the rest are those again with another comment in the file.
-    """
-    import io
+def make_pictures(folder: Path, count: int) -> None:
+    """Write JPEGs of 1024 × 1024 pixels with captions: crops of photos under clouds of colour, no two alike."""
     import random
+    from concurrent.futures import ThreadPoolExecutor
 
     from lora_workbench.tests.support.photos import PHOTOS, photo
     from PIL import Image
 
-    rng = random.Random(0)
-    names = sorted(PHOTOS)
-    drawn = []
-    for number in range(min(different, count)):
-        whole = photo(names[number % len(names)])
-        side = min(whole.size) * rng.uniform(0.6, 1)
-        left, top = (rng.uniform(0, length - side) for length in whole.size)
-        box = (left, top, left + side, top + side)
-        sink = io.BytesIO()
-        whole.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box).save(sink, "JPEG", quality=90)
-        drawn.append(sink.getvalue())
+    photos = [photo(name) for name in sorted(PHOTOS)]
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        (folder / f"{number:05}.jpg").write_bytes(drawn[number % len(drawn)] + f"{number:05}".encode())
+
+    def make(number: int) -> None:
+        rng = random.Random(number)
+        whole = photos[number % len(photos)]
+        side = min(whole.size) * rng.uniform(0.4, 1)
+        left, top = (rng.uniform(0, length - side) for length in whole.size)
+        crop = whole.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        clouds = Image.frombytes("RGB", (6, 6), rng.randbytes(6 * 6 * 3)).resize(crop.size, Image.Resampling.BICUBIC)
+        Image.blend(crop, clouds, 0.5).save(folder / f"{number:05}.jpg", quality=90)
         (folder / f"{number:05}.txt").write_text(f"picture {number}\n", encoding="utf-8")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(make, range(count)):
+            pass
 
 
 def ours(folder: Path) -> dict[str, float]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # which needs datasets itself
     from .captions import CaptionPolicy
 
-# kohya's folder names. More than four digits is a date or a number from a camera, not a count.
-REPEATS = re.compile(r"([0-9]{1,4})_(.*)")
+# kohya's folder names, and fractions. More than four digits is a date or a number from a camera, not a count.
+REPEATS = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,3})?)_(.*)")
 
 
 @dataclass(frozen=True)

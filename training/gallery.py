@@ -1,7 +1,7 @@
 """What the gallery in the browser is given: the datasets of this server by key, their pages and their thumbnails.
 
-The browser names a dataset by a key that only this server hands out, and a picture by its name within it; a path never
-crosses the wire, so nothing but the pictures of loaded datasets can be asked for.
+The browser names a dataset by a key made of where it lies, and a picture by its name within it; a path never crosses
+the wire, and whoever guesses a key still gets nothing but the pictures of datasets that a graph has loaded.
 """
 
 from __future__ import annotations

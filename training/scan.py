@@ -39,7 +39,7 @@ class _Folder:
 
     path: Path
     concept: str
-    repeats: int
+    repeats: float
     class_word: str
     files: tuple[tuple[Path, Path | None, Path | None], ...]
 
@@ -146,7 +146,7 @@ def _folders(root: Path, skipped: list[str]) -> Iterator[_Folder]:
     """Walk the folders with pictures, in an order that no file system decides; `skipped` is added to."""
     seen: dict[str, str] = {}
     # What each folder's name, or the nearest name above it, says: (repeats, class word).
-    says: dict[str, tuple[int, str]] = {}
+    says: dict[str, tuple[float, str]] = {}
 
     def unreadable(error: OSError) -> None:
         skipped.append(f"{error.filename} cannot be opened ({error.strerror}): change its permissions.")
@@ -164,7 +164,7 @@ def _folders(root: Path, skipped: list[str]) -> Iterator[_Folder]:
         names[:] = [*sorted(set(names) - links), *sorted(links)]
         names[:] = [name for name in names if not _is_litter(name)]
         match = REPEATS.fullmatch(path.name)
-        says[here] = (int(match[1]), match[2]) if match else says.get(str(path.parent), (1, ""))
+        says[here] = (_number(match[1]), match[2]) if match else says.get(str(path.parent), (1, ""))
         found = _files(path, files)
         if found:
             concept = root.name if path == root else path.relative_to(root).as_posix()
@@ -249,6 +249,11 @@ def _natural(path: Path) -> tuple[object, ...]:
         for part in unicodedata.normalize("NFC", path.as_posix()).casefold().split("/")
     ]
     return (parts, path.as_posix())
+
+
+def _number(text: str) -> float:
+    """Whole numbers stay whole numbers."""
+    return float(text) if "." in text else int(text)
 
 
 def file_stamp(path: Path) -> str:

@@ -103,7 +103,14 @@ def test_two_concepts_in_one(server):
     second = colors(server, "second", {"b": "#0000ff", "c": "#00ff00"})
     both = node("ConcatDatasets", first=["one", 0], second=["two", 0], first_weight=2.0, second_weight=0.5)
     chain = {"one": load(first), "two": load(second), "both": both}
-    assert trained(server, chain, "both", "concat")["ss_num_train_images"] == "6"
+    metadata = trained(server, chain, "both", "concat")
+    assert metadata["ss_num_train_images"] == "6"
+    # Two folders of one name are two concepts, and each has its loss in the file and on the trainer.
+    concepts = {"first/2_thing", "second/2_thing"}
+    losses = json.loads(metadata["lora_workbench.concept_losses"])
+    assert set(losses) == concepts and all(loss > 0 for loss in losses.values())
+    assert all(f"{name} {losses[name]:.4f}" in text_of(server, "train") for name in concepts)
+    assert set(json.loads(metadata["ss_dataset_dirs"])) == concepts
 
 
 def test_the_doctor_shows_says_and_leaves_out(server):

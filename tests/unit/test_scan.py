@@ -73,6 +73,14 @@ def test_a_date_or_a_word_is_not_a_count(tmp_path: Path) -> None:
     assert {picture.repeats for picture in scan.scan_folder(tmp_path).pictures} == {1}
 
 
+def test_repeats_may_be_fractions(tmp_path: Path) -> None:
+    for name in ("0.5_zorp", "1.25_hat"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / name / "a.png")
+    found = {picture.class_word: picture.repeats for picture in scan.scan_folder(tmp_path).pictures}
+    assert found == {"zorp": 0.5, "hat": 1.25}
+
+
 def test_no_repeats_are_said(tmp_path: Path) -> None:
     _picture(tmp_path / "0_off" / "a.png")
     _picture(tmp_path / "0_off" / "b.png")
