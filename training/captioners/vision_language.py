@@ -108,14 +108,26 @@ class VisionLanguage:
         """Whether the tokens made begin with those given, as those of chat models do."""
         return self._kind not in _TASKS and not getattr(self._model.config, "is_encoder_decoder", False)
 
+    def _asked(self, prompt: str) -> str:
+        """The prompt as the model's template puts it, with the picture's place in it."""
+        parts = [{"type": "image"}, {"type": "text", "text": prompt}]
+        try:
+            text = self._in_template(parts)
+        except TypeError:  # a template that only joins texts
+            return self._in_template(prompt)
+        # JoyCaption's puts the picture there by itself, and would write the list down as it is.
+        return self._in_template(prompt) if str(parts[0]) in text else text
+
+    def _in_template(self, content: Any) -> str:
+        talk = [{"role": "user", "content": content}]
+        return str(self._processor.apply_chat_template(talk, add_generation_prompt=True))
+
     def _inputs(self, pictures: list[Image.Image]) -> Any:
         prompt = self.settings.prompt.strip() or _TASKS.get(self._kind, QUESTION)
         if not prompt:
             return self._processor(images=pictures, return_tensors="pt")
         if getattr(self._processor, "chat_template", None):
-            content = [{"type": "image"}, {"type": "text", "text": prompt}]
-            talk = [{"role": "user", "content": content}]
-            texts = [self._processor.apply_chat_template(talk, add_generation_prompt=True)] * len(pictures)
+            texts = [self._asked(prompt)] * len(pictures)
         else:
             texts = [prompt] * len(pictures)
         return self._processor(images=pictures, text=texts, return_tensors="pt", padding=True)
