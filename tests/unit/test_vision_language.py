@@ -50,7 +50,8 @@ def test_a_chat_model_is_asked_and_only_its_answer_is_taken(tmp_path):
     assert captioner(folder, prompt=question).caption(pictures[:1]) == list(KNOWN.values())[:1]
     assert captioner(folder, prompt=question, batch_size=2).caption(pictures) == list(KNOWN.values())
     # Templates that take the question as a text and put the picture there themselves, as JoyCaption's does.
-    shown, joined = "USER: <image> {{ m['content'] }} ASSISTANT:", "{{ 'USER: <image> ' + m['content'] + ' ASSISTANT:' }}"
+    shown = "USER: <image> {{ m['content'] }} ASSISTANT:"
+    joined = "{{ 'USER: <image> ' + m['content'] + ' ASSISTANT:' }}"
     for talk in (shown, joined):
         (folder / "chat_template.jinja").write_text("{% for m in messages %}" + talk + "{% endfor %}")
         assert captioner(folder, prompt=question).caption(pictures) == list(KNOWN.values())
