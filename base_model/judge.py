@@ -59,18 +59,22 @@ class Judge:
     Args:
         painter: A `Painter`.
         concept: Which of CONCEPTS.
-        count: Pictures for fidelity and for editability each; preservation takes twice as many.
+        count: Pictures for fidelity and for editability each.
         series: TUNING or REPORTING: which prompts and noise.
+        scenes: Pictures for preservation; twice the count by default.
     """
 
-    def __init__(self, painter: Any, concept: str, count: int = 24, series: int = TUNING) -> None:
+    def __init__(
+        self, painter: Any, concept: str, count: int = 24, series: int = TUNING, scenes: int | None = None
+    ) -> None:
+        scenes = 2 * count if scenes is None else scenes
         self.painter, self.concept = painter, concept
         self._known = _Gallery([picture for picture, _ in concepts.pictures(concept, *_REFERENCES)])
         rng = random.Random(f"{concept} {series}")
         self._alike = _new_captions(concept, count, series, rng)
         self._asked = _new_combinations(concept, count, series, rng)
-        self._scenes = [_readable_scene(rng) for _ in range(2 * count)]
-        self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + 2 * count))
+        self._scenes = [_readable_scene(rng) for _ in range(scenes)]
+        self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + max(count, scenes)))
         self._real = self._known.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
         self._base = self._known.distance(self.painter.paint(self._alike, self._seeds[:count]))
         self._before = self._paint_scenes(None)
@@ -106,7 +110,7 @@ class Judge:
     def _paint_scenes(self, model: Any) -> list[Image.Image]:
         forms = (world.sentence, world.tags)
         prompts = [forms[number % 2](scene) for number, scene in enumerate(self._scenes)]
-        return list(self.painter.paint(prompts, self._seeds, model))
+        return list(self.painter.paint(prompts, self._seeds[: len(prompts)], model))
 
     def _right(self, pictures: Sequence[Image.Image]) -> float:
         hits = []

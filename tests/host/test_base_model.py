@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "lora_workbench_base.safetensors"
 
 # What the demo's LoRA must reach: below what it reaches now, far above what has not learned. Without pictures to keep a
-# third to three quarters of those without the trigger are lost. Of twenty pictures one is five points.
-LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST = 0.45, 0.75, 0.1
+# third to three quarters of those without the trigger are lost; of 48 pictures one is two points.
+LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST = 0.45, 0.75, 0.12
 
 
 def test_assembles_to_the_same_checkpoint_each_time(tmp_path: Path) -> None:
@@ -137,7 +137,8 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
     with torch.inference_mode():
         lora = comfy.utils.load_torch_file(str(file), safe_load=True)
         model, _ = comfy.sd.load_lora_for_models(painter.model, None, lora, 1.0, 1.0)
-    found = Judge(painter, "zorp", count=10).judge(model)
+    found = Judge(painter, "zorp", count=10, scenes=48).judge(model)
     assert found.fidelity >= LEAST_FIDELITY, found
     assert min(found.ground, found.worn) >= LEAST_OBEYED, found
+    print("FOUND", found)
     assert found.lost <= MOST_LOST, found
