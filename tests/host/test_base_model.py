@@ -140,5 +140,4 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
     found = Judge(painter, "zorp", count=10, scenes=48).judge(model)
     assert found.fidelity >= LEAST_FIDELITY, found
     assert min(found.ground, found.worn) >= LEAST_OBEYED, found
-    print("FOUND", found)
     assert found.lost <= MOST_LOST, found
