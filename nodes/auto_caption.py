@@ -70,7 +70,7 @@ class AutoCaption(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, captioner: str | None, download: str | None = "") -> bool | str:
+    def validate_inputs(cls, captioner: str | None) -> bool | str:
         """Accept a captioner that is not there where another one is fetched, or a CLIP may caption instead.
 
         The host would refuse what is not in the list, and the list changes with every model that is fetched.

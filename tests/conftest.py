@@ -131,8 +131,7 @@ def server(
     """A running ComfyUI with the pack, one for the whole session (it takes 10 s to start).
 
     It has the checkpoint `tiny_sd15.safetensors`, the base model and its pictures as the demo lays them out, captioned
-    photos in `input/photos/2_photo`, one of them with a mask, and
-    the captioner `tiny_tagger`.
+    photos in `input/photos/2_photo`, one of them with a mask, and the captioner `tiny_tagger`.
     """
     from PIL import Image
     from support.photos import write_photos

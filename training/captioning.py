@@ -157,7 +157,8 @@ def _write_whole(file: Path, text: str, *, over: bool) -> None:
 def _joined(picture: Picture, text: str, mode: str, trigger: str) -> str:
     if mode == "append" and picture.caption:
         # What was written beside the picture comes back with it: nothing is appended twice.
-        return f"{picture.caption}, {text}" if text and text not in picture.caption else picture.caption
+        is_there = f", {text}, " in f", {picture.caption}, "
+        return picture.caption if not text or is_there else f"{picture.caption}, {text}"
     return with_trigger(text, trigger)
 
 

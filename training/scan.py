@@ -23,8 +23,8 @@ from .images import IMAGE_SUFFIXES, read_size
 
 log = logging.getLogger(__name__)
 
-# In the order they are looked for.
 GONE = "gone"  # the stamp of a file that is not there
+# In the order they are looked for.
 CAPTION_SUFFIXES = (".txt", ".caption")
 MASK_SUFFIX = "_mask"
 _TOLD_EVERY = 100  # pictures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -36,16 +37,8 @@ def tiny_blip(folder: Path, steps: int = 150) -> Path:
     labels = tokens.input_ids.clone()
     labels[:, 0] = vocabulary["[DEC]"]  # what generation begins with
     pixels = processor(images=pictures, return_tensors="pt").pixel_values
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(steps):
-        shown = labels.masked_fill(labels == 0, -100)
-        loss = model(pixel_values=pixels, input_ids=labels, attention_mask=tokens.attention_mask, labels=shown).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    given = {"pixel_values": pixels, "input_ids": labels, "attention_mask": tokens.attention_mask}
+    return _trained(model, processor, folder, steps, **given, labels=labels.masked_fill(labels == 0, -100))
 
 
 def tiny_llava(folder: Path, steps: int = 120) -> Path:
@@ -95,9 +88,14 @@ def tiny_llava(folder: Path, steps: int = 120) -> Path:
     question = processor(images=pictures[:1], text=[asked], return_tensors="pt").input_ids.shape[1]
     labels = given.input_ids.masked_fill(given.attention_mask == 0, -100)
     labels[:, :question] = -100
+    return _trained(model, processor, folder, steps, **given, labels=labels)
+
+
+def _trained(model: Any, processor: Any, folder: Path, steps: int, **given: Any) -> Path:
+    """Train a model on one batch and save it with its processor."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(steps):
-        loss = model(**given, labels=labels).loss
+        loss = model(**given).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -77,6 +77,14 @@ def test_replace_and_append(pictures, made, tmp_path):
     assert found["a"] == "zorp, my class, red hair, ^_^"
 
 
+def test_what_was_appended_and_written_is_not_appended_again(pictures, made, tmp_path):
+    first = captions(run(pictures, made, tmp_path, mode="append", write="all .txt files"))
+    assert captions(run(pictures, made, tmp_path, mode="append", write="all .txt files")) == first
+    # Only as a whole: a caption may well have the same letters in it.
+    (pictures / "2_my_class" / "a.txt").write_text("bored hair, ^_^!", encoding="utf-8")
+    assert captions(run(pictures, made, tmp_path, mode="append"))["a"] == "zorp, bored hair, ^_^!, red hair, ^_^"
+
+
 def test_nothing_is_captioned_twice(pictures, made, tmp_path, monkeypatch):
     run(pictures, made, tmp_path)
     monkeypatch.setattr(made, "caption", lambda pictures: pytest.fail("asked again"))
