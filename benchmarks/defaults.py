@@ -17,11 +17,11 @@ from learning import (
     about_runs,
     demo_prior,
     demo_settings,
-    describe_machine,
     pace,
     say,
     table,
 )
+from machine import describe_machine
 
 CONCEPT = "zorp"
 # Values tried beside the demo's own.

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -21,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from machine import describe_machine
 from native import native_lora
 from step_time import ROOT
 
@@ -161,13 +160,6 @@ def about_runs(seeds: Sequence[int], count: int) -> str:
     """How much was measured, in a sentence."""
     more = "s, in brackets least to most" if len(seeds) > 1 else ""
     return f"{len(seeds)} seed{more}; {count} pictures a figure, {2 * count} for what is lost and for drift."
-
-
-def describe_machine() -> str:
-    """The host and the machine, in a sentence."""
-    from comfyui_version import __version__
-
-    return f"ComfyUI {__version__}, {platform.machine()}, {os.cpu_count()} CPU cores."
 
 
 def say(text: str) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from machine import describe_machine, gpu_name, host_version, table_name
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "benchmarks.md"
@@ -37,14 +37,6 @@ CASES = [
 
 # Close to each other, so measured in turns and the best of each counts: one slow moment of the machine decides nothing.
 IN_TURNS = [("floor", "fp32"), ("ours", "fp32")]
-TURNS = 3
-
-
-def host_version() -> str:
-    """Version of the ComfyUI that is measured."""
-    text = (Path(os.environ["COMFYUI_PATH"]) / "comfyui_version.py").read_text(encoding="utf-8")
-    found = re.search(r'"([\d.]+)"', text)
-    return found.group(1) if found else "unknown"
 
 
 def measure(script: str, *arguments: object) -> dict | None:
@@ -58,24 +50,24 @@ def measure(script: str, *arguments: object) -> dict | None:
     return None
 
 
-def step_benchmark(steps: int) -> str:
+def step_benchmark(steps: int, turns: int) -> str:
     """Step time and memory growth of one SD1.5 training step; returns a table of ratios."""
-    version = host_version()
+    version, side = host_version(), 512 if gpu_name() else 256
     cases = [c for c in CASES if c[0] != "host-bypass" or version != "0.3.75"]  # bypass mode is newer
     file = ROOT / ".host" / "bench" / "sd15_full.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, str], dict] = {}
     texts = {(case, precision): text for case, precision, text in cases}
-    for case, precision in IN_TURNS * TURNS + [key for key in texts if key not in IN_TURNS]:
+    for case, precision in IN_TURNS * turns + [key for key in texts if key not in IN_TURNS]:
         print(f"measuring: {texts[case, precision]} …", flush=True)
-        found = measure("step_time.py", case, file, "--steps", steps, "--precision", precision)
+        found = measure("step_time.py", case, file, "--steps", steps, "--precision", precision, "--side", side)
         if found:
             results[case, precision] = min(found, results.get((case, precision), found), key=lambda r: r["seconds"])
-            print(f"  {found['seconds']:.2f} s a step, memory +{found['growth'] / 2**30:.2f} GiB", flush=True)
+            print(f"  {found['seconds']:.3f} s a step, memory +{found['growth'] / 2**30:.2f} GiB", flush=True)
     lines = [
-        f"Full-size SD1.5 UNet (859.5 M parameters, random weights), 256 px, batch 1 unless said, rank 16, AdamW, "
-        f"no checkpointing unless said. ComfyUI {version}, {platform.machine()}, {os.cpu_count()} CPU cores, "
-        f"median of {steps} steps; the first two rows are the best of {TURNS} such runs in turns.",
+        f"Full-size SD1.5 UNet (859.5 M parameters, random weights), {side} px, batch 1 unless said, rank 16, AdamW, "
+        f"no checkpointing unless said. {describe_machine()} Median of {steps} steps; the first two rows are the best "
+        f"of {turns} such runs in turns.",
         "",
         "| | step time, of the floor | memory growth, of the host's trainer |",
         "| --- | --- | --- |",
@@ -116,8 +108,7 @@ def dataset_benchmark(count: int, host_count: int = 100) -> str:
     parts = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in ours["seconds"].items())
     return "\n".join([
         f"{ours['pictures']} JPEGs of 1024 × 1024, read, hashed, examined and bucketed in {total:.0f} s, memory growth "
-        f"{ours['growth'] / 2**20:.0f} MiB ({parts}). ComfyUI {host_version()}, {platform.machine()}, "
-        f"{os.cpu_count()} CPU cores.",
+        f"{ours['growth'] / 2**20:.0f} MiB ({parts}). {describe_machine()}",
         "",
         f"ComfyUI's LoadImageTextDataSetFromFolder, on {host['pictures']} of them, takes {ratio:.1f} × the time and "
         f"{memory:.0f} × the memory for each: it decodes all of every picture and holds it.",
@@ -143,19 +134,19 @@ FIRST_REPORTED = 100
 def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[Path, str, str]]:
     """Run one benchmark; yields each table as soon as it is there, behind its page and its place there."""
     if what == "step":
-        yield DOCS, f"step {host_version()}", step_benchmark(args.steps)
+        yield DOCS, table_name("step"), step_benchmark(args.steps, args.turns)
         return
     from step_time import start_host
 
     start_host()
     if what == "dataset":
-        yield DOCS, f"dataset {host_version()}", dataset_benchmark(args.pictures)
+        yield DOCS, table_name("dataset"), dataset_benchmark(args.pictures)
     elif what == "learning":
         from learning import learning_benchmark
 
         seeds = range(FIRST_REPORTED, FIRST_REPORTED + args.seeds)
         for concept, table in learning_benchmark(args.concepts, seeds, args.count):
-            yield DOCS, f"learning {concept} {host_version()}", table
+            yield DOCS, table_name(f"learning {concept}"), table
     else:
         from defaults import defaults_benchmark
 
@@ -168,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", metavar="|".join(WHAT))
     parser.add_argument("--steps", type=int, default=6, help="step: steps of each case")
+    parser.add_argument("--turns", type=int, default=3, help="step: runs of the cases that lie close together")
     parser.add_argument("--pictures", type=int, default=10_000, help="dataset: how many")
     parser.add_argument("--seeds", type=int, default=3, help="learning, defaults: runs of each case")
     parser.add_argument("--count", type=int, default=24, help="learning, defaults: pictures a figure")

@@ -4,7 +4,8 @@
 
 Cases: `floor` (the frozen model's own forward and backward to its input, plain PyTorch), `ours`, `ours-batch4`,
 `ours-checkpointing`, `host` (ComfyUI's TrainLoraNode as it comes) and, on hosts that have it, `host-bypass`.
-Rank 16, no gradient checkpointing unless the case says so, AdamW, 256 px unless told otherwise.
+Rank 16, no gradient checkpointing unless the case says so, AdamW, 256 px unless told otherwise. On the GPU where
+there is one; memory is the GPU's then.
 """
 
 from __future__ import annotations
@@ -78,14 +79,28 @@ def make_model_file(path: Path) -> None:
     part.rename(path)
 
 
+def now() -> float:
+    """Seconds on the clock once the GPU has done all that it was told."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class PeakMemory:
-    """Samples this process's memory; `growth` is the peak above the start, in bytes."""
+    """Samples this process's memory, or what it has of the GPU's; `growth` is the peak above the start, in bytes."""
 
     def __enter__(self) -> PeakMemory:
         import psutil
+        import torch
 
         self._process, self._ended = psutil.Process(), threading.Event()
         gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self.start = self.peak = torch.cuda.memory_allocated()
+            return self
         self.start = self.peak = self._process.memory_info().rss
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -96,6 +111,11 @@ class PeakMemory:
             self.peak = max(self.peak, self._process.memory_info().rss)
 
     def __exit__(self, *_: object) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            self.peak = torch.cuda.max_memory_allocated()
+            return
         self._ended.set()
         self._thread.join()
 
@@ -115,17 +135,19 @@ def floor(file: Path, steps: int, precision: str, side: int) -> list[float]:
     patcher = comfy.sd.load_diffusion_model(str(file))  # outside inference mode: plain tensors autograd may save
     comfy.model_management.load_models_gpu([patcher])
     model = patcher.model.requires_grad_(False)
-    x = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
-    context = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1))
+    device = patcher.load_device
+    x = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0)).to(device)
+    context = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1)).to(device)
+    at = torch.tensor([5.0], device=device)
     options = {"optimized_attention_override": lambda _f, *a, **k: attention.attention_pytorch(*a, **k)}
-    marks = [time.perf_counter()]
+    marks = [now()]
     with PeakMemory() as memory:
         for _ in range(steps):
             noised = x.clone().requires_grad_(True)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-                out = model.apply_model(noised, torch.tensor([5.0]), c_crossattn=context, transformer_options=options)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                out = model.apply_model(noised, at, c_crossattn=context, transformer_options=options)
                 out.float().square().mean().backward()
-            marks.append(time.perf_counter())
+            marks.append(now())
     return report(marks, memory)
 
 
@@ -152,7 +174,7 @@ def ours(file: Path, steps: int, precision: str, side: int, batch: int, checkpoi
         model.load((batch, 4, side // 8, side // 8), checkpointing)
     place = Placement((side, side), (side, side), (0, 0))
     dataset = Dataset((Picture(Path("a.png"), (side, side), "a", repeats=batch, placement=place),), bucket_step=64)
-    marks = [time.perf_counter()]
+    marks = [now()]
     config = TrainConfig(steps=steps, batch_size=batch, precision=precision, gradient_checkpointing=checkpointing)
     dtype = compute_precision(precision, model.device)
     with PeakMemory() as memory, torch.inference_mode(False), torch.enable_grad():
@@ -165,28 +187,30 @@ def ours(file: Path, steps: int, precision: str, side: int, batch: int, checkpoi
             CaptionStore(captions, {"a": "b"}, {}, 0, unpack),
             config, network, SilentSink(),
             autocast=dtype if dtype != torch.float32 else None,
-            after_step=lambda *_: marks.append(time.perf_counter()),
+            after_step=lambda *_: marks.append(now()),
         )  # fmt: skip
         with differentiable(
             model.model, {layer.path: layer for layer in network.layers}, precision=dtype, checkpointing=checkpointing
         ) as made:
             made.rehearse(trainer.rehearse)
-            marks[0] = time.perf_counter()
+            marks[0] = now()
             trainer.train()
     return report(marks, memory)
 
 
 def host(file: Path, steps: int, precision: str, side: int, **more: object) -> dict:
     """Time ComfyUI's own TrainLoraNode on the same job, called as its executor calls it."""
+    import comfy.model_management
     import comfy.sd
     import comfy.utils
     import torch
     from native import native_lora
 
-    marks = [time.perf_counter()]
-    comfy.utils.set_progress_bar_global_hook(lambda *_, **__: marks.append(time.perf_counter()))
+    marks = [now()]
+    comfy.utils.set_progress_bar_global_hook(lambda *_, **__: marks.append(now()))
     with torch.inference_mode():
         patcher = comfy.sd.load_diffusion_model(str(file))
+        comfy.model_management.load_models_gpu([patcher])  # on a GPU its weights are nobody's growth
         # Two pictures: with one the node of 0.3.75 stops with an error.
         latents = [{"samples": torch.randn(1, 4, side // 8, side // 8)} for _ in range(2)]
         positive = [[[torch.randn(1, 77, 768), {}]] for _ in range(2)]
