@@ -80,16 +80,24 @@ def host_path() -> Path:
 
 @pytest.fixture(scope="session")
 def comfy_host(host_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
-    """ComfyUI importable in this process, on the CPU, with an empty base directory of its own."""
+    """ComfyUI importable in this process, with an empty base directory of its own.
+
+    It computes on the CPU, where numbers are the same everywhere, unless TEST_ON_GPU is set.
+    """
     if str(host_path) not in sys.path:
         sys.path.insert(0, str(host_path))
     import comfy.options
+    import torch
 
     comfy.options.enable_args_parsing(False)  # or the host would parse pytest's command line
     from comfy.cli_args import args
 
     base = tmp_path_factory.mktemp("comfy_base")
-    args.cpu = True
+    args.cpu = not os.environ.get("TEST_ON_GPU")
+    if not args.cpu:  # as exact as there
+        args.force_fp32 = True
+        torch.backends.cudnn.allow_tf32 = False
+        torch.use_deterministic_algorithms(True, warn_only=True)  # what the host's --deterministic does
     args.base_directory = str(base)
     import folder_paths  # reads args.base_directory once, at import
     from comfyui_version import __version__

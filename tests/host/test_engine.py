@@ -77,9 +77,10 @@ def test_every_optimizer_lowers_the_loss(optimizer, comfy_host, small_models_fol
 
             micro = it.trainer.prepare(it.trainer.steps_of_epoch(0)[0][0])
             with torch.no_grad():
+                levels = [torch.full_like(micro.drawn.sigma, level) for level in (0.2, 0.5, 0.8)]
                 losses = [
-                    prediction_losses(it.model, micro.x0, Draw(micro.drawn.noise, torch.full((2,), s)), micro.conds)
-                    for s in (0.2, 0.5, 0.8)
+                    prediction_losses(it.model, micro.x0, Draw(micro.drawn.noise, level), micro.conds)
+                    for level in levels
                 ]
             return float(torch.stack(losses).mean())
 
@@ -150,7 +151,8 @@ def fix_draws(it, noise) -> None:
     def fixed(batch):
         micro = prepare(batch)
         count = len(batch)
-        return replace(micro, drawn=Draw(noise.expand(count, *noise.shape[1:]).clone(), torch.full((count,), 0.5)))
+        same = noise.expand(count, *noise.shape[1:]).clone().to(micro.x0.device)
+        return replace(micro, drawn=Draw(same, torch.full_like(micro.drawn.sigma, 0.5)))
 
     it.trainer.prepare = fixed
 

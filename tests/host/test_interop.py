@@ -64,7 +64,8 @@ def make(small_models_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
             it.trainer.train()
             with torch.no_grad():
                 for n, layer in enumerate(it.network.layers):  # two steps alone would be faint
-                    layer.up.add_(torch.randn(layer.up.shape, generator=torch.Generator().manual_seed(n)) * 0.1)
+                    more = torch.randn(layer.up.shape, generator=torch.Generator().manual_seed(n)) * 0.1
+                    layer.up.add_(more.to(layer.up.device))
             return Made(name, patcher, twin, ask, lora_of(it), base, ask_host(patcher, ask))
 
     yield made
@@ -262,7 +263,7 @@ def hosts_lora(patcher: Any, algorithm: str) -> dict[str, Tensor]:
         with torch.no_grad():
             for tensor in lora.values():
                 if tensor.ndim:
-                    tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.02)
+                    tensor.add_((torch.randn(tensor.shape, generator=generator) * 0.02).to(tensor.device))
     return lora
 
 

@@ -21,7 +21,7 @@ def test_what_is_to_be_kept_is_held_against_the_model_without_the_lora(
         assert len(micro.by_model) == 2
         (learned,) = {0, 1, 2} - set(micro.by_model)
         losses = it.trainer._losses(micro).detach()
-        assert float(losses[micro.by_model].max()) < 1e-9, "a LoRA that does nothing keeps everything"
+        assert float(losses[micro.by_model].max()) < 1e-6, "a LoRA that does nothing keeps everything"
         assert float(losses[learned]) > 0.1
 
         for layer in it.network.layers:

@@ -110,6 +110,7 @@ def ask_twin(twin: Any, ask: Ask) -> Tensor:
 def ask_host(patcher: Any, ask: Ask) -> Tensor:
     """Ask the host's model as it stands, with whatever is patched into its weights or put on its layers."""
     model = patcher.model
+    device = next(model.diffusion_model.parameters()).device
     pooled = ask.pooled
     if ask.sizes:
         assert pooled is not None
@@ -121,8 +122,9 @@ def ask_host(patcher: Any, ask: Ask) -> Tensor:
         pooled = torch.cat(rows)
     with torch.no_grad():
         return model.diffusion_model(
-            ask.latent, ask.time, context=ask.text, y=pooled, transformer_options={}
-        ).float().clone()
+            ask.latent.to(device), ask.time.to(device), context=ask.text.to(device),
+            y=None if pooled is None else pooled.to(device), transformer_options={},
+        ).float().cpu().clone()  # fmt: skip
 
 
 def fuse_projections(twin: Any) -> None:
