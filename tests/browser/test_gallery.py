@@ -139,7 +139,7 @@ def test_captions_are_edited_with_mouse_and_keys(opened: Any, server: ComfyServe
     gallery.text.fill("a green one")
     gallery.text.press("Tab")
     page.wait_for_function("() => document.querySelector('.lwb textarea').value.startsWith('blue')")
-    assert gallery.captions(1) == ["a green one"]
+    gallery.says(1, "a green one")
     gallery.text.press("End")
     page.keyboard.type(", typed")
     page.keyboard.press("Control+Enter")
@@ -297,6 +297,8 @@ def test_two_thousand_pictures(opened: Any, tmp_path: Path) -> None:
     page.screenshot(path=tmp_path / "many.png")
     # The wheel scrolls the pictures and leaves the canvas alone.
     before = page.evaluate("[window.app.canvas.ds.scale, ...window.app.canvas.ds.offset]")
+    if page.evaluate("LiteGraph.vueNodesMode"):
+        gallery.grid.focus()  # newer ones leave the wheel only to what has the focus, as to their own text fields
     gallery.grid.hover()
     page.mouse.wheel(0, 3000)
     page.wait_for_function("() => document.querySelector('.lwb-grid').scrollTop > 1000")

@@ -27,7 +27,7 @@ export class View {
     this.chosen = ""
     this.drafts = new Map() // what was typed and is not saved yet, by picture
     this.turn = 0
-    // The attribute by which the Vue renderer leaves the wheel to what scrolls.
+    // The attribute by which the Vue renderer leaves the wheel to what scrolls; newer ones only while that has the focus.
     this.root = make("div", { class: "lwb", tabIndex: -1, data: { captureWheel: "true" } })
     this.root.append(make("style", { textContent: STYLE }))
     this.#build()
