@@ -10,83 +10,93 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from learning import (
-    AS_IT_COMES,
-    LEARNED,
-    Bench,
-    about_runs,
-    demo_prior,
-    demo_settings,
-    pace,
-    say,
-    table,
-)
+from learning import AS_IT_COMES, LEARNED, Bench, about_runs, demo_prior, demo_settings, pace, say, table
 from machine import describe_machine
 
 CONCEPT = "zorp"
-# Values tried beside the demo's own.
-TRIED: dict[str, tuple[Any, ...]] = {
-    "learning_rate": (1e-4, 5e-4, 2e-3, 4e-3),
-    "rank": (4, 16, 32),
-    "alpha": (0.0, 1.0),
-    "lora_plus": (1.0, 4.0, 16.0),
-    "timesteps": ("logit-normal", "uniform"),
-    "epochs": (2, 4, 8),
-    "batch_size": (3, 6, 12),
-    "scheduler": ("cosine", "constant", "rex"),
-    "dropout": (0.0, 0.1),
-}
-# How what the model knows is kept: see `Bench.ours`.
-PRIOR = "prior"
-PRIORS: dict[str, dict[str, Any]] = {
-    "nothing is kept": {"share": 0},
-    "pictures of what it knows, as they are, weight 1": {"target": "picture", "weight": 1.0},
-    "such pictures, as the model paints them, weight 1": {"target": "model", "weight": 1.0},
-    "such pictures, as the model paints them, weight 5": {"target": "model", "weight": 5.0},
-    "no further pictures (Prior Preservation), weight 5": {"own": True, "weight": 5.0},
-}
+Settings = dict[str, Any]
+
+
+def each(name: str, *values: Any) -> dict[str, Settings]:
+    """One row for each value of a setting."""
+    return {str(value): {name: value} for value in values}
+
+
+def optimizer(name: str, rate: float, **more: Any) -> dict[str, Settings]:
+    """A row for an optimizer, each of which has a rate of its own."""
+    return {f"{name}, {rate:g}": {"optimizer": name, "learning_rate": rate, **more}}
+
+
+# What is tried beside the demo's own: for each table its rows, and in what they differ.
+TRIED: dict[str, dict[str, Settings]] = {
+    "learning_rate": each("learning_rate", 1e-3, 2e-3, 3e-3, 4e-3),
+    "rank": {**each("rank", 4, 16, 32), "64, rate 0.001": {"rank": 64, "learning_rate": 1e-3}},
+    "alpha": {"8": {"alpha": 8.0}, "the rank": {"alpha": 0}, "32": {"alpha": 32.0}},
+    "lora_plus": {**each("lora_plus", 1, 2, 4, 8, 16), "16, rate 0.001": {"lora_plus": 16, "learning_rate": 1e-3}},
+    "warmup_steps": each("warmup_steps", 0, 24, 48),
+    "timesteps": {"logit-normal": {"timesteps": "auto"}, "uniform": {"timesteps": "uniform"}},
+    "epochs": each("epochs", 4, 8, 16),
+    "batch_size": {**each("batch_size", 3, 6, 12), "12, 16 epochs": {"batch_size": 12, "epochs": 16}},
+    "scheduler": each("scheduler", "cosine", "constant_with_warmup", "linear", "polynomial", "rex"),
+    "optimizer": {
+        **optimizer("AdamW", 2e-3), **optimizer("Adafactor", 2e-3), **optimizer("Lion", 3e-4),
+        **optimizer("Lion", 6e-4), **optimizer("ScheduleFreeAdamW", 4e-3), **optimizer("ScheduleFreeAdamW", 8e-3),
+        **optimizer("Prodigy", 1.0, lora_plus=1), **optimizer("CAME", 1e-4),
+    },
+    "dropout": each("dropout", 0, 0.1),
+    # How what the model knows is kept: see `Bench.ours`.
+    "prior": {
+        "nothing": {"prior": {"share": 0}, "batch_size": LEARNED},
+        "as they are, one to two learned, weight 1": {"prior": {"target": "picture", "weight": 1.0}},
+        "one to two learned, weight 1": {"prior": {"weight": 1.0}},
+        "one to two learned, weight 3": {"prior": {"weight": 3.0}},
+        "one to two learned, weight 5": {"prior": {"weight": 5.0}},
+        "one to two learned, weight 8": {"prior": {"weight": 8.0}},
+        "one to each learned, weight 2.5": {"prior": {"share": 1.0, "weight": 2.5}, "batch_size": 8},
+        "one to four learned, weight 10": {"prior": {"share": 0.25, "weight": 10.0}, "batch_size": 5},
+        "no further pictures (Prior Preservation), weight 5": {"prior": {"own": True, "weight": 5.0}},
+    },
+}  # fmt: skip
 # Rate, rank and pictures a step of ComfyUI's own trainer, so that it is compared at its best: with as many steps as
 # ours where it sees as many pictures in each, in as much time where it sees one.
 NATIVE = "TrainLoraNode"
 NATIVE_TRIED = (
-    (5e-4, 8, LEARNED), (2e-3, 16, LEARNED), (2e-3, 32, LEARNED), (8e-3, 16, LEARNED), (1e-3, 16, 1), (2e-3, 16, 1),
-    (4e-3, 16, 1), (2e-3, 32, 1),
+    (5e-4, 8, LEARNED), (1e-3, 16, LEARNED), (1e-3, 32, LEARNED), (2e-3, 16, LEARNED), (2e-3, 32, LEARNED),
+    (4e-3, 16, LEARNED), (1e-3, 16, 1), (2e-3, 16, 1), (2e-3, 32, 1), (4e-3, 16, 1),
 )  # fmt: skip
+
+
+def is_the_demos(settings: Settings) -> bool:
+    """Whether a row is the demo itself."""
+    own, prior = demo_settings(), {**demo_prior(), "own": False}
+    same_prior = all(prior[name] == value for name, value in settings.get("prior", {}).items())
+    return same_prior and all(own[name] == value for name, value in settings.items() if name != "prior")
 
 
 def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """Train and judge every value of every setting; yields (setting, table)."""
-    start = demo_settings()
-    told = ", ".join(f"{name} {start[name]}" for name in TRIED)
+    own = demo_settings()
+    told = ", ".join(f"{name} {own[name]}" for name in TRIED if name in own)
     about = f"{about_runs(seeds, count)} {describe_machine()} Unless said: {told}."
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(CONCEPT, Path(folder), count)
         bench.ours(0, steps=2)  # warms up, and fills the caches
         reference = [bench.run(bench.ours, seed) for seed in seeds]
-        for name, values in TRIED.items():
+        ours = reference[0][0]
+        for name, tried in TRIED.items():
             if only and name not in only:
                 continue
             rows = []
-            for value in values:
-                same = value == start[name] or (name, value) == ("timesteps", "logit-normal")  # which auto is here
-                judged = reference if same else [bench.run(bench.ours, seed, **{name: value}) for seed in seeds]
-                rows.append((f"**{value}**" if same else str(value), judged))
-                say(f"{name} {value}: {[judgement for _, judgement in judged]}")
-            yield name, "\n".join([about, "", *table(name.replace("_", " "), rows)])
-        if not only or PRIOR in only:
-            rows = []
-            for name, prior in PRIORS.items():
-                same = prior == {key: value for key, value in demo_prior().items() if key in prior}
-                alone = {"batch_size": LEARNED} if prior.get("share") == 0 else {}
-                judged = reference if same else [
-                    bench.run(bench.ours, seed, prior=prior, steps=reference[0][0].steps, **alone) for seed in seeds
-                ]  # fmt: skip
-                rows.append((f"**{name}**" if same else name, judged))
-                say(f"{name}: {[judgement for _, judgement in judged]}")
-            yield PRIOR, "\n".join([about, "", *table("what is kept", rows)])
+            for label, settings in tried.items():
+                same = is_the_demos(settings)
+                if settings.get("prior", {}).get("share") == 0:  # epochs are shorter then
+                    settings = {**settings, "steps": ours.steps}
+                judged = reference if same else [bench.run(bench.ours, seed, **settings) for seed in seeds]
+                rows.append((f"**{label}**" if same else label, judged))
+                say(f"{name} {label}: {[judgement for _, judgement in judged]}")
+            yield name, "\n".join([about, "", *table(name.replace("_", " "), rows, ours.seconds)])
         if not only or NATIVE in only:
             rows = []
-            ours = reference[0][0]
             per_step, fixed = pace(bench)
             for rate, rank, together in NATIVE_TRIED:
                 settings = {**AS_IT_COMES, "learning_rate": rate, "rank": rank, "grad_accumulation_steps": together}
@@ -94,4 +104,4 @@ def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = (
                 judged = [bench.run(bench.native, seed, steps, **settings) for seed in seeds]
                 rows.append((f"rate {rate:g}, rank {rank}, {together} a step", judged))
                 say(f"{NATIVE} {rate:g} {rank} {together}: {[judgement for _, judgement in judged]}")
-            yield NATIVE, "\n".join([about, "", *table(NATIVE, rows)])
+            yield NATIVE, "\n".join([about, "", *table(NATIVE, rows, ours.seconds)])

@@ -24,7 +24,10 @@ def gpu_name() -> str:
 
 def describe_machine() -> str:
     """The host and the machine, in a sentence."""
-    machine = gpu_name() or f"{platform.machine()}, {os.cpu_count()} CPU cores"
+    import torch
+
+    used, cores = torch.get_num_threads(), os.cpu_count()
+    machine = gpu_name() or f"{platform.machine()}, {cores if used == cores else f'{used} of {cores}'} CPU cores"
     return f"ComfyUI {host_version()}, {machine}."
 
 

@@ -133,9 +133,11 @@ def floor(file: Path, steps: int, precision: str, side: int) -> list[float]:
     import torch
 
     patcher = comfy.sd.load_diffusion_model(str(file))  # outside inference mode: plain tensors autograd may save
+    device = patcher.load_device
+    if device.type != "cpu":  # where the host would compute in half precision; on the CPU it does not
+        patcher.set_model_compute_dtype(torch.float32)
     comfy.model_management.load_models_gpu([patcher])
     model = patcher.model.requires_grad_(False)
-    device = patcher.load_device
     x = torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0)).to(device)
     context = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(1)).to(device)
     at = torch.tensor([5.0], device=device)
