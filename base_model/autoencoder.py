@@ -154,7 +154,8 @@ def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True)
     worldly = [world.draw_scene(world.placed(world.random_scene(rng), rng)) for _ in range(600)]
     started, seen = time.monotonic(), step
     while step < steps:
-        warm_up, share = min(1, (step - seen + 1) / 100), (step - seen) / (steps - seen)
+        # The schedule is that of the whole way from what was shipped; what warms up is a fresh optimizer.
+        warm_up, share = min(1, (step - seen + 1) / 100), (step - done) / (steps - done)
         for group in optimizer.param_groups:
             group["lr"] = rate * warm_up * (1 + math.cos(math.pi * share)) / 2
         x = batch(rng, BATCH, worldly)

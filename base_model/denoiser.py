@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import random
 import time
@@ -70,8 +71,9 @@ def new_denoiser() -> torch.nn.Module:
 
 
 def data_files(folder: Path) -> tuple[Path, Path]:
-    """Where the training set lies: latents, which belong to one VAE, and encoded captions."""
-    return folder / f"latents-{vae_stamp()}.safetensors", folder / "text.safetensors"
+    """Where the training set lies: latents, which belong to one world and VAE, and encoded captions."""
+    drawn_by = hashlib.sha256(Path(world.__file__).read_bytes()).hexdigest()[:12]
+    return folder / f"latents-{drawn_by}-{vae_stamp()}.safetensors", folder / f"text-{drawn_by}.safetensors"
 
 
 def vae_stamp() -> str:
