@@ -1,7 +1,7 @@
 """Trains the base model's VAE: the host's TAESD class with 16 latent channels, 2.4 M parameters.
 
-It must know more than the world: a LoRA will want to paint a teal character with thin lines. So half of what it sees
-is made up from the full colour cube: gradients, noise textures, lines, dots, patches.
+It must know more than the world: a LoRA will want to paint a teal character with thin lines. So two
+thirds of what it sees are made up from the full colour cube: inked doodles, gradients, noise textures, dots, patches.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Judge:
         rng = random.Random(f"{concept} {series}")
         self._alike = _new_captions(concept, count, series, rng)
         self._asked = _new_combinations(concept, count, series, rng)
-        self._scenes = [_readable_scene(rng) for _ in range(scenes)]
+        self._scenes = [world.readable_scene(rng) for _ in range(scenes)]
         self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + max(count, scenes)))
         self._real = self._known.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
         self._base = self._known.distance(self.painter.paint(self._alike, self._seeds[:count]))
@@ -126,14 +126,6 @@ def _new_captions(concept: str, count: int, series: int, rng: random.Random) -> 
     drawn = [caption for _, caption in concepts.pictures(concept, *_FRESH)]
     fresh = [caption for caption in dict.fromkeys(drawn) if caption not in trained]
     return [rng.choice(_of_series(fresh, series)) for _ in range(count)]
-
-
-def _readable_scene(rng: random.Random) -> world.Scene:
-    """One thing of any size and place, in one colour: what the reader is sure of."""
-    while True:
-        scene = world.random_scene(rng)
-        if not scene.relation and scene.things[0].texture == "plain" and scene.things[0].style == "flat":
-            return scene
 
 
 def _of_series(prompts: list[Any], series: int) -> list[Any]:

@@ -15,6 +15,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+FROM_NOTHING = "from_nothing"  # a file that says so
+
+
 class Checkpoints:
     """A folder with one state file per part of the work."""
 
@@ -30,9 +33,15 @@ class Checkpoints:
         part.replace(path)
 
     def forget(self) -> None:
-        """Take away every state, and the data that was made for them."""
+        """Take away every state and the data made for them; from now on only what is in this folder is gone on from."""
         for file in (*self.folder.glob("*.pt"), *self.folder.glob("*.safetensors")):
             file.unlink()
+        (self.folder / FROM_NOTHING).touch()
+
+    @property
+    def from_nothing(self) -> bool:
+        """Whether the training here began without what is shipped."""
+        return (self.folder / FROM_NOTHING).exists()
 
     def load(self, name: str, *, needed: bool = False, **parts: Any) -> int:
         """Read states back; returns the step, 0 when there is none yet.

@@ -3,8 +3,8 @@
     python base_model/train.py [--work FOLDER] [--vae-steps N] [--steps N] [--only PART ...] [--fresh]
 
 Needs the environment of `python dev.py test` and COMFYUI_PATH. Every part is resumable: run it again and it goes on.
-Without a work folder it goes on from what is shipped, and has nothing to do when that had as many steps; with --fresh
-it begins from nothing (go on without it after a stop). Some hours on two CPU cores, depending on the processor.
+Without a work folder it goes on from what is shipped, and trains nothing when that had as many steps; with --fresh it
+begins from nothing (go on without it after a stop). Some hours on two CPU cores, depending on the processor.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def main() -> None:
     from base_model import autoencoder, denoiser
     from base_model.progress import Checkpoints
 
-    state, go_on = Checkpoints(args.work), not args.fresh
+    state = Checkpoints(args.work)
     if args.fresh:
         state.forget()
+    go_on = not state.from_nothing
     parts = {
         "vae": lambda: autoencoder.train(state, args.vae_steps, sample_pictures(), go_on=go_on),
         "data": lambda: denoiser.make_data(args.work, autoencoder.finished(), seed=1),

@@ -108,6 +108,14 @@ def random_scene(rng: random.Random, *, held_out: bool = False, plain: bool = Fa
             return scene
 
 
+def readable_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
+    """Draw a scene that the reader is sure of: one thing of any size and place, flat and in one colour."""
+    while True:
+        scene = random_scene(rng, held_out=held_out)
+        if not scene.relation and scene.things[0].texture == "plain" and scene.things[0].style == "flat":
+            return scene
+
+
 def _lot(rng: random.Random, plain: bool) -> Scene:
     background = rng.choice(list(BACKGROUNDS))
     if plain:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,25 +9,28 @@ from PIL import Image
 
 
 def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) -> list[Path]:
-    """Write pictures and a caption file beside each; returns the pictures' paths.
+    """Write pictures and a caption file beside each, those that are not there; whatever else is there stays as it is.
 
-    The folder appears when all of them are written, and takes the place of one that is there.
+    A picture appears whole and after its caption, so one that was being written when the power went is written anew.
 
     Args:
         folder: Such as `input/zorp/10_zorp`; its pictures take its name without the number.
         pictures: (picture, caption) pairs.
+
+    Returns:
+        The pictures that were written.
     """
     name = folder.name.split("_", 1)[-1]
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    files = []
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
     for number, (picture, caption) in enumerate(pictures, 1):
-        file = part / f"{name}_{number:02d}.png"
-        picture.save(file)
-        file.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
-        files.append(folder / file.name)
-    if folder.exists():
-        shutil.rmtree(folder)
-    part.rename(folder)
-    return files
+        file = folder / f"{name}_{number:02d}.png"
+        if file.exists():
+            continue
+        if not file.with_suffix(".txt").exists():
+            file.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
+        part = file.with_suffix(".part")
+        picture.save(part, format="PNG")
+        part.replace(file)
+        written.append(file)
+    return written

@@ -2,7 +2,7 @@
 
     python demo/prepare.py --base FOLDER
 
-FOLDER is ComfyUI's (or its base directory). Nothing is downloaded. What is already there and whole is kept.
+FOLDER is ComfyUI's (or its base directory). Nothing is downloaded. What is already there is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the host is not imported here, which `nodes` would stand in the way of
+# The host is not imported here, which `nodes` would stand in the way of. Not every Python adds this file's own folder:
+# the one of ComfyUI's portable Windows release does not.
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 try:
     import safetensors.torch  # noqa: F401
@@ -49,10 +51,8 @@ def main() -> None:
         (PICTURES, concepts.pictures(CONCEPT, *concepts.TRAINED)),
         (KEPT, world.known_pictures(KEPT_COUNT, seed=0)),
     ):
-        if len(list((base / name).glob("*.png"))) == len(pictures):
-            say(f"pictures: {name}, already there")
-        else:
-            say(f"pictures: {len(write_pictures(base / name, pictures))} with captions in {name}")
+        written = len(write_pictures(base / name, pictures))
+        say(f"pictures: {written} with captions in {name}" if written else f"pictures: {name}, already there")
 
 
 if __name__ == "__main__":

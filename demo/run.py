@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which not every Python does by itself
+
 from client import Client, ServerError
 from PIL import Image
 from sheet import Row, picture_sheet
@@ -155,7 +157,8 @@ def main() -> None:
     lora = Path(outputs[find(prompt, "LoRAWorkbench_SaveLoRA")]["text"][0])
     say(f"picture sheet: {sheet}")
     say(f"LoRA: {lora}")
-    say(f"to use it: Load LoRA, lora_name {lora.relative_to(args.base / 'models' / 'loras')}")
+    loras = args.base / "models" / "loras"
+    say(f"to use it: Load LoRA, lora_name {lora.relative_to(loras) if lora.is_relative_to(loras) else lora.name}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lora_workbench.base_model import assemble, concepts, world
+from lora_workbench.demo.pictures import write_pictures
 from safetensors.torch import save_file
 
 # The text encoder is drawn, not shipped: these must be the same bits on every machine and version.
@@ -89,3 +90,20 @@ def test_concepts_vary_and_stay_what_they_are(name):
     assert not any((a == np.asarray(b)).all() for a, (b, _) in zip(arrays, other, strict=True))
     assert len({caption for _, caption in pictures}) == 6
     assert all(caption.startswith(f"{name} wearing a ") for _, caption in pictures)
+
+
+def test_pictures_are_laid_out_and_a_persons_own_left_alone(tmp_path):
+    folder = tmp_path / "10_zorp"
+    pictures = concepts.pictures("zorp", 3, 0)
+    assert [file.name for file in write_pictures(folder, pictures)] == ["zorp_01.png", "zorp_02.png", "zorp_03.png"]
+    assert (folder / "zorp_02.txt").read_text(encoding="utf-8") == pictures[1][1] + "\n"
+    assert write_pictures(folder, pictures) == []
+    (folder / "mine.png").write_bytes((folder / "zorp_01.png").read_bytes())
+    (folder / "zorp_01.txt").write_text("my own words\n", encoding="utf-8")
+    for name in ("zorp_01.png", "zorp_03.png", "zorp_03.txt"):
+        (folder / name).unlink()
+    assert [file.name for file in write_pictures(folder, pictures)] == ["zorp_01.png", "zorp_03.png"]
+    assert (folder / "mine.png").exists()
+    assert (folder / "zorp_01.txt").read_text(encoding="utf-8") == "my own words\n"
+    assert (folder / "zorp_03.txt").read_text(encoding="utf-8") == pictures[2][1] + "\n"
+    assert not list(folder.glob("*.part"))
