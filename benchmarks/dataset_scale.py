@@ -91,7 +91,7 @@ def main() -> None:
     import imagehash  # noqa: F401
     from scipy import ndimage  # noqa: F401
 
-    with PeakMemory() as memory:
+    with PeakMemory(of_gpu=False) as memory:
         seconds = {"ours": ours, "host": host}[case](folder)
     print("RESULT " + json.dumps({"pictures": count, "seconds": seconds, "growth": memory.growth}), flush=True)
     sys.stdout.flush()

@@ -89,7 +89,16 @@ def now() -> float:
 
 
 class PeakMemory:
-    """Samples this process's memory, or what it has of the GPU's; `growth` is the peak above the start, in bytes."""
+    """Samples this process's memory, or what it has of the GPU's; `growth` is the peak above the start, in bytes.
+
+    Args:
+        of_gpu: The GPU's, where there is one.
+    """
+
+    def __init__(self, of_gpu: bool = True) -> None:
+        import torch
+
+        self.of_gpu = of_gpu and torch.cuda.is_available()
 
     def __enter__(self) -> PeakMemory:
         import psutil
@@ -97,7 +106,7 @@ class PeakMemory:
 
         self._process, self._ended = psutil.Process(), threading.Event()
         gc.collect()
-        if torch.cuda.is_available():
+        if self.of_gpu:
             torch.cuda.reset_peak_memory_stats()
             self.start = self.peak = torch.cuda.memory_allocated()
             return self
@@ -113,7 +122,7 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         import torch
 
-        if torch.cuda.is_available():
+        if self.of_gpu:
             self.peak = torch.cuda.max_memory_allocated()
             return
         self._ended.set()

@@ -148,8 +148,14 @@ def _write_whole(file: Path, text: str, *, over: bool) -> None:
         part.write_text(text, encoding="utf-8")
         if over:
             part.replace(file)
-        else:
+            return
+        try:
             os.link(part, file)  # fails where a file is there, unlike a rename
+        except FileExistsError:
+            raise
+        except OSError:  # exFAT and many network disks know no links
+            with file.open("x", encoding="utf-8") as fresh:
+                fresh.write(text)
     finally:
         part.unlink(missing_ok=True)
 

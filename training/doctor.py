@@ -95,6 +95,7 @@ def examine(
     names, looks = [told_names[number] for number in learned], [looks[number] for number in learned]
     findings = [
         *of_all,
+        *_twice(names),
         *_duplicates(dataset, names, looks),
         *_captions(dataset, names, count_tokens),
         *_tags(dataset, names),
@@ -147,17 +148,29 @@ def _unreadable(names: list[str], looks: Sequence[Look | None]) -> list[Finding]
     return [Finding(SPOILS, "unreadable", what, "Save them anew or take them out.", bad, bad)]
 
 
+def _twice(names: list[str]) -> list[Finding]:
+    """Files that are in the dataset more than once, as when a folder is joined with itself."""
+    again = tuple(name for name, count in Counter(names).items() if count > 1)
+    if not again:
+        return []
+    what = f"{_count(again)} {'is' if len(again) == 1 else 'are'} in the dataset more than once."
+    advice = "Each time counts. If that is meant, repeats say it more clearly."
+    return [Finding(NOTE, "there twice", what, advice, again)]
+
+
 def _duplicates(dataset: Dataset, names: list[str], looks: Sequence[Look | None]) -> list[Finding]:
-    readable = [number for number, look in enumerate(looks) if look is not None]
-    pairs = near_duplicates([look for look in looks if look is not None], most=TOO_MANY_DUPLICATES)
-    groups = _groups([(readable[one], readable[two]) for one, two, _ in pairs])
+    # A file that is there twice is no near-duplicate of itself: leaving it out would take both.
+    first = {name: number for number, name in reversed(list(enumerate(names)))}
+    readable = [number for number, look in enumerate(looks) if look is not None and first[names[number]] == number]
+    seen = [look for number in readable if (look := looks[number]) is not None]
+    pairs = near_duplicates(seen, most=TOO_MANY_DUPLICATES)
+    # The largest is kept.
+    groups = _groups(
+        [(readable[one], readable[two]) for one, two, _ in pairs], lambda n: (-_area(dataset.pictures[n]), n)
+    )
     if not groups:
         return []
-    spare: list[str] = []
-    for group in groups:
-        # The largest is kept.
-        best = max(group, key=lambda number: (_area(dataset.pictures[number]), -number))
-        spare += [names[number] for number in group if number != best]
+    spare = [names[number] for _, *others in groups for number in others]
     mirrored = sum(around for _, _, around in pairs)
     what = f"{len(groups)} group{_s(groups)} of near-duplicates, {sum(map(len, groups))} pictures in all"
     what += f" ({mirrored} pair{_s(range(mirrored))} mirrored)." if mirrored else "."
@@ -304,21 +317,26 @@ def _amounts(dataset: Dataset, names: list[str]) -> list[Finding]:
     return found
 
 
-def _groups(pairs: list[tuple[int, int]]) -> list[list[int]]:
-    """Connected groups of numbers, each sorted."""
-    leader: dict[int, int] = {}
+def _groups(pairs: list[tuple[int, int]], rank: Callable[[int], tuple[int, int]]) -> list[list[int]]:
+    """Groups of one that is kept, first, and those that are near to it.
 
-    def find(number: int) -> int:
-        while leader.setdefault(number, number) != number:
-            number = leader[number]
-        return number
+    Not whole chains: of the frames of a film each is near to the next, and the last is another picture than the first.
 
+    Args:
+        pairs: Numbers that are near to each other.
+        rank: The lower, the sooner a number is kept.
+    """
+    near: dict[int, set[int]] = {}
     for one, two in pairs:
-        leader[find(two)] = find(one)
-    groups: dict[int, list[int]] = {}
-    for number in sorted(leader):
-        groups.setdefault(find(number), []).append(number)
-    return list(groups.values())
+        near.setdefault(one, set()).add(two)
+        near.setdefault(two, set()).add(one)
+    groups, taken = [], set[int]()
+    for number in sorted(near, key=rank):
+        others = sorted(near[number] - taken)
+        if number not in taken and others:
+            groups.append([number, *others])
+            taken.update(groups[-1])
+    return groups
 
 
 def _area(picture: Picture) -> int:

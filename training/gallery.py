@@ -19,7 +19,6 @@ from typing import Any
 from PIL import Image
 
 from . import images
-from .caption_edits import tag_counts
 from .captioning import write_captions
 from .dataset import Dataset, Picture
 from .doctor import name_in
@@ -29,7 +28,7 @@ from .scan import GONE, file_stamp
 
 THUMBNAIL = 256  # pixels of the longer side
 MOST_ON_A_PAGE = 200
-_MOST_DATASETS = 16
+_MOST_DATASETS = 64
 
 
 class Unknown(UserError):
@@ -118,17 +117,6 @@ class Gallery:
         _, _, count_tokens = self._dataset(key)
         entries = self.edits(key).entries()
         return [_item(name, self._picture(key, name), entries.get(name, Entry()), count_tokens) for name in names]
-
-    def tags(self, key: str) -> list[tuple[str, int]]:
-        """Every tag and how many pictures have it now, the most frequent first; those left out are not counted."""
-        _, by_name, _ = self._dataset(key)
-        entries = self.edits(key).entries()
-        captions = []
-        for name, picture in by_name.items():
-            entry = entries.get(name, Entry())
-            if not entry.excluded:
-                captions.append(picture.caption if entry.caption is None else entry.caption)
-        return sorted(tag_counts(captions).items(), key=lambda pair: (-pair[1], pair[0]))
 
     def write_text_files(self, key: str, over: bool) -> tuple[int, list[str]]:
         """Write the captions as they are now to .txt files beside the pictures; those left out are not written.

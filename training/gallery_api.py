@@ -1,10 +1,9 @@
-"""The gallery over HTTP: pages, thumbnails, tags and edits of the datasets that are loaded, and nothing else.
+"""The gallery over HTTP: pages, thumbnails and edits of the datasets that are loaded, and nothing else.
 
 Handlers for aiohttp, which ComfyUI's server stands on; `training/host/routes.py` hangs them up there.
 
 - GET  /lora_workbench/datasets/{key}?start=0&count=100    a page of pictures, and how many there are
 - GET  /lora_workbench/datasets/{key}/thumbnail?name=…     a small JPEG
-- GET  /lora_workbench/datasets/{key}/tags                 every tag and how often it is there
 - POST /lora_workbench/datasets/{key}/edits                {"edits": [{"name", "revision", "caption"?, "excluded"?}, …]}
 - POST /lora_workbench/datasets/{key}/text_files           {"over": whether captions that are there are written over}
 
@@ -58,7 +57,6 @@ class GalleryApi:
         return [
             web.get(PREFIX, _answered(self.page)),
             web.get(PREFIX + "/thumbnail", _answered(self.thumbnail)),
-            web.get(PREFIX + "/tags", _answered(self.tags)),
             web.post(PREFIX + "/edits", _answered(self.edit)),
             web.post(PREFIX + "/text_files", _answered(self.write_text_files)),
         ]
@@ -77,11 +75,6 @@ class GalleryApi:
         async with self._decoding:
             blob = await asyncio.to_thread(self.gallery.thumbnail, key, name)
         return web.Response(body=blob, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
-
-    async def tags(self, request: web.Request) -> web.StreamResponse:
-        """Every tag and how often it is there."""
-        found = await asyncio.to_thread(self.gallery.tags, request.match_info["key"])
-        return web.json_response({"tags": found})
 
     async def edit(self, request: web.Request) -> web.StreamResponse:
         """Save edits."""

@@ -245,6 +245,38 @@ def test_tokens_are_counted(opened: Any) -> None:
     gallery.shows("1 of 2")
 
 
+def test_captions_of_several_lines_are_edited_line_by_line(opened: Any, server: ComfyServer) -> None:
+    gallery = opened("lines", 2)
+    gallery.card(0).click()
+    gallery.text.fill("zorp, hat, sea\nsea, zorp\na sentence")
+    gallery.text.press("Control+Enter")
+    gallery.tag("hat").wait_for()
+    assert gallery.tag("sea").locator(".lwb-count").inner_text() == "1"
+    gallery.tag("sea").locator("span").first.click()
+    gallery.shows("1 of 2")
+    gallery.tag("sea").get_by_title("Remove everywhere").dispatch_event("click")
+    gallery.tag("sea").wait_for(state="detached")
+    saved = gallery.saved(server)["1_numbers/0000.png"]
+    assert saved["caption"] == "zorp, hat\nzorp\na sentence"
+    gallery.tag("number 1").locator("span").first.click()  # not among those shown: another filter
+    gallery.root.get_by_placeholder("text").fill("x")
+    gallery.root.get_by_text("Apply to 1").click()
+    gallery.says(1, "x, green, number 1, picture")
+
+
+def test_the_place_is_kept_when_a_picture_falls_out_of_the_list(opened: Any) -> None:
+    gallery = opened("place", 12)
+    gallery.root.get_by_placeholder("Search").fill("picture")
+    gallery.shows("12 of 12")
+    gallery.card(5).click()
+    gallery.text.fill("done with")
+    gallery.shows("11 of 12")
+    gallery.text.press("Tab")
+    assert gallery.text.input_value().endswith("number 6, picture")
+    gallery.text.press("Shift+Tab")
+    assert gallery.text.input_value().endswith("number 4, picture")
+
+
 def test_two_people_on_one_picture(opened: Any, server: ComfyServer) -> None:
     gallery = opened("two", 3)
     page = gallery.page
@@ -255,15 +287,40 @@ def test_two_people_on_one_picture(opened: Any, server: ComfyServer) -> None:
     gallery.text.fill("mine")
     gallery.text.press("Control+Enter")
     gallery.root.get_by_text("Not saved: 1_numbers/0000.png was changed elsewhere meanwhile").wait_for()
-    # Both are there: the other's on the picture, mine where I typed it. Escape takes theirs, saving again mine.
+    # Both are there: the other's on the picture, mine where I typed it, and nothing but my word writes over theirs.
     gallery.says(0, "the other one's")
-    assert gallery.text.input_value() == "mine"
+    theirs = gallery.root.get_by_text("It is now: “the other one's”")
+    theirs.wait_for()
+    gallery.text.press("End")
+    page.keyboard.type(", more")
+    page.wait_for_timeout(1200)  # longer than it waits before it saves by itself
+    gallery.text.press("Tab")
+    gallery.card(2).click()
+    gallery.text.fill("another one")
+    gallery.text.press("Control+Enter")
+    gallery.says(2, "another one")
+    assert gallery.saved(server)["1_numbers/0000.png"]["caption"] == "the other one's"
+    gallery.card(0).click()
+    assert gallery.text.input_value() == "mine, more"
+    assert theirs.is_visible()
+    # Escape takes theirs.
     gallery.text.press("Escape")
     assert gallery.text.input_value() == "the other one's"
+    assert not theirs.is_visible()
     gallery.text.fill("mine after all")
     gallery.text.press("Control+Enter")
     gallery.says(0, "mine after all")
-    assert gallery.saved(server)["1_numbers/0000.png"]["caption"] == "mine after all"
+    # Ctrl+Enter saves mine.
+    revision = gallery.saved(server)["1_numbers/0000.png"]["revision"]
+    server.request(f"/lora_workbench/datasets/{key}/edits", {"edits": [edit | {"revision": revision}]})
+    gallery.text.fill("mine for good")
+    gallery.text.press("Control+Enter")
+    theirs.wait_for()
+    gallery.text.focus()
+    gallery.text.press("Control+Enter")
+    gallery.says(0, "mine for good")
+    assert not theirs.is_visible()
+    assert gallery.saved(server)["1_numbers/0000.png"]["caption"] == "mine for good"
 
 
 def test_what_cannot_be_saved_stays_typed(opened: Any, server: ComfyServer) -> None:

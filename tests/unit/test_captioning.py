@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -108,6 +109,20 @@ def test_files_are_written_where_there_is_none(pictures, made, tmp_path):
     assert (folder / "b.txt").read_text(encoding="utf-8") == "written by hand"
     assert run(pictures, made, tmp_path, mode="replace", write="all .txt files").written >= 1
     assert (folder / "b.txt").read_text(encoding="utf-8") == SEEN["b"] + "\n"
+    assert not list(folder.glob("*.part"))
+
+
+def test_disks_without_hard_links(pictures, made, tmp_path, monkeypatch):
+    """exFAT and many network disks; this machine has none, so their answer is given here."""
+
+    def no_links(*_args):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    folder = pictures / "2_my_class"
+    assert run(pictures, made, tmp_path, mode="replace", write="new .txt files").written == 3
+    assert (folder / "a.txt").read_text(encoding="utf-8") == SEEN["a"] + "\n"
+    assert (folder / "b.txt").read_text(encoding="utf-8") == "written by hand"
     assert not list(folder.glob("*.part"))
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lora_workbench.training import doctor
 from lora_workbench.training.buckets import BucketConfig, assign_buckets
 from lora_workbench.training.dataset import Dataset, Picture
-from lora_workbench.training.doctor import SPOILS, WEAKENS, examine, name_in, without
+from lora_workbench.training.doctor import NOTE, SPOILS, WEAKENS, examine, name_in, without
 from lora_workbench.training.errors import UnreadableImage, UserError
 from lora_workbench.training.looks import Look, look_at, near_duplicates
 from lora_workbench.training.mixing import concat
@@ -79,6 +80,26 @@ def test_near_duplicates_are_found_and_the_largest_is_kept(sound):
     assert set(found.exclude) == {"1_zorp/small.jpg", "1_zorp/mirrored.png"}
     kept = without(dataset, examination.excluded)
     assert len(kept.pictures) == 12 and len(dataset.pictures) == 14
+
+
+def test_a_file_that_is_there_twice_is_not_taken_out_twice(sound):
+    dataset = scan_folder(sound)
+    twice = concat([dataset, dataset])
+    examination = examine(twice, [look_at(picture, (255, 255, 255)) for picture in twice.pictures])
+    found = kinds(examination)
+    assert "near-duplicates" not in found and examination.excluded == frozenset()
+    assert found["there twice"].severity == NOTE and len(found["there twice"].files) == 12
+
+
+def test_a_chain_of_near_duplicates_keeps_what_differs(sound, monkeypatch):
+    """As frames of a film do: each is near to the next one, and the ends are far apart."""
+    dataset = scan_folder(sound)
+    looks = [look_at(picture, (255, 255, 255)) for picture in dataset.pictures]
+    monkeypatch.setattr(doctor, "near_duplicates", lambda _looks, most: [(n, n + 1, False) for n in range(6)])
+    found = kinds(examine(dataset, looks))["near-duplicates"]
+    assert found.files == ("1_zorp/00.png = 1_zorp/01.png", "1_zorp/02.png = 1_zorp/03.png",
+                           "1_zorp/04.png = 1_zorp/05.png")  # fmt: skip
+    assert found.exclude == ("1_zorp/01.png", "1_zorp/03.png", "1_zorp/05.png")
 
 
 def test_blur_is_ranked_within_the_set(sound):

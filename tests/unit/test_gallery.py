@@ -130,7 +130,6 @@ def test_edits_are_saved_and_seen(api, base, gallery, dataset):
     assert status == 200
     assert [(p["caption"], p["excluded"], p["revision"]) for p in answer["pictures"]] == [
         ("zorp, hat", False, 1), ("zorp, tag1", True, 1)]  # fmt: skip
-    assert api.ask("GET", f"{base}/tags")[1]["tags"][:2] == [["zorp", 4], ["hat", 1]]
     key = base.rpartition("/")[2]
     assert [picture.caption for picture in gallery.edits(key).applied_to(dataset).pictures] == [
         "zorp, hat", "zorp, tag2", "zorp, tag3", "zorp, tag4"]  # fmt: skip
@@ -243,7 +242,7 @@ def test_a_picture_that_went_is_said(api, base, root):
 def test_the_oldest_datasets_are_forgotten(gallery, dataset, tmp_path):
     from dataclasses import replace
 
-    keys = [gallery.show(replace(dataset, root=tmp_path / str(number))) for number in range(20)]
+    keys = [gallery.show(replace(dataset, root=tmp_path / str(number))) for number in range(70)]
     with pytest.raises(Exception, match="not loaded any more"):
         gallery.names(keys[0])
     assert gallery.names(keys[-1])

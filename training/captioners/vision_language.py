@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # What a model is asked when the person asks nothing. BLIP and its kin continue a text, so they are asked nothing.
 QUESTION = "Describe this picture in one or two plain sentences: what is seen, what it does, where, in what style."
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_TASKS = {"florence2": "<DETAILED_CAPTION>", "blip": "", "blip-2": "", "git": "", "instructblip": ""}
+_TASKS = {"florence2": "<DETAILED_CAPTION>", "blip": "", "blip-2": "", "git": "", "instructblip": QUESTION}
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def held(model: torch.nn.Module) -> Callable[[], AbstractContextManager[torch.de
 
     @contextmanager
     def on_device() -> Iterator[torch.device]:
-        management.load_models_gpu([patcher])
+        # Whole or not at all: left to choose, the host would leave parts on the CPU, which only its own layers can do.
+        management.load_models_gpu([patcher], force_full_load=True)
         yield patcher.load_device
 
     return on_device

@@ -1,39 +1,50 @@
-// What can be done to captions: pure functions over text. A caption is a sentence, or tags between commas.
+// What can be done to captions: pure functions over text. A caption is a sentence, or tags between commas; one of several
+// lines is several captions of one picture, and each line is edited by itself.
 
-export const splitTags = (caption) =>
-  caption
+const tagsOf = (line) =>
+  line
     .split(",")
     .map((tag) => tag.trim())
     .filter(Boolean)
 
-const joinTags = (tags) => tags.join(", ")
+export const splitTags = (caption) => caption.split("\n").flatMap(tagsOf)
 
 const same = (one, other) => one.toLowerCase() === other.toLowerCase()
 
 export const hasTag = (caption, tag) => splitTags(caption).some((other) => same(other, tag))
 
+const eachLine = (caption, change) => caption.split("\n").map(change).join("\n")
+
+// Lines that have the tag, with their tags changed; the others as they are.
+const where = (caption, tag, change) =>
+  eachLine(caption, (line) => (tagsOf(line).some((other) => same(other, tag)) ? change(tagsOf(line)).join(", ") : line))
+
 export function removeTag(caption, tag) {
-  return hasTag(caption, tag) ? joinTags(splitTags(caption).filter((other) => !same(other, tag))) : caption
+  return where(caption, tag, (tags) => tags.filter((other) => !same(other, tag)))
 }
 
 // One that gets a name which is there already goes, so that no tag is there twice.
 export function renameTag(caption, tag, name) {
-  if (!hasTag(caption, tag)) return caption
-  const renamed = splitTags(caption).map((other) => (same(other, tag) ? name.trim() : other))
-  return joinTags(renamed.filter((other, at) => other && renamed.findIndex((first) => same(first, other)) === at))
+  return where(caption, tag, (tags) => {
+    const renamed = tags.map((other) => (same(other, tag) ? name.trim() : other))
+    return renamed.filter((other, at) => other && renamed.findIndex((first) => same(first, other)) === at)
+  })
 }
 
 export function addInFront(caption, text) {
-  return caption ? `${text}, ${caption}` : text
+  return eachLine(caption, (line) => (line ? `${text}, ${line}` : text))
 }
 
 export function addAtEnd(caption, text) {
-  return caption ? `${caption}, ${text}` : text
+  return eachLine(caption, (line) => (line ? `${line}, ${text}` : text))
 }
 
 export function replaceText(caption, text, replacement) {
   return text ? caption.split(text).join(replacement) : caption
 }
+
+// Words and signs: no text encoder makes fewer tokens of a caption.
+export const leastTokens = (caption) => caption.match(/[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu)?.length ?? 0
 
 // How many of the captions have each tag, the most frequent first: [["a hat", 12], …].
 export function tagCounts(captions) {

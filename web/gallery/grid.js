@@ -1,7 +1,7 @@
 // A grid of pictures that has cards for the rows in sight only, however many pictures there are.
 
 import { make } from "./dom.js"
-import { TOKEN_LIMIT } from "./store.js"
+import { TOKEN_LIMIT, tokensOf } from "./store.js"
 import { CARD } from "./style.js"
 
 const ROWS_BEYOND = 2 // drawn above and below those in sight
@@ -109,9 +109,10 @@ export class Grid {
     card.classList.toggle("is-edited", picture.caption !== picture.original)
     card.classList.toggle("is-excluded", picture.excluded)
     if (text.textContent !== picture.caption) text.textContent = picture.caption
-    tokens.hidden = picture.tokens === null
-    tokens.textContent = picture.tokens
-    tokens.classList.toggle("is-long", picture.tokens > TOKEN_LIMIT)
+    const long = tokensOf(picture) > TOKEN_LIMIT
+    tokens.hidden = picture.tokens === null && !long
+    tokens.textContent = picture.tokens ?? `over ${TOKEN_LIMIT}`
+    tokens.classList.toggle("is-long", long)
     out.textContent = picture.excluded ? "left out" : "×"
   }
 }

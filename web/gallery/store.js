@@ -2,18 +2,21 @@
 //
 // Nothing here touches the page. The server is the truth: an edit stands here as soon as it is saved there.
 
-import { hasTag, tagCounts } from "./captions.js"
+import { hasTag, leastTokens, tagCounts } from "./captions.js"
 
 const PAGE = 200 // as many as the server gives at a time
 const MOST_EDITS = 500 // sent at a time
 const KEEPALIVE = 60_000 // bytes that a browser still sends when its page is closed
 export const TOKEN_LIMIT = 75 // what one piece of CLIP takes
 
+// As they are counted, or as many as there are at least where no text encoder counts them.
+export const tokensOf = (picture) => picture.tokens ?? leastTokens(picture.caption)
+
 export const SHOWN = {
   all: ["All", () => true],
   edited: ["Edited", (picture) => picture.excluded || picture.caption !== picture.original],
   empty: ["Without a caption", (picture) => !picture.caption.trim()],
-  long: [`Over ${TOKEN_LIMIT} tokens`, (picture) => (picture.tokens ?? 0) > TOKEN_LIMIT],
+  long: [`Over ${TOKEN_LIMIT} tokens`, (picture) => tokensOf(picture) > TOKEN_LIMIT],
   excluded: ["Left out", (picture) => picture.excluded],
 }
 
@@ -31,6 +34,7 @@ export class Store {
     this.undone = []
     this.done = []
     this.queue = Promise.resolve()
+    this.contested = new Set() // pictures of which somebody else's edit is to be seen before it is written over
   }
 
   path(rest = "") {
@@ -87,9 +91,10 @@ export class Store {
 
   // Save edits: [{name, caption?, excluded?}, …]; either may be a function of what it is by then. One call after the
   // other, so that each sees what the one before it made. Returns how many pictures changed, or null if it failed.
-  edit(edits, { undoable = true } = {}) {
+  // What is typed (by a person who may not have seen what it was changed to meanwhile) is not written over that.
+  edit(edits, { undoable = true, typed = false } = {}) {
     return this.#inTurn(async () => {
-      const before = await this.#edit(edits)
+      const before = await this.#edit(edits, typed)
       if (before?.length && undoable) {
         this.done.push(before)
         this.undone = []
@@ -135,7 +140,7 @@ export class Store {
   }
 
   // Returns what was changed as it was before, or null if that could not be saved.
-  async #edit(edits) {
+  async #edit(edits, typed = false) {
     const before = []
     const sent = []
     for (const { name, caption, excluded } of edits) {
@@ -155,8 +160,10 @@ export class Store {
       try {
         this.take((await this.post("/edits", { edits: sent.slice(at, at + MOST_EDITS) })).pictures)
       } catch (error) {
-        // Somebody else's edit is to be seen before it is written over.
-        if (error.status === 409) await this.load().catch(() => {})
+        if (error.status === 409) {
+          await this.load().catch(() => {})
+          if (typed) for (const { name } of sent) this.contested.add(name)
+        }
         if (at) {
           this.done.push(before.slice(0, at)) // what was saved has its way back
           this.undone = []

@@ -36,6 +36,7 @@ export const STYLE = `
 .lwb-tokens.is-long { background: #c62828 }
 .lwb-side { display: flex; flex-direction: column; gap: 6px; flex: 0 0 236px; min-height: 0; overflow: hidden }
 .lwb-name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; opacity: .75; flex: none }
+.lwb-theirs { flex: none; max-height: 84px; overflow-y: auto; color: #e0a33a; overflow-wrap: anywhere; white-space: pre-line }
 .lwb-side textarea.is-draft { border-color: #e0a33a }
 .lwb-side textarea { flex: 1 1 0; min-height: 72px; resize: none; width: 100% }
 .lwb-look { flex: 0 1 132px; min-height: 40px; width: 100%; object-fit: contain; border-radius: 4px; background: #0003 }

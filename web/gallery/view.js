@@ -3,7 +3,7 @@
 import * as captions from "./captions.js"
 import { make } from "./dom.js"
 import { Grid } from "./grid.js"
-import { SHOWN, Store, TOKEN_LIMIT } from "./store.js"
+import { SHOWN, Store, TOKEN_LIMIT, tokensOf } from "./store.js"
 import { STYLE } from "./style.js"
 
 const MOST_TAGS = 300
@@ -26,6 +26,7 @@ export class View {
     this.list = []
     this.chosen = ""
     this.drafts = new Map() // what was typed and is not saved yet, by picture
+    this.place = 0 // of the chosen picture in the list, or where it was when it fell out of it
     this.turn = 0
     // The attribute by which the Vue renderer leaves the wheel to what scrolls; newer ones only while that has the focus.
     this.root = make("div", { class: "lwb", tabIndex: -1, data: { captureWheel: "true" } })
@@ -61,7 +62,7 @@ export class View {
     if (turn !== this.turn) return // a later call has won
     const { store: old } = this
     if (old?.key === key) {
-      Object.assign(store, { filter: old.filter, done: old.done, undone: old.undone })
+      Object.assign(store, { filter: old.filter, done: old.done, undone: old.undone, contested: old.contested })
       // What was saved while the pages came is newer than they are.
       await old.queue
       store.take(old.pictures.filter(({ name, revision }) => revision > (store.get(name)?.revision ?? Infinity)))
@@ -121,6 +122,7 @@ export class View {
     this.text = make("textarea", { placeholder: "Caption", spellcheck: true })
     this.text.addEventListener("input", () => this.#typed())
     this.text.addEventListener("blur", () => this.save())
+    this.theirs = make("div", { class: "lwb-theirs", hidden: true })
     this.tokens = make("span", { class: "lwb-count lwb-grow" })
     this.asItCame = this.#button("As it came", "Take all edits of this caption back", () => this.#asItCame())
     this.tags = make("div", { class: "lwb-tags" })
@@ -134,7 +136,7 @@ export class View {
         "div",
         { class: "lwb-main" },
         this.grid,
-        make("div", { class: "lwb-side" }, this.look, this.name, this.text, bar(this.tokens, this.asItCame), this.tags),
+        make("div", { class: "lwb-side" }, this.look, this.name, this.text, this.theirs, bar(this.tokens, this.asItCame), this.tags),
       ),
       bar(this.operation, this.first, this.second, this.apply, this.write, make("label", {}, this.over, " over")),
       this.said,
@@ -206,6 +208,7 @@ export class View {
     this.text.classList.toggle("is-draft", this.drafts.has(this.chosen))
     if (!picture) {
       this.name.textContent = this.text.value = this.tokens.textContent = ""
+      this.theirs.hidden = true
       this.look.removeAttribute("src")
       return
     }
@@ -215,9 +218,13 @@ export class View {
     this.name.title = picture.name
     const value = this.drafts.get(picture.name) ?? picture.caption
     if (this.text.value !== value) this.text.value = value
-    const long = picture.tokens > TOKEN_LIMIT
-    this.tokens.textContent = picture.tokens === null ? "" : plural(picture.tokens, "token")
+    const long = tokensOf(picture) > TOKEN_LIMIT
+    const least = long ? `more than ${TOKEN_LIMIT} tokens` : ""
+    this.tokens.textContent = picture.tokens === null ? least : plural(picture.tokens, "token")
     this.tokens.style.color = long ? "#ff6b6b" : ""
+    const contested = this.store.contested.has(picture.name) && this.drafts.has(picture.name)
+    this.theirs.hidden = !contested
+    if (contested) this.theirs.textContent = `It is now: “${picture.caption}”. Escape takes that, Ctrl+Enter saves yours.`
   }
 
   // -- what a person does --------------------------------------------------------------------
@@ -234,16 +241,25 @@ export class View {
     this.chosen = name
     if (reveal) this.grid.focus({ preventScroll: true })
     const at = this.list.findIndex((picture) => picture.name === name)
-    if (at >= 0) this.pictures.reveal(at)
+    if (at >= 0) {
+      this.place = at
+      this.pictures.reveal(at)
+    }
     this.pictures.show(this.list, name)
     this.#drawChosen()
   }
 
   #move(by) {
     if (!this.list.length) return
+    this.#choose(this.list[this.#beside(by)].name, false)
+  }
+
+  // So many places from the chosen picture. What was saved may have fallen out of the list: the next one stands where it
+  // was then.
+  #beside(by) {
     const at = this.list.findIndex((picture) => picture.name === this.chosen)
-    const to = at < 0 ? 0 : Math.min(this.list.length - 1, Math.max(0, at + by))
-    this.#choose(this.list[to].name, false)
+    const to = at >= 0 ? at + by : this.place + (by > 0 ? by - 1 : by)
+    return Math.min(this.list.length - 1, Math.max(0, to))
   }
 
   #typed() {
@@ -253,16 +269,17 @@ export class View {
     this.idle = setTimeout(() => this.save(), IDLE)
   }
 
-  // Save what was typed. What cannot be saved stays as it was typed, and is tried again the next time. All that is
-  // typed into one caption before another is chosen is one step back.
+  // Save what was typed. What cannot be saved stays as it was typed, and is tried again the next time; what somebody
+  // else has changed meanwhile only when the person says so. All that is typed into one caption before another is chosen
+  // is one step back.
   async save() {
     clearTimeout(this.idle)
     const { store, typing } = this
     if (!store) return
     await Promise.all(
-      [...this.drafts].map(async ([name, caption]) => {
+      [...this.drafts].filter(([name]) => !store.contested.has(name)).map(async ([name, caption]) => {
         const ours = typing?.name === name ? typing : null
-        const changed = await store.edit([{ name, caption }], { undoable: !ours?.saved })
+        const changed = await store.edit([{ name, caption }], { undoable: !ours?.saved, typed: true })
         if (changed && ours) ours.saved = true
         if (changed === null && ours) ours.before = store.get(name)?.caption // somebody else's, it may be
         if (changed !== null && this.drafts.get(name) === caption) this.drafts.delete(name)
@@ -277,6 +294,10 @@ export class View {
     const { typing } = this
     this.drafts.delete(this.chosen)
     this.typing = null
+    if (this.store.contested.delete(this.chosen)) {
+      this.#changed("")
+      return
+    }
     if (typing?.name === this.chosen && typing.before !== undefined)
       this.store.edit([{ name: typing.name, caption: typing.before }])
     this.#drawChosen()
@@ -376,7 +397,7 @@ export class View {
     }
     if (!this.store) return
     if (inText && key === "Tab") return done(() => this.#next(event.shiftKey ? -1 : 1))
-    if (inText && key === "Enter" && ctrl) return done(() => this.grid.focus())
+    if (inText && key === "Enter" && ctrl) return done(() => (this.store.contested.delete(this.chosen), this.grid.focus()))
     if (inText && key === "Escape") return done(() => (this.#forget(), this.grid.focus()))
     if (typing) {
       if (key === "Escape") done(() => this.grid.focus())
@@ -403,9 +424,7 @@ export class View {
   }
 
   #next(by) {
-    // By the list as it is now: what is saved may fall out of it.
-    const at = this.list.findIndex((picture) => picture.name === this.chosen)
-    const next = this.list[Math.min(this.list.length - 1, Math.max(0, at + by))]
+    const next = this.list[this.#beside(by)]
     if (next) this.#choose(next.name, false)
     this.#writeCaption()
   }
