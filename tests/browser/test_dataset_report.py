@@ -1,0 +1,58 @@
+"""The panel of Dataset Report in a real browser, in both of ComfyUI's renderers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.browser import browser, open_page
+from support.photos import write_photos
+from support.server import ComfyServer
+
+SHOW = """folder => {
+  const graph = window.app.graph;
+  graph.clear();
+  const load = LiteGraph.createNode("LoRAWorkbench_LoadDataset");
+  const report = LiteGraph.createNode("LoRAWorkbench_DatasetReport");
+  load.pos = [40, 80];
+  report.pos = [420, 80];
+  graph.add(load);
+  graph.add(report);
+  load.widgets.find(widget => widget.name === "folder").value = folder;
+  load.connect(0, report, 0);
+  window.app.canvas.ds.offset = [0, 40];
+  window.app.canvas.ds.scale = 1;
+  window.app.canvas.draw(true, true);
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Any:
+    with browser() as running:
+        yield running
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_the_panel_shows_what_was_found(vue: bool, chromium: Any, server: ComfyServer, tmp_path: Path) -> None:
+    folder = server.base / "input" / "report" / "2_photo"
+    photo = write_photos(folder, longest=256)[0]
+    with Image.open(photo) as image:
+        image.save(photo.with_name("again.png"))
+    with open_page(chromium, server.url, vue=vue) as page:
+        page.evaluate(SHOW, "report")
+        panel = page.locator(".lwb-report")
+        panel.get_by_text("Queue the graph to see what is found.").wait_for()
+        page.evaluate("() => window.app.queuePrompt(0)")
+        finding = panel.locator("details", has_text="near-duplicates")
+        finding.wait_for()
+        files = finding.locator("li")
+        assert not files.first.is_visible()
+        finding.locator("summary").click()
+        files.first.wait_for()
+        assert "2_photo/again.png" in files.first.inner_text() and photo.name in files.first.inner_text()
+        # The worst comes first.
+        assert "near-duplicates" in panel.locator("details, p").first.inner_text()
+        page.screenshot(path=tmp_path / "report.png")
+        assert page.problems == []
