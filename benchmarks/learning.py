@@ -206,7 +206,7 @@ def compare(concept: str, seeds: Sequence[int], count: int) -> tuple[Rows, float
 def pace(bench: Bench) -> tuple[float, float]:
     """Seconds of one step of TrainLoraNode with one picture, and of all it does besides."""
     bench.native(0, 2, **AT_ITS_BEST)  # warms up
-    short, long = (bench.native(0, steps, **AT_ITS_BEST) for steps in (10, 60))
+    short, long = (bench.native(0, steps, **AT_ITS_BEST) for steps in (20, 160))
     per_step = (long.seconds - short.seconds) / (long.steps - short.steps)
     return per_step, max(0.0, short.seconds - short.steps * per_step)
 
