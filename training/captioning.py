@@ -154,10 +154,20 @@ def _write_whole(file: Path, text: str, *, over: bool) -> None:
         except FileExistsError:
             raise
         except OSError:  # exFAT and many network disks know no links
-            with file.open("x", encoding="utf-8") as fresh:
-                fresh.write(text)
+            _write_anew(file, text)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _write_anew(file: Path, text: str) -> None:
+    """Write a file that must not be there yet; one that could not be written whole goes again."""
+    fresh = file.open("x", encoding="utf-8")
+    try:
+        with fresh:
+            fresh.write(text)
+    except OSError:
+        file.unlink()
+        raise
 
 
 def _joined(picture: Picture, text: str, mode: str, trigger: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 
 import pytest
+from lora_workbench.training import captioning
 from lora_workbench.training.cache import TensorCache
 from lora_workbench.training.captioners.onnx_tagger import OnnxTagger, TagSettings
 from lora_workbench.training.captioning import CaptioningConfig, caption_dataset, has_own_caption, out_of_memory
@@ -124,6 +126,19 @@ def test_disks_without_hard_links(pictures, made, tmp_path, monkeypatch):
     assert (folder / "a.txt").read_text(encoding="utf-8") == SEEN["a"] + "\n"
     assert (folder / "b.txt").read_text(encoding="utf-8") == "written by hand"
     assert not list(folder.glob("*.part"))
+
+
+def test_a_caption_that_cannot_be_written_whole_is_not_there(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "a.txt"
+    file.write_text("", encoding="utf-8")
+    monkeypatch.setattr(Path, "open", lambda *_args, **_more: Full())
+    with pytest.raises(OSError, match="No space"):
+        captioning._write_anew(file, "a cat\n")
+    assert not file.exists()
 
 
 def test_a_read_only_caption_is_named_and_the_rest_is_written(pictures, made, tmp_path, monkeypatch):
