@@ -13,6 +13,7 @@ from safetensors import safe_open
 from support.captioners import KNOWN, tiny_blip
 from support.prompts import defaults, node
 from support.server import ComfyServer, PromptError
+from support.taggers import tagger
 
 
 def colors(server: ComfyServer, folder: str, colors_: dict[str, str]) -> str:
@@ -70,6 +71,26 @@ def test_sentences_reach_the_training(server):
     chain = {"load": load(folder), "auto": caption(server, "load", "tiny_blip")}
     metadata = trained(server, chain, "auto", "described")
     assert set(json.loads(metadata["ss_tag_frequency"])["2_thing"]) == set(KNOWN.values())
+
+
+def test_captioners_of_extra_model_paths_are_listed_and_used(host_path, tmp_path):
+    tiny_blip(tmp_path / "mine" / "writers" / "somewhere_else")
+    tagger(tmp_path / "mine" / "taggers" / "old_tagger")
+    config = tmp_path / "extra.yaml"
+    config.write_text(f"mine:\n  base_path: '{tmp_path.as_posix()}/mine'\n  LLM: writers\n  wd14_tagger: taggers\n")
+    # Read when it starts, so it needs a server of its own.
+    with ComfyServer(host_path, tmp_path / "base", "--extra-model-paths-config", str(config)) as server:
+        inputs = server.object_info("LoRAWorkbench_AutoCaption")["LoRAWorkbench_AutoCaption"]["input"]
+        assert inputs["required"]["captioner"][1]["options"] == ["somewhere_else", "old_tagger"]
+        folder = colors(server, "described", dict(zip("ab", KNOWN, strict=True)))
+        server.run({
+            "load": load(folder),
+            "auto": caption(server, "load", "somewhere_else", write="new .txt files"),
+            "bucket": node("BucketImages", dataset=["auto", 0], **defaults(server, "BucketImages")),
+            "show": node("PreviewImage", images=["bucket", 1]),
+        })  # fmt: skip
+        written = (server.base / "input" / folder / "2_thing").glob("*.txt")
+        assert [file.read_text(encoding="utf-8").strip() for file in sorted(written)] == list(KNOWN.values())
 
 
 def test_operations_policy_and_prior_reach_the_training(server):

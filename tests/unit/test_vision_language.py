@@ -12,7 +12,16 @@ import torch
 from lora_workbench.training.captioners.vision_language import SentenceSettings, VisionLanguage
 from lora_workbench.training.errors import UserError
 from PIL import Image
-from support.captioners import KNOWN, QUESTION_WORDS, tiny_blip, tiny_llava
+from support.captioners import (
+    KNOWN,
+    QUESTION_WORDS,
+    tiny_blip,
+    tiny_blip2,
+    tiny_florence2,
+    tiny_instructblip,
+    tiny_llava,
+    tiny_qwen_vl,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +52,12 @@ def test_it_says_what_it_sees(folder, monkeypatch):
     assert made.batch == 1
 
 
+def test_a_beginning_that_is_completed_stays_in_the_caption(folder):
+    assert captioner(folder, prompt="a photo").caption([Image.new("RGB", (32, 32), "#ff0000")]) == [
+        "a photo of red cat"
+    ]
+
+
 def test_a_chat_model_is_asked_and_only_its_answer_is_taken(tmp_path):
     folder = tiny_llava(tmp_path)
     pictures = [Image.new("RGB", (40, 40), color) for color in KNOWN]
@@ -55,6 +70,24 @@ def test_a_chat_model_is_asked_and_only_its_answer_is_taken(tmp_path):
     for talk in (shown, joined):
         (folder / "chat_template.jinja").write_text("{% for m in messages %}" + talk + "{% endfor %}")
         assert captioner(folder, prompt=question).caption(pictures) == list(KNOWN.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "prompts"),
+    [
+        (tiny_qwen_vl, [""]),
+        (tiny_florence2, [""]),
+        (tiny_blip2, ["", " ".join(QUESTION_WORDS)]),
+        (tiny_instructblip, [""]),
+    ],
+)
+def test_every_kind_writes_the_caption_and_nothing_else(tmp_path, make, prompts):
+    folder = make(tmp_path)
+    # Qwen-VL's questions hold more tokens for the larger picture, so the other's is padded.
+    pictures = [Image.new("RGB", (side, side), color) for side, color in zip((16, 32), KNOWN, strict=True)]
+    for prompt in prompts:
+        assert captioner(folder, prompt=prompt).caption(pictures[:1]) == list(KNOWN.values())[:1]
+        assert captioner(folder, prompt=prompt, batch_size=2).caption(pictures) == list(KNOWN.values())
 
 
 def test_captions_are_no_longer_than_asked(folder):

@@ -26,6 +26,8 @@ from ..errors import UserError
 from ..events import Cancelled, Sink
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Files in folders are other formats and examples, but for the second tokenizer of InstructBLIP.
+_READ = re.compile(r"(qformer_tokenizer/)?\w[\w.-]*")
 # Nothing that could run when it is opened: no .bin, no .pt, no .py.
 _SENTENCES: tuple[str, ...] = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _TAGS: tuple[str, ...] = (".onnx", ".csv", ".json")
@@ -87,13 +89,14 @@ def download(repository: str, root: Path, sink: Sink) -> Path:
     what = f"downloading {repository}, MB"
     try:
         part.mkdir(parents=True, exist_ok=True)
-        there = sum(path.stat().st_size for path in part.iterdir() if path.is_file())
+        there = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
         free = shutil.disk_usage(part).free
         if total - there > free:
             raise UserError(
                 f"{repository} needs {total // _MB} MB and {free // _MB} MB are free in {part.parent}: make room there."
             )
         for file in files:
+            (part / file.name).parent.mkdir(exist_ok=True)
             for more in _fetched(repository, commit, file, part / file.name):
                 done += more
                 sink.phase(what, min(done, total) // _MB, max(1, total // _MB))
@@ -131,8 +134,7 @@ def _listed(repository: str) -> tuple[str, list[_File]]:
         raise UserError(f"There is no model {repository} on {_endpoint()}, or it is not public.") from error
     except Exception as error:  # of whatever HTTP library the hub's own uses at the moment
         raise UserError(f"{_endpoint()} cannot be asked for {repository} ({error}): is the network up?") from error
-    # Files in folders are other formats and examples; none of a captioner that we read lies there.
-    files = [_file(sibling) for sibling in info.siblings or () if re.fullmatch(r"[\w.-]+", sibling.rfilename)]
+    files = [_file(sibling) for sibling in info.siblings or () if _READ.fullmatch(sibling.rfilename)]
     suffixes = {Path(file.name).suffix for file in files}
     if {".onnx", ".csv"} <= suffixes:
         wanted = _TAGS

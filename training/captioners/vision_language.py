@@ -24,10 +24,11 @@ from ..errors import UserError
 
 log = logging.getLogger(__name__)
 
-# What a model is asked when the person asks nothing. BLIP and its kin continue a text, so they are asked nothing.
+# What a model is asked when the person asks nothing. BLIP, BLIP-2 and GIT describe a picture unasked.
 QUESTION = "Describe this picture in one or two plain sentences: what is seen, what it does, where, in what style."
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_TASKS = {"florence2": "<DETAILED_CAPTION>", "blip": "", "blip-2": "", "git": "", "instructblip": QUESTION}
+_TASKS = {"florence2": "<DETAILED_CAPTION>", "blip": "", "blip-2": "", "git": ""}
+_COMPLETING = ("blip", "git")  # a prompt is the beginning of their caption; for all others it is a question
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class VisionLanguage:
         self._folder, self._hold = folder, hold
         self._is_loaded = False
         written = f"{settings.prompt}|{settings.max_tokens}"  # all that shapes a caption
-        self.identity = hashlib.sha256(f"sentence-2|{_folder_stamp(folder)}|{written}".encode()).hexdigest()
+        self.identity = hashlib.sha256(f"sentence-3|{_folder_stamp(folder)}|{written}".encode()).hexdigest()
 
     def _ensure_loaded(self) -> None:
         """Load the model when the first picture comes that has no caption yet."""
@@ -79,7 +80,7 @@ class VisionLanguage:
             return
         self._processor, self._model = _load(self._folder)
         self._kind = str(self._model.config.model_type)
-        if self._answers_after_the_question and hasattr(self._processor, "tokenizer"):
+        if hasattr(self._processor, "tokenizer"):
             self._processor.tokenizer.padding_side = "left"  # or an answer would go on behind padding
         self._on_device = self._hold(self._model)
         self._is_loaded = True
@@ -98,15 +99,14 @@ class VisionLanguage:
                 if torch.is_floating_point(value):
                     given[name] = value.to(self._model.dtype)
             made = self._model.generate(**given, max_new_tokens=self.settings.max_tokens, do_sample=False)
-        if self._answers_after_the_question:
-            made = made[:, given["input_ids"].shape[1] :]
+        question = given.get("input_ids")
+        if question is not None and self._kind not in _COMPLETING:
+            length = question.shape[1]
+            # Compared, for BLIP-2 and InstructBLIP repeat the question or do not, as their language model does.
+            if torch.equal(made[:, :length], question):
+                made = made[:, length:]
         texts = self._processor.batch_decode(made, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
-
-    @property
-    def _answers_after_the_question(self) -> bool:
-        """Whether the tokens made begin with those given, as those of chat models do."""
-        return self._kind not in _TASKS and not getattr(self._model.config, "is_encoder_decoder", False)
 
     def _asked(self, prompt: str) -> str:
         """The prompt as the model's template puts it, with the picture's place in it."""
@@ -135,9 +135,7 @@ class VisionLanguage:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} is no model folder: it has no config.json. Put all files of a model there."
-        )
+        raise UserError(f"{folder} is no model folder: it has no config.json. Put all files of a model there.")
     if not list(folder.glob("*.safetensors")):
         raise UserError(
             f"{folder} has no .safetensors file. Weights in other formats (.bin, .pt) can run code when they are "
