@@ -18,6 +18,8 @@ from .draws import seed_for
 from .errors import SettingError
 from .scan import calls, with_trigger
 
+_WORDS_AND_SIGNS = re.compile(r"\w+|[^\w\s]+")
+
 OPERATIONS = (
     "trigger first",
     "add before",
@@ -69,6 +71,11 @@ class CaptionEdit:
                 re.compile(self.text)
             except re.error as error:
                 raise SettingError(f"The regular expression {self.text!r} is not valid: {error}.") from error
+
+
+def least_tokens(caption: str) -> int:
+    """How many tokens any text encoder makes of a caption at least: one of each word and each run of signs."""
+    return len(_WORDS_AND_SIGNS.findall(caption))
 
 
 def split_tags(caption: str) -> list[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .buckets import enlargement, lost_share
-from .caption_edits import split_tags, tag_counts
+from .caption_edits import least_tokens, split_tags, tag_counts
 from .captioning import has_own_caption
 from .dataset import Dataset, Picture
 from .looks import Look, near_duplicates
@@ -22,7 +21,6 @@ BLURRED = 0.15  # of the set's median sharpness
 FEWEST, MOST_OF_A_SUBJECT, MOST = 10, 30, 50  # pictures of a concept: 10 to 30 suit a subject, 20 to 50 a style
 UNBALANCED = 3.0  # times as many draws of one concept as of another
 TOO_MANY_DUPLICATES = 2000  # pairs that are listed
-_WORDS_AND_SIGNS = re.compile(r"\w+|[^\w\s]")
 
 # How bad a finding is: what spoils the training, what weakens it, what is worth knowing.
 SPOILS, WEAKENS, NOTE = 0, 1, 2
@@ -209,7 +207,7 @@ def _captions(dataset: Dataset, names: list[str], count_tokens: Callable[[str], 
         files = tuple(name for name, caption in zip(names, captions, strict=True) if caption in same)
         what = f"{len(files)} pictures share their caption with another."
         found.append(Finding(NOTE, "identical captions", what, "Say what differs between them.", files))
-    count_tokens = count_tokens or (lambda caption: len(_WORDS_AND_SIGNS.findall(caption)))
+    count_tokens = count_tokens or least_tokens
     long = tuple(n for n, c in zip(names, captions, strict=True) if count_tokens(c) > LONGEST_CAPTION)
     if long:
         what = f"{_count(long)} have captions of more than {LONGEST_CAPTION} tokens."

@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from . import images
+from .caption_edits import least_tokens
 from .captioning import write_captions
 from .dataset import Dataset, Picture
 from .doctor import name_in
@@ -46,7 +47,8 @@ class Item:
         excluded: Whether it is left out.
         revision: What an edit must name; see `Entry`.
         size: (width, height) in pixels.
-        tokens: Of the caption, or None where they cannot be counted.
+        tokens: Of the caption; the least that there can be where no text encoder counted them.
+        counted: Whether one did.
         stamp: Changes when the file does, for the browser's cache of thumbnails.
     """
 
@@ -56,7 +58,8 @@ class Item:
     excluded: bool
     revision: int
     size: tuple[int, int]
-    tokens: int | None
+    tokens: int
+    counted: bool
     stamp: str
 
 
@@ -173,8 +176,11 @@ class Gallery:
 def _item(name: str, picture: Picture, entry: Entry, count_tokens: Callable[[str], int] | None) -> Item:
     caption = picture.caption if entry.caption is None else entry.caption
     stamp = hashlib.sha256(f"{picture.path}|{picture.fingerprint}".encode("utf-8", "surrogateescape")).hexdigest()
-    tokens = count_tokens(caption) if count_tokens else None
-    return Item(name, caption, picture.caption, entry.excluded, entry.revision, picture.size, tokens, stamp[:12])
+    return Item(
+        name=name, caption=caption, original=picture.caption, excluded=entry.excluded, revision=entry.revision,
+        size=picture.size, tokens=(count_tokens or least_tokens)(caption), counted=count_tokens is not None,
+        stamp=stamp[:12],
+    )  # fmt: skip
 
 
 def _shrunk(picture: Picture, background: tuple[int, int, int]) -> bytes:
@@ -205,5 +211,5 @@ def as_json(item: Item) -> dict[str, Any]:
     return {
         "name": item.name, "caption": item.caption, "original": item.original, "excluded": item.excluded,
         "revision": item.revision, "width": item.size[0], "height": item.size[1], "tokens": item.tokens,
-        "stamp": item.stamp,
+        "counted": item.counted, "stamp": item.stamp,
     }  # fmt: skip

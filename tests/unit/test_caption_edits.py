@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lora_workbench.training.caption_edits import OPERATIONS, CaptionEdit, edit_captions, tag_counts
+from lora_workbench.training.caption_edits import OPERATIONS, CaptionEdit, edit_captions, least_tokens, tag_counts
 from lora_workbench.training.errors import SettingError
 
 TAGS = ["zorp, blue_hair, smile", "zorp, smile, outdoors, smile", "smile, zorp, tree (oak)", ""]
@@ -103,3 +103,8 @@ def test_every_operation_is_there():
     for operation in OPERATIONS:
         assert len(done(operation, TAGS, text="x")) == len(TAGS)
     assert tag_counts(TAGS)["smile"] == 3
+
+
+@pytest.mark.parametrize(("caption", "least"), [("", 0), ("a red hat, wörn", 5), ("wait... (what?!)", 5), (" \n", 0)])
+def test_the_least_number_of_tokens(caption, least):
+    assert least_tokens(caption) == least

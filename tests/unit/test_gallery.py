@@ -101,6 +101,7 @@ def test_pages(api, base):
     assert [picture["name"] for picture in page["pictures"]] == ["2_zorp/1.png", "2_zorp/2.png"]
     first = page["pictures"][0]
     assert (first["caption"], first["tokens"], first["width"], first["revision"]) == ("zorp, tag1", 2, 600, 0)
+    assert first["counted"]
     assert len(api.ask("GET", base)[1]["pictures"]) == 5
     assert api.ask("GET", f"{base}?start=9")[1]["pictures"] == []
 

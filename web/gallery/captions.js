@@ -43,9 +43,6 @@ export function replaceText(caption, text, replacement) {
   return text ? caption.split(text).join(replacement) : caption
 }
 
-// Words and signs: no text encoder makes fewer tokens of a caption.
-export const leastTokens = (caption) => caption.match(/[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu)?.length ?? 0
-
 // How many of the captions have each tag, the most frequent first: [["a hat", 12], …].
 export function tagCounts(captions) {
   const counts = new Map()

@@ -1,7 +1,7 @@
 // A grid of pictures that has cards for the rows in sight only, however many pictures there are.
 
 import { make } from "./dom.js"
-import { TOKEN_LIMIT, tokensOf } from "./store.js"
+import { TOKEN_LIMIT, isLong } from "./store.js"
 import { CARD } from "./style.js"
 
 const ROWS_BEYOND = 2 // drawn above and below those in sight
@@ -109,10 +109,9 @@ export class Grid {
     card.classList.toggle("is-edited", picture.caption !== picture.original)
     card.classList.toggle("is-excluded", picture.excluded)
     if (text.textContent !== picture.caption) text.textContent = picture.caption
-    const long = tokensOf(picture) > TOKEN_LIMIT
-    tokens.hidden = picture.tokens === null && !long
-    tokens.textContent = picture.tokens ?? `over ${TOKEN_LIMIT}`
-    tokens.classList.toggle("is-long", long)
+    tokens.hidden = !picture.counted && !isLong(picture)
+    tokens.textContent = picture.counted ? picture.tokens : `over ${TOKEN_LIMIT}`
+    tokens.classList.toggle("is-long", isLong(picture))
     out.textContent = picture.excluded ? "left out" : "×"
   }
 }

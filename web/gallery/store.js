@@ -2,21 +2,21 @@
 //
 // Nothing here touches the page. The server is the truth: an edit stands here as soon as it is saved there.
 
-import { hasTag, leastTokens, tagCounts } from "./captions.js"
+import { hasTag, tagCounts } from "./captions.js"
 
 const PAGE = 200 // as many as the server gives at a time
 const MOST_EDITS = 500 // sent at a time
 const KEEPALIVE = 60_000 // bytes that a browser still sends when its page is closed
 export const TOKEN_LIMIT = 75 // what one piece of CLIP takes
 
-// As they are counted, or as many as there are at least where no text encoder counts them.
-export const tokensOf = (picture) => picture.tokens ?? leastTokens(picture.caption)
+// Where no text encoder counts them, `tokens` is how many there are at least.
+export const isLong = (picture) => picture.tokens > TOKEN_LIMIT
 
 export const SHOWN = {
   all: ["All", () => true],
   edited: ["Edited", (picture) => picture.excluded || picture.caption !== picture.original],
   empty: ["Without a caption", (picture) => !picture.caption.trim()],
-  long: [`Over ${TOKEN_LIMIT} tokens`, (picture) => tokensOf(picture) > TOKEN_LIMIT],
+  long: [`Over ${TOKEN_LIMIT} tokens`, isLong],
   excluded: ["Left out", (picture) => picture.excluded],
 }
 

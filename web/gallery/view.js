@@ -3,7 +3,7 @@
 import * as captions from "./captions.js"
 import { make } from "./dom.js"
 import { Grid } from "./grid.js"
-import { SHOWN, Store, TOKEN_LIMIT, tokensOf } from "./store.js"
+import { SHOWN, Store, TOKEN_LIMIT, isLong } from "./store.js"
 import { STYLE } from "./style.js"
 
 const MOST_TAGS = 300
@@ -218,10 +218,9 @@ export class View {
     this.name.title = picture.name
     const value = this.drafts.get(picture.name) ?? picture.caption
     if (this.text.value !== value) this.text.value = value
-    const long = tokensOf(picture) > TOKEN_LIMIT
-    const least = long ? `more than ${TOKEN_LIMIT} tokens` : ""
-    this.tokens.textContent = picture.tokens === null ? least : plural(picture.tokens, "token")
-    this.tokens.style.color = long ? "#ff6b6b" : ""
+    const least = isLong(picture) ? `more than ${TOKEN_LIMIT} tokens` : ""
+    this.tokens.textContent = picture.counted ? plural(picture.tokens, "token") : least
+    this.tokens.style.color = isLong(picture) ? "#ff6b6b" : ""
     const contested = this.store.contested.has(picture.name) && this.drafts.has(picture.name)
     this.theirs.hidden = !contested
     if (contested) this.theirs.textContent = `It is now: “${picture.caption}”. Escape takes that, Ctrl+Enter saves yours.`
@@ -309,6 +308,8 @@ export class View {
 
   async #asItCame() {
     await this.save()
+    // What is contested is not saved; whoever takes the caption back gives up both.
+    if (this.store.contested.delete(this.chosen)) this.drafts.delete(this.chosen)
     const picture = this.store.get(this.chosen)
     if (picture) this.store.edit([{ name: picture.name, caption: picture.original }])
   }
