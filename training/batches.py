@@ -58,11 +58,12 @@ def epoch_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int) -> l
         shuffled = [deck[place] for place in torch.randperm(len(deck), generator=order).tolist()]
         dealt += [(tuple(shuffled[start : start + batch_size]), bucket) for start in range(0, len(deck), batch_size)]
     dealt = [dealt[place] for place in torch.randperm(len(dealt), generator=order).tolist()]
-    mirrored = [False] * sum(len(indices) for indices, _ in dealt)
-    if dataset.flip:
-        mirrored = (torch.rand(len(mirrored), generator=generator(seed, "flip", epoch)) < 0.5).tolist()
-    draws = iter(mirrored)
-    return [Batch(indices, tuple(next(draws) for _ in indices), bucket) for indices, bucket in dealt]
+    draws = torch.rand(sum(len(indices) for indices, _ in dealt), generator=generator(seed, "flip", epoch))
+    heads = iter((draws < 0.5).tolist())
+    return [
+        Batch(indices, tuple(next(heads) and dataset.pictures[index].flip for index in indices), bucket)
+        for indices, bucket in dealt
+    ]
 
 
 def steps_of(batches: Sequence[Batch], accumulation: int) -> list[list[Batch]]:

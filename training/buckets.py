@@ -177,14 +177,13 @@ def assign_buckets(dataset: Dataset, config: BucketConfig) -> Dataset:
                 )
                 continue
             placement = _fill(picture.size, own, config.fit)
-        kept.append(replace(picture, placement=placement))
+        kept.append(replace(picture, placement=placement, flip=config.flip))
     if not kept:
         raise UserError(f"All {len(skipped)} pictures are too small to be trained without enlarging. {skipped[0]}")
     return replace(
         dataset,
         pictures=tuple(kept),
         skipped=(*dataset.skipped, *skipped),
-        flip=config.flip,
         bucket_step=config.step,
         resolution=config.resolution,
     )

@@ -123,13 +123,16 @@ def write_captions(pictures: Sequence[Picture], dataset: Dataset, *, over: bool,
     Returns:
         How many were written.
     """
-    owners = Counter(picture.path.with_suffix("") for picture in dataset.without_copies())
+    owners = Counter(path.with_suffix("") for path in {picture.path for picture in dataset.pictures})
+    there = _caption_files({picture.path.parent for picture in pictures})
     written = 0
     for picture in pictures:
-        file = picture.path.with_suffix(".txt")
-        if owners[picture.path.with_suffix("")] > 1:
+        stem = picture.path.with_suffix("")
+        # One called .TXT is read like any other.
+        file = there.get((stem, ".txt"), picture.path.with_suffix(".txt"))
+        if owners[stem] > 1:
             problems.append(f"{file} was not written: two pictures have that name. Rename one of them.")
-        elif over or not any(file.with_suffix(suffix).exists() for suffix in CAPTION_SUFFIXES):
+        elif over or not any((stem, suffix) in there for suffix in CAPTION_SUFFIXES):
             try:
                 _write_whole(file, picture.caption + "\n", over=over)
                 written += 1
@@ -138,6 +141,14 @@ def write_captions(pictures: Sequence[Picture], dataset: Dataset, *, over: bool,
             except OSError as error:
                 problems.append(f"{file} was not written ({error.strerror}): change its permissions, or free space.")
     return written
+
+
+def _caption_files(folders: set[Path]) -> dict[tuple[Path, str], Path]:
+    """The caption files in some folders, by path without suffix and suffix in lower case."""
+    files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
+    return {
+        (file.with_suffix(""), file.suffix.lower()): file for file in files if file.suffix.lower() in CAPTION_SUFFIXES
+    }
 
 
 def _write_whole(file: Path, text: str, *, over: bool) -> None:

@@ -52,6 +52,7 @@ class Picture:
             (`model`).
         mask: The file whose white parts are what is to be learned, or `path` itself for its opaque parts; may be None.
         outside: Weight of the loss where the mask is black, 0 to 1; 1: the mask is not used.
+        flip: Each draw shows it mirrored with probability one half.
         own_trigger: Its trigger where datasets with several were put together; None: the dataset's.
         own_policy: The same of how its caption changes.
     """
@@ -69,6 +70,7 @@ class Picture:
     target: str = "picture"
     mask: Path | None = None
     outside: float = 1.0
+    flip: bool = False
     own_trigger: str | None = None
     own_policy: CaptionPolicy | None = None
 
@@ -94,7 +96,6 @@ class Dataset:
         trigger: The word that calls the concept; empty when none was given.
         background: (r, g, b), 0 to 255: what shows through transparent pixels and fills padding.
         skipped: One sentence for each file that could not be used, with its name.
-        flip: Each draw shows the picture mirrored with probability one half.
         bucket_step: The step of bucket sides in pixels, 0 before bucketing.
         resolution: The side in pixels of the square whose area each bucket comes close to, 0 before bucketing.
         policy: How captions change while training; None: not at all.
@@ -106,7 +107,6 @@ class Dataset:
     trigger: str = ""
     background: tuple[int, int, int] = (255, 255, 255)
     skipped: tuple[str, ...] = field(default=())
-    flip: bool = False
     bucket_step: int = 0
     resolution: int = 0
     policy: CaptionPolicy | None = None

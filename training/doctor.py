@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .buckets import enlargement, lost_share
@@ -162,10 +162,9 @@ def _duplicates(dataset: Dataset, names: list[str], looks: Sequence[Look | None]
     readable = [number for number, look in enumerate(looks) if look is not None and first[names[number]] == number]
     seen = [look for number in readable if (look := looks[number]) is not None]
     pairs = near_duplicates(seen, most=TOO_MANY_DUPLICATES)
-    # The largest is kept.
-    groups = _groups(
-        [(readable[one], readable[two]) for one, two, _ in pairs], lambda n: (-_area(dataset.pictures[n]), n)
-    )
+    hashes = {number: look.hash for number, look in zip(readable, seen, strict=True)}
+    largest_first = sorted(readable, key=lambda number: -_area(dataset.pictures[number]))
+    groups = _groups({n: hashes[n] for n in largest_first}, [(readable[one], readable[two]) for one, two, _ in pairs])
     if not groups:
         return []
     spare = [names[number] for _, *others in groups for number in others]
@@ -315,25 +314,31 @@ def _amounts(dataset: Dataset, names: list[str]) -> list[Finding]:
     return found
 
 
-def _groups(pairs: list[tuple[int, int]], rank: Callable[[int], tuple[int, int]]) -> list[list[int]]:
-    """Groups of one that is kept, first, and those that are near to it.
+def _groups(hashes: dict[int, int], pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Groups of one picture that is kept, first, and all that look the same or are near to it.
 
     Not whole chains: of the frames of a film each is near to the next, and the last is another picture than the first.
 
     Args:
-        pairs: Numbers that are near to each other.
-        rank: The lower, the sooner a number is kept.
+        hashes: Of each picture by number; those that are kept rather come first.
+        pairs: Numbers of pictures that are near to each other.
     """
+    same: dict[int, list[int]] = {}
+    for number, value in hashes.items():
+        same.setdefault(value, []).append(number)
     near: dict[int, set[int]] = {}
     for one, two in pairs:
-        near.setdefault(one, set()).add(two)
-        near.setdefault(two, set()).add(one)
+        near.setdefault(hashes[one], set()).add(hashes[two])
+        near.setdefault(hashes[two], set()).add(hashes[one])
     groups, taken = [], set[int]()
-    for number in sorted(near, key=rank):
-        others = sorted(near[number] - taken)
-        if number not in taken and others:
-            groups.append([number, *others])
-            taken.update(groups[-1])
+    for value, (kept, *copies) in same.items():
+        if value in taken:
+            continue
+        others = near.get(value, set()) - taken - {value}
+        spare = sorted([*copies, *(number for other in others for number in same[other])])
+        if spare:
+            groups.append([kept, *spare])
+            taken |= {value, *others}
     return groups
 
 

@@ -80,7 +80,6 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
         Cancelled: The person pressed cancel between two pictures.
         UserError: No picture could be read.
     """
-    flips = (False, True) if dataset.flip else (False,)
     kept: list[Picture] = []
     skipped = list(dataset.skipped)
     keys: dict[tuple[int, bool], str] = {}
@@ -91,6 +90,7 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
             raise Cancelled
         sink.phase("encoding pictures", done, len(dataset.pictures))
         try:
+            flips = (False, True) if picture.flip else (False,)
             wanted = {flipped: _latent_key(picture, flipped, dataset, vae) for flipped in flips}
             missing = {flipped: key for flipped, key in wanted.items() if key not in cache}
             if missing:

@@ -277,7 +277,7 @@ def _dataset_entries(facts: RunFacts, dataset: Dataset) -> dict[str, Any]:
     policy = policies.pop() if len(policies) == 1 else None
     pictures_as_seen = {
         "color_aug": False,
-        "flip_aug": dataset.flip,
+        "flip_aug": any(picture.flip for picture in dataset.pictures),
         "random_crop": False,
         "shuffle_caption": bool(policy and policy.shuffle),
         "keep_tokens": policy.keep_tokens if policy and policy.shuffle else 0,

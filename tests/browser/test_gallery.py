@@ -344,6 +344,71 @@ def test_two_people_on_one_picture(opened: Any, server: ComfyServer) -> None:
     assert not theirs.is_visible()
 
 
+def test_what_was_typed_in_one_dataset_stays_there(opened: Any, server: ComfyServer) -> None:
+    gallery = opened("first", 2)
+    gallery.card(0).click()
+    gallery.text.fill("of the first")
+    gallery.text.press("Control+Enter")
+    gallery.says(0, "of the first")
+    second = server.base / "input" / f"{gallery.folder}_second" / "1_numbers"
+    numbered(second, 3)
+    (second / "0000.txt").write_text("another thing", encoding="utf-8")
+    other = "folder => (window.app.graph._nodes[0].widgets.find(widget => widget.name === 'folder').value = folder)"
+    gallery.page.evaluate(other, f"{gallery.folder}_second")
+    gallery.page.evaluate(QUEUE)
+    gallery.shows("3 of 3")
+    gallery.text.focus()
+    gallery.text.press("Escape")  # nothing was typed here
+    gallery.card(1).click()
+    gallery.text.fill("of the second")
+    gallery.text.press("Control+Enter")
+    gallery.says(1, "of the second")
+    assert gallery.captions(0) == ["another thing"]
+    assert list(gallery.saved(server)) == ["1_numbers/0001.png"]
+
+
+def test_what_is_typed_after_an_undo_can_be_undone(opened: Any) -> None:
+    gallery = opened("again", 2)
+    gallery.card(0).click()
+    for text in ("first", "second"):
+        gallery.text.fill(text)
+        gallery.text.press("Control+Enter")
+        gallery.says(0, text)
+        gallery.page.keyboard.press("Control+z")
+        gallery.says(0, "red, number 0, picture")
+    gallery.page.keyboard.press("Control+Shift+z")
+    gallery.says(0, "second")
+
+
+def test_an_edit_of_many_in_any_script_and_an_undo_that_breaks_off(opened: Any) -> None:
+    gallery = opened("script", 800)  # more than are sent at a time
+    page = gallery.page
+    added = "穿着红色围巾的小怪物站在蓝色的背景前面" * 3
+    gallery.root.get_by_placeholder("text").fill(added)
+    gallery.root.get_by_text("Apply to 800").click()
+    gallery.root.get_by_text("800 captions changed.").wait_for()
+    sent = []
+
+    def break_off(route: Any) -> None:
+        sent.append(route)
+        route.continue_() if len(sent) == 1 else route.abort()
+
+    page.route("**/edits", break_off)
+    gallery.grid.focus()
+    page.keyboard.press("Control+z")
+    gallery.root.get_by_text("Not saved").wait_for()
+    page.unroute("**/edits")
+    page.keyboard.press("Control+z")
+    gallery.tag(added).wait_for(state="detached")
+    # Both parts have their way forth.
+    page.keyboard.press("Control+Shift+z")
+    page.keyboard.press("Control+Shift+z")
+    page.wait_for_function(
+        "([tag, many]) => document.querySelector(`.lwb-tag[data-tag='${tag}'] .lwb-count`)?.textContent === many",
+        arg=[added, "800"],
+    )
+
+
 def test_what_cannot_be_saved_stays_typed(opened: Any, server: ComfyServer) -> None:
     gallery = opened("lost", 3)
     page = gallery.page

@@ -60,9 +60,9 @@ def give_sizes(it: Rig) -> None:
     trainer, pictures = it.trainer, []
     for n, picture in enumerate(it.trainer.dataset.pictures):
         place = Placement(bucket=(192, 128), scaled=(192 + 24 * n, 128 + 8 * n), offset=(7 * n, 3 * n))
-        pictures.append(replace(picture, size=(700 + 90 * n, 500 - 60 * n), placement=place))
+        pictures.append(replace(picture, size=(700 + 90 * n, 500 - 60 * n), placement=place, flip=True))
         trainer.latents.keys[n, True] = f"latent{n}"  # what it shows does not matter here
-    trainer.dataset = replace(trainer.dataset, pictures=tuple(pictures), flip=True)
+    trainer.dataset = replace(trainer.dataset, pictures=tuple(pictures))
 
 
 def sizes_of(picture: Any, mirrored: bool) -> Any:

@@ -23,19 +23,35 @@ WEIGHTS = np.array(
 BIAS = np.array([5, -10, -10, -10, -0.5, -12], np.float32)
 
 
-def tagger(folder: Path, *, batch: int | str = "N", channels: int = 3, tags: int = 6, csv: str = CSV) -> Path:
-    """Write model.onnx and selected_tags.csv of the WD family into a folder; returns the folder."""
+def tagger(
+    folder: Path, *, batch: int | str = "N", channels: int = 3, tags: int = 6, csv: str = CSV, kind: str = "FLOAT",
+    answers_to: np.ndarray = WEIGHTS, answer: str = "tags",
+) -> Path:
+    """Write model.onnx and selected_tags.csv of the WD family into a folder; returns the folder.
+
+    Args:
+        folder: Is made.
+        batch: Pictures that it takes at a time.
+        channels: Of a picture.
+        tags: How many it answers with.
+        csv: Its list of tags.
+        kind: Of numbers that it takes.
+        answers_to: The weight of each channel in each tag.
+        answer: `tags`, or `best`: a single number.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    given = helper.make_tensor_value_info("input_1", TensorProto.FLOAT, [batch, 448, 448, channels])
-    made = helper.make_tensor_value_info("tags", TensorProto.FLOAT, [batch, tags])
+    given = helper.make_tensor_value_info("input_1", getattr(TensorProto, kind), [batch, 448, 448, channels])
+    made = helper.make_tensor_value_info(answer, TensorProto.FLOAT, [batch, tags] if answer == "tags" else [])
     nodes = [
-        helper.make_node("ReduceMean", ["input_1", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Cast", ["input_1"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),
         helper.make_node("MatMul", ["mean", "weights"], ["scores"]),
         helper.make_node("Add", ["scores", "bias"], ["biased"]),
         helper.make_node("Sigmoid", ["biased"], ["tags"]),
+        helper.make_node("ReduceMax", ["tags"], ["best"], keepdims=0),
     ]
     weights = np.zeros((channels, tags), np.float32)
-    weights[:3, :6] = WEIGHTS[:channels, :tags]
+    weights[:3, :6] = answers_to[:channels, :tags]
     constants = [
         numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
         numpy_helper.from_array(weights, "weights"),

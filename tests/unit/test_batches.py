@@ -16,10 +16,11 @@ def _dataset(flip: bool = False) -> Dataset:
     def picture(index: int) -> Picture:
         bucket = [(512, 512), (448, 576), (576, 448)][index % 3]
         return Picture(
-            Path(f"{index}.png"), (9, 9), "", repeats=1 + index % 4, placement=Placement(bucket, bucket, (0, 0))
-        )
+            Path(f"{index}.png"), (9, 9), "", repeats=1 + index % 4, placement=Placement(bucket, bucket, (0, 0)),
+            flip=flip,
+        )  # fmt: skip
 
-    return Dataset(tuple(picture(index) for index in range(23)), flip=flip)
+    return Dataset(tuple(picture(index) for index in range(23)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
@@ -72,6 +73,12 @@ def test_flip_changes_nothing_else() -> None:
         flip for epoch in range(20) for b in batches.epoch_batches(_dataset(True), 2, 3, epoch) for flip in b.flips
     ]
     assert 0.45 < sum(draws) / len(draws) < 0.55
+    # Of two datasets put together one may be mirrored, and the other hold writing.
+    some = _dataset(True)
+    some = some.with_pictures(replace(p, flip=number < 10) for number, p in enumerate(some.pictures))
+    dealt = batches.epoch_batches(some, 2, seed=3, epoch=1)
+    mirrored = {index for batch in dealt for index, flip in zip(batch.indices, batch.flips, strict=True) if flip}
+    assert mirrored and max(mirrored) < 10
     assert [b.flips for b in flipped] != [b.flips for b in batches.epoch_batches(_dataset(True), 2, 3, 2)]
 
 

@@ -14,6 +14,7 @@ from lora_workbench.training.captioners.onnx_tagger import OnnxTagger, TagSettin
 from lora_workbench.training.captioning import CaptioningConfig, caption_dataset, has_own_caption, out_of_memory
 from lora_workbench.training.errors import UserError
 from lora_workbench.training.events import Cancelled, SilentSink
+from lora_workbench.training.mixing import concat
 from lora_workbench.training.scan import scan_folder
 from PIL import Image
 from support.taggers import tagger
@@ -156,6 +157,23 @@ def test_two_pictures_of_one_name_share_no_file(pictures, made, tmp_path):
     found = run(pictures, made, tmp_path, write="new .txt files")
     assert not (pictures / "2_my_class" / "a.txt").exists() and (pictures / "2_my_class" / "c.txt").exists()
     assert any("two pictures have that name" in problem for problem in found.problems)
+
+
+def test_a_caption_is_found_however_its_suffix_is_written(pictures, made, tmp_path):
+    folder = pictures / "2_my_class"
+    (folder / "b.txt").rename(folder / "b.TXT")
+    assert run(pictures, made, tmp_path, mode="replace", write="new .txt files").written == 3
+    assert (folder / "b.TXT").read_text(encoding="utf-8") == "written by hand"
+    run(pictures, made, tmp_path, mode="replace", write="all .txt files")
+    assert (folder / "b.TXT").read_text(encoding="utf-8") == SEEN["b"] + "\n"
+    assert sorted(file.name for file in folder.glob("b.*")) == ["b.TXT", "b.png"]
+
+
+def test_a_folder_joined_with_itself_has_no_two_pictures_of_one_name(pictures, made, tmp_path):
+    dataset = concat([scan_folder(pictures), scan_folder(pictures)])
+    config = CaptioningConfig(write="new .txt files")
+    found = caption_dataset(dataset, made, config, TensorCache(tmp_path / "cache"), SilentSink())
+    assert found.problems == () and (pictures / "2_my_class" / "a.txt").exists()
 
 
 def test_a_picture_that_went_is_left_out_and_named(pictures, made, tmp_path):

@@ -91,6 +91,20 @@ def test_a_file_that_is_there_twice_is_not_taken_out_twice(sound):
     assert found["there twice"].severity == NOTE and len(found["there twice"].files) == 12
 
 
+def test_of_any_number_of_copies_one_is_kept(sound):
+    folder = sound / "1_zorp"
+    for number, side in enumerate((300, 500, 700, 400)):  # the largest comes neither first nor last
+        write(folder, f"copy{number}.png", scene(3).resize((side, side)), "zorp")
+    write(folder, "near.png", scene(3).crop((12, 12, SIDE, SIDE)), "zorp")
+    dataset, examination = examined(sound)
+    found = kinds(examination)["near-duplicates"]
+    names = [f"1_zorp/{name}.png" for name in ("copy2", "03", "copy0", "copy1", "copy3", "near")]
+    assert found.files == (" = ".join(names),)
+    assert "1 group of near-duplicates, 6 pictures in all" in found.what
+    assert found.exclude == tuple(names[1:])
+    assert len(without(dataset, examination.excluded).pictures) == 12
+
+
 def test_a_chain_of_near_duplicates_keeps_what_differs(sound, monkeypatch):
     """As frames of a film do: each is near to the next one, and the ends are far apart."""
     dataset = scan_folder(sound)

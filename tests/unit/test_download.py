@@ -39,7 +39,7 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         f"{TAGGER}/model.safetensors": 4000, f"{TAGGER}/model.py": 10,
         f"{WRITER}/model.safetensors": 5000, f"{WRITER}/config.json": 20, f"{WRITER}/tokenizer.json": 30,
         f"{WRITER}/pytorch_model.bin": 5000, f"{WRITER}/modeling.py": 10, f"{WRITER}/onnx/config.json": 7,
-        f"{WRITER}/qformer_tokenizer/tokenizer.json": 40, f"{WRITER}/.gitattributes": 10,
+        f"{WRITER}/qformer_tokenizer/tokenizer.json": 40, f"{WRITER}/added_tokens.json": 0,
         "someone/pickled/pytorch_model.bin": 50,
     }.items():  # fmt: skip
         file = root / name
@@ -63,7 +63,9 @@ def test_what_is_taken(there, tmp_path):
     assert (tagger / "model.onnx").read_bytes() == (there.root / TAGGER / "model.onnx").read_bytes()
     assert sink.seen[-1] == (2, 2) and sink.seen == sorted(sink.seen)
     writer = download(WRITER, tmp_path / "LLM", sink)
-    assert names(writer) == ["config.json", "model.safetensors", "qformer_tokenizer", "tokenizer.json"]
+    assert names(writer) == [
+        "added_tokens.json", "config.json", "model.safetensors", "qformer_tokenizer", "tokenizer.json",
+    ]  # fmt: skip
     assert names(writer / "qformer_tokenizer") == ["tokenizer.json"]  # InstructBLIP cannot do without it
     assert names(tmp_path / "LLM" / "someone") == ["blip", "wd-tagger"]
     # What is there is not asked for again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_crop_background_vae_and_flip_are_part_of_the_key(tmp_path, change):
         ),
         "background": lambda: dataset(tmp_path, background=(0, 0, 0)),
         "vae": lambda: data,
-        "flip": lambda: dataset(tmp_path, flip=True),
+        "flip": lambda: data.with_pictures(replace(p, flip=True) for p in data.pictures),
     }[change]()
     store = store_latents(other, vae, cache, SilentSink())
     assert store.encoded == 2

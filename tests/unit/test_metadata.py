@@ -20,11 +20,11 @@ def picture(name: str, caption: str, concept: str, repeats: int, bucket: tuple[i
 
 def make_dataset(**more: Any) -> Dataset:
     pictures = (
-        picture("a.png", "Zxc, red hat , ,", "10_girl", 10, (512, 512), class_word="girl"),
+        picture("a.png", "Zxc, red hat , ,", "10_girl", 10, (512, 512), class_word="girl", flip=True),
         picture("b.png", "zxc, dog", "10_girl", 10, (640, 384), class_word="girl"),
         picture("c.png", "zxc", "style", 3, (512, 512)),
     )
-    return Dataset(pictures, name="pics", trigger="zxc", bucket_step=64, resolution=512, flip=True, **more)
+    return Dataset(pictures, name="pics", trigger="zxc", bucket_step=64, resolution=512, **more)
 
 
 def make_facts(**more: Any) -> RunFacts:

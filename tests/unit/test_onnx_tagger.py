@@ -6,7 +6,7 @@ import pytest
 from lora_workbench.training.captioners.onnx_tagger import OnnxTagger, TagSettings
 from lora_workbench.training.errors import UserError
 from PIL import Image
-from support.taggers import CSV, tagger
+from support.taggers import CSV, WEIGHTS, tagger
 
 
 def plain(color: str, size: tuple[int, int] = (448, 448)) -> Image.Image:
@@ -35,6 +35,8 @@ def test_settings_decide_what_is_written(tmp_path):
 
     assert of(keep_underscores=True) == "red_hair, zorp, ^_^"
     assert of(exclude="RED hair, ^*") == "zorp"
+    for written in ("green_(dress)", "Green (dress)", r"green \(dress\)"):
+        assert OnnxTagger(folder, TagSettings(exclude=written)).caption(PICTURES[1:2]) == ["^_^"]
     assert of(character_threshold=0.99) == "red hair, ^_^"
     assert of(general_threshold=0.5) == "red hair, zorp"
     assert OnnxTagger(folder, TagSettings(escape_brackets=False)).caption(PICTURES[1:2]) == ["green (dress), ^_^"]
@@ -47,11 +49,17 @@ def test_what_a_picture_lies_on_is_white(tmp_path):
 
 
 def test_a_deepdanbooru_folder_has_a_plain_list(tmp_path):
-    folder = tagger(tmp_path)
+    # Red, green, blue from 0 to 1.
+    folder = tagger(tmp_path, answers_to=WEIGHTS[::-1] * 255)
     (folder / "selected_tags.csv").unlink()
     (folder / "tags.txt").write_text("rating:safe\nred\ngreen\nblue\nface\nzorp\n", encoding="utf-8")
-    # Red, green, blue from 0 to 1: with these weights only what needs no colour is seen.
-    assert OnnxTagger(folder, TagSettings()).caption(PICTURES[:1]) == ["face"]
+    found = [OnnxTagger(folder, TagSettings()).caption([picture])[0] for picture in PICTURES]
+    assert found == ["red, zorp, face", "green, face", "blue, face"]
+
+
+def test_a_model_of_half_precision(tmp_path):
+    made = OnnxTagger(tagger(tmp_path, kind="FLOAT16"), TagSettings())
+    assert made.caption(PICTURES[:1]) == ["red hair, zorp, ^_^"]
 
 
 def test_the_identity_changes_with_model_and_settings(tmp_path):
@@ -69,6 +77,8 @@ def test_the_identity_changes_with_model_and_settings(tmp_path):
         (lambda folder: (folder / "model.onnx").write_bytes(b"no model"), "cannot be loaded"),
         (lambda folder: (folder / "selected_tags.csv").write_text("a,b\n1,2\n"), "needs the columns name and category"),
         (lambda folder: (folder / "selected_tags.csv").write_text(CSV + "7,more,0,1\n"), "knows 6 tags, .* has 7"),
+        (lambda folder: tagger(folder, kind="INT32"), r"takes tensor\(int32\)"),
+        (lambda folder: tagger(folder, answer="best"), "gives a single number"),
         (lambda folder: tagger(folder, channels=4), "takes N × 448 × 448 × 4 instead of"),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from lora_workbench.training.captioners.vision_language import SentenceSettings, VisionLanguage
 from lora_workbench.training.errors import UserError
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support.captioners import (
     KNOWN,
     QUESTION_WORDS,
@@ -36,6 +37,13 @@ def on_cpu():
 
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
+
+
+def reweighted(folder: Path, change) -> None:
+    """Change the weights of a model, {name: tensor}, as another model's file in its place would."""
+    file = folder / "model.safetensors"
+    weights = change(load_file(file))
+    save_file(weights, file, {"format": "pt"})
 
 
 def captioner(folder: Path, **settings: object) -> VisionLanguage:
@@ -112,6 +120,8 @@ def test_the_identity_follows_files_and_settings(folder, tmp_path):
         (lambda folder: [file.unlink() for file in folder.glob("*token*")], "has no tokenizer"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "cannot be loaded"),
         (lambda folder: cut(folder / "model.safetensors"), "cannot be loaded"),
+        (lambda folder: reweighted(folder, lambda of: dict(sorted(of.items())[:3])), r"lacks \d\d of its weights"),
+        (lambda folder: reweighted(folder, lambda of: {n: t[..., :1] * 1 for n, t in of.items()}), "cannot be loaded"),
     ],
 )
 def test_an_incomplete_folder_is_named(folder, tmp_path, harm, words):

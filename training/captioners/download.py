@@ -157,7 +157,7 @@ def _fetched(repository: str, commit: str, file: _File, path: Path) -> Iterator[
         return
     part = path.with_name(f"{path.name}.part")
     there = part.stat().st_size if part.is_file() else 0
-    if there >= file.size:  # all of it came, or something else: there is nothing to go on with
+    if there and there >= file.size:  # all of it came, or something else: there is nothing to go on with
         if file.is_whole(part):
             part.rename(path)
             yield file.size

@@ -87,7 +87,13 @@ class OnnxTagger:
         self._side = sides[0] if sides else (448 if self._is_wd else 512)
         self.batch = _MOST_TOGETHER if not isinstance(shape[0], int) else max(1, shape[0])
         self._fixed = isinstance(shape[0], int)
+        self._dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}.get(inputs[0].type)
         outputs = self._session.get_outputs()[0].shape
+        if self._dtype is None or not outputs:
+            raise UserError(
+                f"{file} is no tagger of the WD or DeepDanbooru kind: it takes {inputs[0].type} and gives "
+                f"{_shape(outputs)}. Choose another model folder."
+            )
         if isinstance(outputs[-1], int) and outputs[-1] != len(self._tags):
             raise UserError(
                 f"{file} knows {outputs[-1]} tags, but the list beside it has {len(self._tags)}: they belong to "
@@ -107,7 +113,7 @@ class OnnxTagger:
         pixels = np.stack([self._pixels(picture) for picture in pictures])
         if self._fixed and len(pictures) < self.batch:
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.batch - len(pictures), axis=0)])
-        scores = self._session.run(None, {self._input: pixels})[0][: len(pictures)]
+        scores = self._session.run(None, {self._input: pixels.astype(self._dtype, copy=False)})[0][: len(pictures)]
         if scores.shape[1] != len(self._tags):
             raise UserError(
                 f"The tagger answers with {scores.shape[1]} numbers for {len(self._tags)} tags: the model and the list "
@@ -133,7 +139,8 @@ class OnnxTagger:
             tag = self._tags[number]
             if tag.category in limits and scores[number] >= limits[tag.category]:
                 written = self._written(tag.name)
-                if not (matches(self.settings.exclude, tag.name) or matches(self.settings.exclude, written)):
+                # However a person writes it: green_(dress), green (dress), green \(dress\).
+                if not any(matches(self.settings.exclude, s) for s in (tag.name, tag.name.replace("_", " "), written)):
                     found.append(written)
         return join_tags(found)
 
@@ -197,4 +204,4 @@ def _sample(file: Path) -> str:
 
 
 def _shape(shape: Sequence[Any]) -> str:
-    return " × ".join(str(side) for side in shape)
+    return " × ".join(str(side) for side in shape) or "a single number"

@@ -156,22 +156,36 @@ def _load(folder: Path) -> tuple[Any, Any]:
     make = getattr(transformers, "AutoModelForImageTextToText", None) or transformers.AutoModelForVision2Seq
     try:
         processor = transformers.AutoProcessor.from_pretrained(folder, **options)
-        model = _as_stored(make, folder, options)
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, SafetensorError) as error:
+        model, told = _as_stored(make, folder, options)
+    except (
+        OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, RuntimeError, SafetensorError,
+    ) as error:  # fmt: skip
         first = str(error).strip().split("\n")[0]
         raise UserError(
             f"The captioner in {folder} cannot be loaded: {first} The folder may be incomplete, or the model newer "
             "than the installed transformers."
         ) from error
+    # transformers draws by lot what is not there, and only logs it.
+    missing = sorted(set(told["missing_keys"]) & {name for name, _ in model.named_parameters()})
+    if missing:
+        raise UserError(
+            f"The captioner in {folder} lacks {len(missing)} of its weights, {missing[0]} among them: its files "
+            "belong to different models, or one is missing. Get them again from the same place."
+        )
     return processor, model.eval().requires_grad_(False)
 
 
 def _as_stored(make: Any, folder: Path, options: dict[str, Any]) -> Any:
-    """Load a model in the precision it was saved in, which transformers before 4.56 asks for by another word."""
+    """Load a model in the precision it was saved in, which transformers before 4.56 asks for by another word.
+
+    Returns:
+        The model, and what was found out while loading it.
+    """
+    options = {**options, "use_safetensors": True, "output_loading_info": True}
     try:
-        return make.from_pretrained(folder, use_safetensors=True, dtype="auto", **options)
+        return make.from_pretrained(folder, dtype="auto", **options)
     except TypeError:
-        return make.from_pretrained(folder, use_safetensors=True, torch_dtype="auto", **options)
+        return make.from_pretrained(folder, torch_dtype="auto", **options)
 
 
 def _folder_stamp(folder: Path) -> str:

@@ -51,7 +51,7 @@ export class Store {
   post(rest, content) {
     const body = JSON.stringify(content)
     const headers = { "Content-Type": "application/json" }
-    return this.ask(rest, { method: "POST", headers, body, keepalive: body.length < KEEPALIVE })
+    return this.ask(rest, { method: "POST", headers, body, keepalive: new TextEncoder().encode(body).length < KEEPALIVE })
   }
 
   async load() {
@@ -94,13 +94,13 @@ export class Store {
   // What is typed (by a person who may not have seen what it was changed to meanwhile) is not written over that.
   edit(edits, { undoable = true, typed = false } = {}) {
     return this.#inTurn(async () => {
-      const before = await this.#edit(edits, typed)
-      if (before?.length && undoable) {
+      const { before, failed } = await this.#edit(edits, typed)
+      if (before.length && undoable) {
         this.done.push(before)
         this.undone = []
       }
-      if (before) this.changed("")
-      return before && before.length
+      this.changed(failed)
+      return failed ? null : before.length
     })
   }
 
@@ -128,18 +128,18 @@ export class Store {
     return this.#inTurn(async () => {
       const edits = this[from].pop()
       if (!edits) return
-      const before = await this.#edit(edits)
-      if (!before) {
-        this[from].push(edits)
-        return
-      }
+      const { before, failed } = await this.#edit(edits)
       if (before.length) this[to].push(before)
-      this.changed("")
-      return edits.find(({ name }) => this.get(name))?.name
+      if (failed) {
+        const back = new Set(before.map(({ name }) => name))
+        this[from].push(edits.filter(({ name }) => !back.has(name)))
+      }
+      this.changed(failed)
+      if (!failed) return edits.find(({ name }) => this.get(name))?.name
     })
   }
 
-  // Returns what was changed as it was before, or null if that could not be saved.
+  // Returns what was changed as it was before, and what went wrong, or "". Of many edits the first may be saved then.
   async #edit(edits, typed = false) {
     const before = []
     const sent = []
@@ -164,14 +164,9 @@ export class Store {
           await this.load().catch(() => {})
           if (typed) for (const { name } of sent) this.contested.add(name)
         }
-        if (at) {
-          this.done.push(before.slice(0, at)) // what was saved has its way back
-          this.undone = []
-        }
-        this.changed(`Not saved: ${error.message}`)
-        return null
+        return { before: before.slice(0, at), failed: `Not saved: ${error.message}` }
       }
     }
-    return before
+    return { before, failed: "" }
   }
 }

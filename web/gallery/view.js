@@ -68,6 +68,7 @@ export class View {
       store.take(old.pictures.filter(({ name, revision }) => revision > (store.get(name)?.revision ?? Infinity)))
     } else {
       this.drafts.clear()
+      this.typing = null
       this.search.value = ""
       this.kind.value = "all"
     }
@@ -302,12 +303,18 @@ export class View {
     this.#drawChosen()
   }
 
+  // What was typed is saved, and what is typed from here on is a step of its own.
+  async #settle() {
+    await this.save()
+    this.typing = null
+  }
+
   #toggle(name) {
     this.store.edit([{ name, excluded: (now) => !now }])
   }
 
   async #asItCame() {
-    await this.save()
+    await this.#settle()
     // What is contested is not saved; whoever takes the caption back gives up both.
     if (this.store.contested.delete(this.chosen)) this.drafts.delete(this.chosen)
     const picture = this.store.get(this.chosen)
@@ -315,7 +322,7 @@ export class View {
   }
 
   async #undo(which) {
-    await this.save()
+    await this.#settle()
     const name = await this.store[which]()
     if (name) this.#choose(name, false)
   }
@@ -329,7 +336,7 @@ export class View {
   }
 
   async #bulk() {
-    await this.save()
+    await this.#settle()
     const [, , operation] = BULK[this.operation.value]
     if (!this.first.value.trim()) {
       this.#changed("Type what is to be done into the field first.")
@@ -340,7 +347,7 @@ export class View {
   }
 
   async #everywhere(change) {
-    await this.save()
+    await this.#settle()
     this.#all(this.store.pictures, change)
   }
 
