@@ -162,9 +162,9 @@ def _duplicates(dataset: Dataset, names: list[str], looks: Sequence[Look | None]
     readable = [number for number, look in enumerate(looks) if look is not None and first[names[number]] == number]
     seen = [look for number in readable if (look := looks[number]) is not None]
     pairs = near_duplicates(seen, most=TOO_MANY_DUPLICATES)
-    hashes = {number: look.hash for number, look in zip(readable, seen, strict=True)}
-    largest_first = sorted(readable, key=lambda number: -_area(dataset.pictures[number]))
-    groups = _groups({n: hashes[n] for n in largest_first}, [(readable[one], readable[two]) for one, two, _ in pairs])
+    largest_first = sorted(zip(readable, seen, strict=True), key=lambda one: -_area(dataset.pictures[one[0]]))
+    hashes = {number: look.hash for number, look in largest_first}
+    groups = _groups(hashes, [(readable[one], readable[two]) for one, two, _ in pairs])
     if not groups:
         return []
     spare = [names[number] for _, *others in groups for number in others]
