@@ -150,7 +150,12 @@ def make_venv(folder: Path) -> Path:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (python.exists() and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True,
                                                check=False).returncode == 0):
-        venv.create(folder, with_pip=True, clear=True)
+        try:
+            venv.create(folder, with_pip=True, clear=True)
+        except subprocess.CalledProcessError:
+            # Debian's Python comes without ensurepip.
+            raise SystemExit("This Python cannot make an environment: install the package python3-venv, or use another "
+                             "Python.") from None
     return python
 
 
@@ -281,7 +286,10 @@ def main() -> None:
     parser.add_argument("--comfyui", metavar="FOLDER", help="the ComfyUI to use")
     parser.add_argument("--port", type=int, help="serve: the port (8188)")
     args, args.rest = parser.parse_known_args()
-    {"demo": demo, "test": test, "serve": serve, "bench": bench}[args.command](args)
+    try:
+        {"demo": demo, "test": test, "serve": serve, "bench": bench}[args.command](args)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

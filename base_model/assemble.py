@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .progress import save_whole
+
 HERE = Path(__file__).resolve().parent
 VAE, DENOISER = HERE / "vae.safetensors", HERE / "denoiser.safetensors"
 PREFIXES = {VAE: "first_stage_model.", DENOISER: "model.diffusion_model."}  # their places in the checkpoint
@@ -98,8 +100,15 @@ def checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def card() -> dict[str, Any]:
-    """Read the model card's numbers: checksums, steps, measured quality; empty before the first training."""
-    return json.loads(CARD.read_text(encoding="utf-8")) if CARD.is_file() else {}
+    """Read the model card's numbers: checksums, steps, measured quality; empty before the first training.
+
+    Raises:
+        BaseModelError: It is damaged.
+    """
+    try:
+        return json.loads(CARD.read_text(encoding="utf-8")) if CARD.is_file() else {}
+    except ValueError as error:
+        raise BaseModelError(f"The base model is damaged: {CARD} cannot be read ({error}). {_again(CARD)}") from error
 
 
 def write_card(facts: dict[str, Any]) -> None:
@@ -113,26 +122,31 @@ def shipped(file: Path) -> dict[str, Tensor]:
     Raises:
         BaseModelError: It is missing, cut off or changed.
     """
-    again = f"Install the pack again, or get the file from its repository (git checkout base_model/{file.name})."
     for needed in (file, CARD):
         if not needed.is_file():
-            raise BaseModelError(f"The base model is not complete, {needed} is not there. {again}")
+            raise BaseModelError(f"The base model is not complete, {needed} is not there. {_again(needed)}")
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise BaseModelError(f"The base model is damaged: {file} cannot be read ({error}). {again}") from error
+        raise BaseModelError(f"The base model is damaged: {file} cannot be read ({error}). {_again(file)}") from error
     if checksum(tensors) != card().get("sha256", {}).get(file.name):
-        raise BaseModelError(f"The base model is damaged: {file} is not the one that was published. {again}")
+        raise BaseModelError(f"The base model is damaged: {file} is not the one that was published. {_again(file)}")
     return tensors
 
 
+def _again(file: Path) -> str:
+    return f"Install the pack again, or get the file from its repository (git checkout base_model/{file.name})."
+
+
 def ship(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
-    """Write one of the two shipped files in fp16, and its checksum and some facts into the card."""
+    """Write one of the two shipped files in fp16, and its checksum and some facts into the card.
+
+    What was measured of the weights before goes from the card.
+    """
     halves = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
-    part = file.with_suffix(".part")
-    save_file(halves, part)
-    part.replace(file)
+    save_whole(halves, file)
     known = {**card(), **facts}
+    known.pop("quality", None)
     known.setdefault("sha256", {})[file.name] = checksum(halves)
     known["sha256"].pop("checkpoint", None)
     write_card(known)
@@ -154,12 +168,13 @@ def full_checkpoint() -> dict[str, Tensor]:
     Raises:
         BaseModelError: The shipped weights are missing or damaged, or the denoiser was trained on another VAE.
     """
-    joined = {f"{TEXT_PREFIX}transformer.{name}": tensor for name, tensor in text_encoder_weights().items()}
-    joined[f"{TEXT_PREFIX}logit_scale"] = torch.tensor(4.6055).half()  # CLIP's; unused, but the host asks for it
+    joined: dict[str, Tensor] = {}
     for file, prefix in PREFIXES.items():
         joined |= {prefix + name: tensor for name, tensor in shipped(file).items()}
     if not fits_together():
         raise BaseModelError("The denoiser was trained on the latents of another VAE: train it anew (train.py).")
+    joined |= {f"{TEXT_PREFIX}transformer.{name}": tensor for name, tensor in text_encoder_weights().items()}
+    joined[f"{TEXT_PREFIX}logit_scale"] = torch.tensor(4.6055).half()  # CLIP's; unused, but the host asks for it
     return joined
 
 
@@ -179,9 +194,16 @@ def assemble(target: Path) -> str:
     tensors = full_checkpoint()
     found = checksum(tensors)
     if wanted != found:
-        raise BaseModelError(f"The assembled checkpoint differs from the published one ({found[:12]}…).")
+        raise BaseModelError(
+            f"The assembled checkpoint differs from the published one ({found[:12]}…): {CARD} is not of these weights, "
+            f"or numpy draws other numbers here than it should. {_again(CARD)}"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
-    save_file(tensors, part)
-    part.replace(target)
+    try:
+        save_file(tensors, part)
+        part.replace(target)
+    except (SafetensorError, OSError) as error:  # a full disk is either
+        part.unlink(missing_ok=True)
+        raise BaseModelError(f"The base model could not be written to {target}: {error}") from error
     return found

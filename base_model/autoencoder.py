@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from . import world
 from .assemble import LATENT_SCALE, LATENT_SHIFT, VAE, card, ship, shipped
 from .compute import autocast
-from .progress import Checkpoints, say
+from .progress import SAVE_EVERY, Checkpoints, say, warm_up, warm_up_from
 
 CROP = 64
 BATCH = 6  # few pictures and many steps: a large batch learned less in the same time
@@ -149,19 +149,20 @@ def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True)
         # Another machine's work, without its optimizer.
         model.load_state_dict({name: tensor.float() for name, tensor in shipped(VAE).items()})
         step = done
+        warm_up_from(optimizer, step)
     rate = RATE_ON if done else RATE
-    rng = random.Random(100 + step)
+    rng = random.Random(100)
     worldly = [world.draw_scene(world.placed(world.random_scene(rng), rng)) for _ in range(600)]
     started, seen = time.monotonic(), step
     while step < steps:
-        # The schedule is that of the whole way from what was shipped; what warms up is a fresh optimizer.
-        warm_up, share = min(1, (step - seen + 1) / 100), (step - done) / (steps - done)
+        share = (step - done) / (steps - done)  # of the whole way from what was shipped
         for group in optimizer.param_groups:
-            group["lr"] = rate * warm_up * (1 + math.cos(math.pi * share)) / 2
-        x = batch(rng, BATCH, worldly)
+            group["lr"] = rate * warm_up(optimizer, step, 100) * (1 + math.cos(math.pi * share)) / 2
+        # Drawn by the step's number, so that one that stopped goes on as one that did not.
+        x, source = batch(random.Random(f"vae {step}"), BATCH, worldly), torch.Generator().manual_seed(step)
         with autocast():
             latent = model.taesd_encoder(x * 0.5 + 0.5).float()
-            seen_latent = latent + FORGIVEN * torch.randn_like(latent)
+            seen_latent = latent + FORGIVEN * torch.randn(latent.shape, generator=source)
             out = model.taesd_decoder(seen_latent).float() * 2 - 1
         sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(out), edges(x), strict=True))
         spread = latent.mean((0, 2, 3)).square().mean() + (latent.var((0, 2, 3)) - 1).square().mean()
@@ -174,7 +175,7 @@ def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True)
         if step % 100 == 0 or step == steps:
             per_step = (time.monotonic() - started) / (step - seen)
             say(f"vae {step}/{steps} loss {loss.item():.4f} l1 {F.l1_loss(out, x).item():.4f} {per_step:.2f} s/step")
-        if step % 500 == 0 or step == steps:
+        if step % SAVE_EVERY == 0 or step == steps:
             state.save("vae", step, model=model, optimizer=optimizer)
     ship(VAE, scaled(model, sample).state_dict(), vae_steps=steps)
 

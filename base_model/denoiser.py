@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from . import world
@@ -30,9 +30,10 @@ from .assemble import (
     text_encoder_weights,
 )
 from .compute import autocast
-from .progress import Checkpoints, say
+from .progress import SAVE_EVERY, Checkpoints, save_whole, say, warm_up, warm_up_from
 
 SCENES, DRAWN = 2000, 2  # different scenes, and how often each is drawn with other places, sizes and turns
+DATA_SEED = 1
 BATCH = 16
 RATE = 6e-4
 SHIFT = 1.5  # of the logit-normal timesteps
@@ -72,7 +73,8 @@ def new_denoiser() -> torch.nn.Module:
 
 def data_files(folder: Path) -> tuple[Path, Path]:
     """Where the training set lies: latents, which belong to one world and VAE, and encoded captions."""
-    drawn_by = hashlib.sha256(Path(world.__file__).read_bytes()).hexdigest()[:12]
+    recipe = f"{SCENES} {DRAWN} {DATA_SEED}".encode() + Path(world.__file__).read_bytes()
+    drawn_by = hashlib.sha256(recipe).hexdigest()[:12]
     return folder / f"latents-{drawn_by}-{vae_stamp()}.safetensors", folder / f"text-{drawn_by}.safetensors"
 
 
@@ -81,12 +83,12 @@ def vae_stamp() -> str:
     return str(card()["sha256"][VAE.name])[:12]
 
 
-def make_data(folder: Path, vae: torch.nn.Module, seed: int) -> None:
+def make_data(folder: Path, vae: torch.nn.Module) -> None:
     """Draw the world, encode pictures and captions, and keep both on disk; done once."""
     latents_file, text_file = data_files(folder)
     if latents_file.exists() and text_file.exists():
         return
-    rng = random.Random(seed)
+    rng = random.Random(DATA_SEED)
     scenes = [world.random_scene(rng) for _ in range(SCENES)]
     captions = [world.sentence(s) for s in scenes] + [world.tags(s) for s in scenes] + [""]
     distinct = list(dict.fromkeys(captions))
@@ -97,7 +99,7 @@ def make_data(folder: Path, vae: torch.nn.Module, seed: int) -> None:
         number = {caption: n for n, caption in enumerate(distinct)}
         index = torch.tensor([[number[world.sentence(s)], number[world.tags(s)]] for s in scenes])
         text = {"hidden": hidden, "pooled": pooled, "tails": tails, "index": index}
-        save_file({**text, "empty": torch.tensor([number[""]])}, text_file)
+        save_whole({**text, "empty": torch.tensor([number[""]])}, text_file)
     latents = []
     with torch.no_grad(), autocast():
         for at in range(0, SCENES * DRAWN, 64):
@@ -107,7 +109,7 @@ def make_data(folder: Path, vae: torch.nn.Module, seed: int) -> None:
             latents.append(model_latents(vae, pixels).half())
             if at % 1600 == 0:
                 say(f"data: encoded {at}/{SCENES * DRAWN} pictures")
-    save_file({"latents": torch.cat(latents).contiguous()}, latents_file)
+    save_whole({"latents": torch.cat(latents).contiguous()}, latents_file)
 
 
 def model_latents(vae: torch.nn.Module, pixels: Tensor) -> Tensor:
@@ -155,7 +157,7 @@ def encode_captions(captions: list[str], length: int) -> tuple[Tensor, Tensor]:
 
 
 def train(state: Checkpoints, steps: int, *, go_on: bool = True) -> None:
-    """Train, from wherever the last run or the shipped weights stopped; what is there is shipped every 2000 steps.
+    """Train, from wherever the last run or the shipped weights stopped, and ship the result.
 
     Most steps see the first 18 text tokens alone, which is half the work; one in ten sees all 77, as the host will show
     them. What follows a caption is padding and to be ignored, so it may be another caption's.
@@ -169,7 +171,7 @@ def train(state: Checkpoints, steps: int, *, go_on: bool = True) -> None:
     data, kept = latents | text, f"denoiser-{vae_stamp()}"
     model = new_denoiser().train()
     average = copy.deepcopy(model).requires_grad_(False)
-    trainable = [p for p in model.parameters() if p.requires_grad_(True) is not None]
+    trainable = list(model.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     step = state.load(kept, model=model, average=average, optimizer=optimizer)
     known = card().get("denoiser", {})
@@ -179,12 +181,13 @@ def train(state: Checkpoints, steps: int, *, go_on: bool = True) -> None:
         model.load_state_dict(weights)
         average.load_state_dict(weights)
         step = known["steps"]
+        warm_up_from(optimizer, step)
     seen, started, losses = step, time.monotonic(), []
     while step < steps:
         source = torch.Generator().manual_seed(step)
-        warm_up, cosine = min(1, (step - seen + 1) / 200), (1 + math.cos(math.pi * step / steps)) / 2
+        cosine = (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
-            group["lr"] = RATE * warm_up * (0.02 + 0.98 * cosine)
+            group["lr"] = RATE * warm_up(optimizer, step, 200) * (0.02 + 0.98 * cosine)
         tokens = TEXT_TOKENS if step % LONG_EVERY == LONG_EVERY - 1 else SHORT_TEXT
         loss = flow_loss(model, data, tokens, source)
         optimizer.zero_grad()
@@ -199,9 +202,9 @@ def train(state: Checkpoints, steps: int, *, go_on: bool = True) -> None:
         if step % 100 == 0 or step == steps:
             per_step = (time.monotonic() - started) / (step - seen)
             say(f"denoiser {step}/{steps} loss {np.mean(losses[-100:]):.4f} {per_step:.3f} s/step")
-        if step % 500 == 0 or step == steps:
+        if step % SAVE_EVERY == 0 or step == steps:
             state.save(kept, step, model=model, average=average, optimizer=optimizer)
-        if step % 2000 == 0 or step == steps:
+        if step == steps:
             ship(DENOISER, average.state_dict(), denoiser={"steps": step, "vae": vae_stamp()})
 
 

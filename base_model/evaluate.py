@@ -82,7 +82,7 @@ def evaluate(count: int, write: bool) -> None:
     from base_model.painter import GUIDANCE, SAMPLER, SCHEDULER, STEPS, Painter
     from base_model.progress import say
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows holds on to what is mapped
         checkpoint = Path(folder) / "base.safetensors"
         assemble.assemble(checkpoint)
         painter = Painter(checkpoint)

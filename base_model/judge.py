@@ -14,7 +14,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import zlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +63,17 @@ class Judge:
         count: Pictures for fidelity and for editability each.
         series: TUNING or REPORTING: which prompts and noise.
         scenes: Pictures for preservation; twice the count by default.
+        kept: Captions of pictures that are trained on to be kept: what is lost is asked of others.
     """
 
     def __init__(
-        self, painter: Any, concept: str, count: int = 24, series: int = TUNING, scenes: int | None = None
+        self,
+        painter: Any,
+        concept: str,
+        count: int = 24,
+        series: int = TUNING,
+        scenes: int | None = None,
+        kept: Collection[str] = (),
     ) -> None:
         scenes = 2 * count if scenes is None else scenes
         self.painter, self.concept = painter, concept
@@ -73,7 +81,7 @@ class Judge:
         rng = random.Random(f"{concept} {series}")
         self._alike = _new_captions(concept, count, series, rng)
         self._asked = _new_combinations(concept, count, series, rng)
-        self._scenes = [world.readable_scene(rng) for _ in range(scenes)]
+        self._scenes = [_new_scene(series, kept, rng) for _ in range(scenes)]
         self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + max(count, scenes)))
         self._real = self._known.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
         self._base = self._known.distance(self.painter.paint(self._alike, self._seeds[:count]))
@@ -85,17 +93,26 @@ class Judge:
         fidelity = self.fidelity(self.painter.paint(self._alike, seeds, model))
         prompts = [concepts.caption(self.concept, *asked) for asked in self._asked]
         pictures = self.painter.paint(prompts, seeds, model)
-        after = self._paint_scenes(model)
-        kept = self._right(after)
+        kept, drift = self.preservation(model)
         obeyed = np.array([self._obeyed(*one) for one in zip(pictures, self._asked, strict=True)])
         return Judgement(
             fidelity=fidelity,
             ground=float(obeyed[:, 0].mean()),
             worn=float(obeyed[:, 1].mean()),
             kept=kept,
-            lost=self._right(self._before) - kept,
-            drift=float(np.mean([_moved(a, b) for a, b in zip(self._before, after, strict=True)])),
+            lost=self.known - kept,
+            drift=drift,
         )
+
+    @property
+    def known(self) -> float:
+        """The share of prompts without the trigger that the base paints right."""
+        return self._right(self._before)
+
+    def preservation(self, model: Any) -> tuple[float, float]:
+        """The share of prompts without the trigger that are painted right, and how far those pictures have moved."""
+        after = self._paint_scenes(model)
+        return self._right(after), float(np.mean([_moved(a, b) for a, b in zip(self._before, after, strict=True)]))
 
     def fidelity(self, pictures: Sequence[Image.Image]) -> float:
         """How much these look like the concept: 0 as the base's pictures for the same prompts, 1 as drawn ones."""
@@ -144,6 +161,15 @@ def _new_combinations(concept: str, count: int, series: int, rng: random.Random)
     pairs = _of_series(pairs, series)
     rng.shuffle(pairs)
     return [pairs[number % len(pairs)] for number in range(count)]
+
+
+def _new_scene(series: int, kept: Collection[str], rng: random.Random) -> world.Scene:
+    """One that no picture to be kept and no other series shows."""
+    while True:
+        scene = world.readable_scene(rng)
+        sentence = world.sentence(scene)
+        if zlib.crc32(sentence.encode()) % 2 == series % 2 and not {sentence, world.tags(scene)} & set(kept):
+            return scene
 
 
 def worn(picture: Image.Image, concept: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 
 def say(text: str) -> None:
@@ -15,6 +16,25 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def save_whole(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Write a safetensors file, whole or not at all."""
+    part = file.with_suffix(".part")
+    save_file(tensors, part)
+    part.replace(file)
+
+
+def warm_up_from(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Note that an optimizer is fresh at this step; it is kept with the optimizer's state."""
+    for group in optimizer.param_groups:
+        group["fresh_at"] = step
+
+
+def warm_up(optimizer: torch.optim.Optimizer, step: int, steps: int) -> float:
+    """The share of the rate at a step, which rises over the first `steps` of a fresh optimizer."""
+    return min(1.0, (step - optimizer.param_groups[0].get("fresh_at", 0) + 1) / steps)
+
+
+SAVE_EVERY = 500  # steps
 FROM_NOTHING = "from_nothing"  # a file that says so
 
 
@@ -34,8 +54,9 @@ class Checkpoints:
 
     def forget(self) -> None:
         """Take away every state and the data made for them; from now on only what is in this folder is gone on from."""
-        for file in (*self.folder.glob("*.pt"), *self.folder.glob("*.safetensors")):
-            file.unlink()
+        for pattern in ("vae.pt", "denoiser-*.pt", "latents-*.safetensors", "text-*.safetensors"):
+            for file in self.folder.glob(pattern):
+                file.unlink()
         (self.folder / FROM_NOTHING).touch()
 
     @property

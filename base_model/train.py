@@ -51,7 +51,7 @@ def main() -> None:
     go_on = not state.from_nothing
     parts = {
         "vae": lambda: autoencoder.train(state, args.vae_steps, sample_pictures(), go_on=go_on),
-        "data": lambda: denoiser.make_data(args.work, autoencoder.finished(), seed=1),
+        "data": lambda: denoiser.make_data(args.work, autoencoder.finished()),
         "denoiser": lambda: denoiser.train(state, args.steps, go_on=go_on),
         "evaluate": lambda: evaluate(100, write=True),
     }

@@ -1,6 +1,7 @@
 """The learning benchmark: what a LoRA of a small character learns and spoils, ours beside ComfyUI's own trainer.
 
     python dev.py bench learning [--seeds N] [--write]
+    python dev.py bench kept [--seeds N] [--scenes N] [--write]      what ours spoils, on more prompts
 
 Both train on the shipped base model, on the same dozen pictures, and are judged by `base_model/judge.py` with the same
 prompts and noise, none of which any setting was chosen on. ComfyUI's trainer is measured as it comes and with the rate
@@ -24,23 +25,20 @@ from native import native_lora
 from step_time import ROOT
 
 WORKFLOW = ROOT / "example_workflows" / "learn_a_character.json"
-REPEATS, KEPT = 10, 120  # as demo/prepare.py lays them out
-LEARNED = 4  # pictures of the character in a step, as in the demo, whose batch of 6 has two more that are to be kept
-# TrainLoraNode in fp32 and without checkpointing, since that is fastest here; all else as it comes.
-AS_IT_COMES: dict[str, Any] = {"training_dtype": "fp32", "lora_dtype": "fp32", "gradient_checkpointing": False}
-# What is best for it on zorp of what `dev.py bench defaults` tries (docs/defaults.md), where the time is given: one
-# picture a step, and more steps.
-AT_ITS_BEST = {**AS_IT_COMES, "learning_rate": 2e-3, "rank": 32}
-# Where the steps are given: as many pictures in each as ours learns from. Not by batch_size: in that the node predicts
-# each picture from all captions of the batch and takes the mean.
-BY_STEPS: dict[str, Any] = {"grad_accumulation_steps": LEARNED}
 
 
 def demo_settings() -> dict[str, Any]:
     """The trainer's settings in the demo's workflow, by name."""
     from lora_workbench.training.config import TrainConfig
 
-    return dict(zip((field.name for field in dataclasses.fields(TrainConfig)), _values("LoRATrainer"), strict=True))
+    return _settings(TrainConfig, "LoRATrainer")
+
+
+def demo_buckets() -> dict[str, Any]:
+    """How the demo's workflow sorts pictures into sizes, by name."""
+    from lora_workbench.training.buckets import BucketConfig
+
+    return _settings(BucketConfig, "BucketImages")
 
 
 def demo_prior() -> dict[str, Any]:
@@ -51,9 +49,25 @@ def demo_prior() -> dict[str, Any]:
     return {"weight": weight, "share": share, "target": PRIOR_TARGETS[target]}
 
 
+def _settings(config: type, node_id: str) -> dict[str, Any]:
+    return dict(zip((field.name for field in dataclasses.fields(config)), _values(node_id), strict=True))
+
+
 def _values(node_id: str) -> list[Any]:
     nodes = json.loads(WORKFLOW.read_text(encoding="utf-8"))["nodes"]
     return next(node["widgets_values"] for node in nodes if node["type"] == f"LoRAWorkbench_{node_id}")
+
+
+# Pictures of the character in a step of the demo; the rest of its batch is to be kept.
+LEARNED = round(demo_settings()["batch_size"] / (1 + demo_prior()["share"]))
+# TrainLoraNode in fp32 and without checkpointing, since that is fastest here; all else as it comes.
+AS_IT_COMES: dict[str, Any] = {"training_dtype": "fp32", "lora_dtype": "fp32", "gradient_checkpointing": False}
+# What is best for it on zorp of what `dev.py bench defaults` tries (docs/defaults.md), where the time is given: one
+# picture a step, and more steps.
+AT_ITS_BEST = {**AS_IT_COMES, "learning_rate": 2e-3, "rank": 32}
+# Where the steps are given: as many pictures in each as ours learns from. Not by batch_size: in that the node predicts
+# each picture from all captions of the batch and takes the mean.
+BY_STEPS: dict[str, Any] = {"grad_accumulation_steps": LEARNED}
 
 
 @dataclass(frozen=True)
@@ -66,13 +80,23 @@ class Trained:
 
 
 class Bench:
-    """The base model and one concept's pictures, trained on again and again."""
+    """The base model and one concept's pictures, trained on again and again.
 
-    def __init__(self, concept: str, folder: Path, count: int = 24, series: int = 0) -> None:
+    Args:
+        concept: Which.
+        folder: Where pictures, caches and runs may lie.
+        count: Pictures a figure.
+        series: TUNING or REPORTING.
+        scenes: Pictures for what is lost; twice the count by default.
+    """
+
+    def __init__(
+        self, concept: str, folder: Path, count: int = 24, series: int = 0, scenes: int | None = None
+    ) -> None:
         from lora_workbench.base_model import assemble, concepts, world
         from lora_workbench.base_model.judge import Judge
         from lora_workbench.base_model.painter import Painter
-        from lora_workbench.demo.pictures import write_pictures
+        from lora_workbench.demo.pictures import KEPT, KEPT_COUNT, KEPT_SEED, PICTURES, write_pictures
 
         checkpoint = ROOT / ".host" / "bench" / "base.safetensors"
         assemble.assemble(checkpoint)
@@ -84,9 +108,11 @@ class Bench:
         self.plain = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False)[0]
         self.concept = concept
         self.pictures = concepts.pictures(concept, *concepts.TRAINED)
-        write_pictures(folder / "pictures" / f"{REPEATS}_{concept}", self.pictures)
-        write_pictures(folder / "kept" / "1_shapes", world.known_pictures(KEPT, seed=0))
-        self.judge = Judge(self.painter, concept, count, series)
+        repeats = Path(PICTURES).name.partition("_")[0]
+        kept = world.known_pictures(KEPT_COUNT, KEPT_SEED)
+        write_pictures(folder / "pictures" / f"{repeats}_{concept}", self.pictures)
+        write_pictures(folder / "kept" / Path(KEPT).name, kept)
+        self.judge = Judge(self.painter, concept, count, series, scenes, [caption for _, caption in kept])
 
     def ceiling(self) -> float:
         """Fidelity of fresh drawn pictures that went through the model's VAE: no LoRA can have more."""
@@ -114,7 +140,7 @@ class Bench:
         from lora_workbench.training.scan import scan_folder
         from lora_workbench.training.session import train_lora
 
-        config = TrainConfig(**{**demo_settings(), "seed": seed, **settings})
+        config = TrainConfig(**{**demo_settings(), "seed": seed, "precision": "fp32", **settings})
         keep = {**demo_prior(), **(prior or {})}
         started = time.monotonic()
         with torch.inference_mode():  # as ComfyUI runs nodes
@@ -125,7 +151,7 @@ class Bench:
                 )
             elif keep["share"]:
                 dataset = with_prior(dataset, kept, **keep)
-            dataset = assign_buckets(dataset, BucketConfig(resolution=128, step=16))
+            dataset = assign_buckets(dataset, BucketConfig(**demo_buckets()))
             result = train_lora(
                 self.painter.model, self.painter.clip, self.painter.vae, dataset, config, root=self.folder / "runs",
                 cache_root=self.folder / "cache", sink=SilentSink(),
@@ -147,13 +173,20 @@ class Bench:
 
     def run(self, train: Callable[..., Trained], seed: int, *args: Any, **settings: Any) -> tuple[Trained, Any]:
         """Train with `ours` or `native`, put the LoRA on the model and judge it."""
+        trained = train(seed, *args, **settings)
+        return trained, self.judge.judge(self.with_lora(trained))
+
+    def run_kept(self, seed: int) -> tuple[float, float]:
+        """Train with `ours`; return the share that is painted right without the trigger, and the drift."""
+        return self.judge.preservation(self.with_lora(self.ours(seed)))
+
+    def with_lora(self, trained: Trained) -> Any:
+        """The base MODEL with a LoRA on it."""
         import torch
         from lora_workbench.training.host.apply import apply_lora
 
-        trained = train(seed, *args, **settings)
         with torch.inference_mode():
-            model, _ = apply_lora(self.painter.model, None, trained.lora, 1.0, 1.0)
-            return trained, self.judge.judge(model)
+            return apply_lora(self.painter.model, None, trained.lora, 1.0, 1.0)[0]
 
 
 def about_runs(seeds: Sequence[int], count: int) -> str:
@@ -216,8 +249,7 @@ def ahead(rows: Rows) -> str:
     ours, others = rows[0][1], [row for row in rows if row[0].startswith("TrainLoraNode")]
     parts = []
     for name, found in others:
-        # A row that was measured on the first seeds only is held against those.
-        wins = sum(one.fidelity > two.fidelity for (_, one), (_, two) in zip(ours, found, strict=False))
+        wins = sum(one.fidelity > two.fidelity for (_, one), (_, two) in zip(ours, found, strict=True))
         parts.append(f"{name}: on {wins} of {len(found)} seeds")
     return "Fidelity ahead of " + "; ".join(parts) + "."
 
@@ -262,3 +294,27 @@ def learning_benchmark(concepts: Sequence[str], seeds: Sequence[int], count: int
         )
         ours = statistics.mean(trained.seconds for trained, _ in rows[0][1])
         yield concept, "\n".join([about, "", *table(concept, rows, ours), "", knows, "", ahead(rows)])
+
+
+def kept_benchmark(concepts: Sequence[str], seeds: Sequence[int], scenes: int) -> Iterator[tuple[str, str]]:
+    """What ours loses of the prompts without the trigger, on more of them than the comparison has.
+
+    Yields:
+        (concept, sentence).
+    """
+    from lora_workbench.base_model.judge import REPORTING
+
+    for concept in concepts:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(concept, Path(folder), 1, REPORTING, scenes)
+            found = []
+            for seed in seeds:
+                kept, drift = bench.run_kept(seed)
+                found.append((bench.judge.known - kept, drift))
+                say(f"{concept} seed {seed}: lost {found[-1][0]:.3f}, drift {drift:.2f}")
+        lost, drifts = zip(*found, strict=True)
+        yield concept, (
+            f"On {scenes} prompts without the trigger, {len(seeds)} seeds, in brackets least to most: the base paints "
+            f"{bench.judge.known:.0%} right, {spread(lost, 100, 1)} points of them are lost with our LoRA, drift "
+            f"{spread(drifts, 1, 1)}. {describe_machine()}"
+        )

@@ -1,4 +1,4 @@
-"""The demo's training pictures on disk, as a person would lay them out. Pillow only."""
+"""The demo's training pictures, and where they lie on disk, as a person would lay them out. Pillow only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+
+# What is learned, and what the model shall go on painting as it does: folders of ComfyUI's.
+CONCEPT, PICTURES = "zorp", "input/lora_workbench_zorp/10_zorp"
+KEPT, KEPT_COUNT, KEPT_SEED = "input/lora_workbench_shapes/1_shapes", 120, 0
 
 
 def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) -> list[Path]:

@@ -21,14 +21,11 @@ try:
 except ImportError as error:
     raise SystemExit(f"[demo] {error}: run this with the Python that runs ComfyUI.") from None
 
-from pictures import write_pictures  # noqa: E402
+from pictures import CONCEPT, KEPT, KEPT_COUNT, KEPT_SEED, PICTURES, write_pictures  # noqa: E402
 
 from base_model import assemble, concepts, world  # noqa: E402
 
 CHECKPOINT = "models/checkpoints/lora_workbench_base.safetensors"
-# What is learned, and what the model shall go on painting as it does.
-PICTURES, KEPT = "input/lora_workbench_zorp/10_zorp", "input/lora_workbench_shapes/1_shapes"
-CONCEPT, KEPT_COUNT = "zorp", 120
 
 
 def say(text: str) -> None:
@@ -49,7 +46,7 @@ def main() -> None:
 
     for name, pictures in (
         (PICTURES, concepts.pictures(CONCEPT, *concepts.TRAINED)),
-        (KEPT, world.known_pictures(KEPT_COUNT, seed=0)),
+        (KEPT, world.known_pictures(KEPT_COUNT, KEPT_SEED)),
     ):
         written = len(write_pictures(base / name, pictures))
         say(f"pictures: {written} with captions in {name}" if written else f"pictures: {name}, already there")

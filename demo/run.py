@@ -115,7 +115,7 @@ def prompt_of(prompt: dict[str, Any], node: str) -> str:
 
 def training_pictures(folder: Path) -> list[Image.Image]:
     """Every picture below a folder."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix in (".png", ".jpg"))
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     return [Image.open(file) for file in files]
 
 
@@ -154,6 +154,8 @@ def main() -> None:
         sheet = draw_sheet(client, prompt, outputs, args.base, last)
     except (ServerError, WorkflowError, OSError) as error:
         raise SystemExit(f"[demo] {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("[demo] stopped") from None
     lora = Path(outputs[find(prompt, "LoRAWorkbench_SaveLoRA")]["text"][0])
     say(f"picture sheet: {sheet}")
     say(f"LoRA: {lora}")

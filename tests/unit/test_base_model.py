@@ -34,6 +34,9 @@ def test_a_missing_or_damaged_file_says_so(tmp_path, monkeypatch):
     assert torch.equal(assemble.shipped(file)["x"], torch.arange(8.0).half())
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["vae_steps"] == 3 and len(card["sha256"]["vae.safetensors"]) == 64
+    assemble.write_card({**card, "quality": {"known": 1.0}})
+    assemble.ship(file, {"x": torch.arange(8.0)}, vae_steps=4)
+    assert "quality" not in assemble.card(), "what was measured of other weights"
     whole = file.read_bytes()
     file.write_bytes(whole[:-4])
     with pytest.raises(assemble.BaseModelError, match="cannot be read"):
@@ -78,6 +81,27 @@ def test_the_reader_reads_what_is_drawn():
         blob.paste((208, 32, 32), box)
     assert reader.read(blob).shape == "unclear"
     assert reader.read(world.Image.new("RGB", (128, 128), world.BACKGROUNDS["navy"])).shape == "nothing"
+
+
+def test_scenes_of_any_size_and_place_are_read_too():
+    from lora_workbench.base_model import reader
+
+    rng, wrong = random.Random(2), []
+    for _ in range(200):
+        scene = world.readable_scene(rng)
+        found, thing = reader.read(world.draw_scene(world.placed(scene, rng))), scene.things[0]
+        if (found.shape, found.color, found.background) != (thing.shape, thing.color, scene.background):
+            wrong.append((world.sentence(scene), found))
+    assert len(wrong) <= 2, wrong
+
+
+def test_the_card_and_the_page_tell_the_same_and_the_goals_are_reached():
+    quality = assemble.card()["quality"]
+    page = (assemble.HERE / "README.md").read_text(encoding="utf-8")
+    for name, title in (("known", "known pairs"), ("held_out", "held-out pairs")):
+        parts = " | ".join(f"{quality[name][part]:.0%}" for part in ("all", "shape", "color", "background"))
+        assert f"| {title} | {parts} |" in page
+    assert quality["pictures"] >= 100 and quality["known"]["all"] >= 0.95 and quality["held_out"]["all"] >= 0.85
 
 
 @pytest.mark.parametrize("name", list(concepts.CONCEPTS))

@@ -79,10 +79,14 @@ def test_one_that_learned_and_one_that_was_spoiled():
 
 def test_what_is_asked_is_not_what_was_trained():
     trained = {caption for _, caption in concepts.pictures("zorp", *concepts.TRAINED)}
-    tuning, reporting = (judge.Judge(Drawn(), "zorp", count=12, series=series) for series in (0, 1))
+    kept = [world.sentence(world.readable_scene(random.Random(number))) for number in range(40)]
+    tuning, reporting = (judge.Judge(Drawn(), "zorp", count=12, series=n, scenes=200, kept=kept) for n in (0, 1))
     assert not set(tuning._seeds) & set(reporting._seeds)
     for made, other in ((tuning, reporting), (reporting, tuning)):
         pairs = {concepts.caption("zorp", *pair) for pair in made._asked}
         assert not (pairs | set(made._alike)) & trained
         assert not pairs & {concepts.caption("zorp", *pair) for pair in other._asked}
         assert not set(made._alike) & set(other._alike)
+        scenes = {world.sentence(scene) for scene in made._scenes}
+        assert not scenes & {world.sentence(scene) for scene in other._scenes}
+        assert not scenes & set(kept)
