@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.browser import browser, open_page
+from support.browser import open_page
 from support.photos import write_photos
 from support.server import ComfyServer
 
@@ -26,12 +26,6 @@ SHOW = """folder => {
   window.app.canvas.ds.scale = 1;
   window.app.canvas.draw(true, true);
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Any:
-    with browser() as running:
-        yield running
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])

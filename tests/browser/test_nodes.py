@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.browser import browser, load_workflow, open_page
+from support.browser import load_workflow, open_page
 from support.server import ComfyServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,12 +81,6 @@ def example(file: Path) -> dict[str, Any]:
     """A workflow with the test server's checkpoint in it: newer front ends mark nodes whose model is missing."""
     text = file.read_text(encoding="utf-8")
     return json.loads(text.replace("v1-5-pruned-emaonly-fp16.safetensors", "tiny_sd15.safetensors"))
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -8,3 +8,11 @@ export function make(kind, props = {}, ...children) {
   made.append(...children)
   return made
 }
+
+export function button(textContent, title, act) {
+  const made = make("button", { type: "button", textContent, title })
+  made.addEventListener("click", act)
+  return made
+}
+
+export const plural = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`

@@ -1,12 +1,13 @@
 // The gallery on the page: the grid, the chosen picture with its caption, the tags, and what a person does with them.
 
 import * as captions from "./captions.js"
-import { make } from "./dom.js"
+import { button, make, plural } from "./dom.js"
 import { Grid } from "./grid.js"
+import { meaning } from "./keys.js"
 import { SHOWN, Store, TOKEN_LIMIT, isLong } from "./store.js"
 import { STYLE } from "./style.js"
+import { Tags } from "./tags.js"
 
-const MOST_TAGS = 300
 const IDLE = 800 // milliseconds of no typing after which a caption is saved
 
 const BULK = {
@@ -15,8 +16,6 @@ const BULK = {
   replace: ["Replace", ["this", "by"], (text, by) => (caption) => captions.replaceText(caption, text, by)],
   remove: ["Remove tag", ["tag"], (tag) => (caption) => captions.removeTag(caption, tag.trim())],
 }
-
-const plural = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`
 
 export class View {
   // api: ComfyUI's, with fetchApi and apiURL.
@@ -98,16 +97,16 @@ export class View {
     this.kind = make("select", { title: "Which pictures are shown" }, ...kinds)
     this.kind.addEventListener("change", () => this.#filter({ shown: this.kind.value }))
     this.count = make("span", { class: "lwb-count" })
-    this.undoButton = this.#button("Undo", "Take the last edit back (Ctrl+Z)", () => this.#undo("undo"))
-    this.redoButton = this.#button("Redo", "Do it again (Ctrl+Shift+Z)", () => this.#undo("redo"))
+    this.undoButton = button("Undo", "Take the last edit back (Ctrl+Z)", () => this.#undo("undo"))
+    this.redoButton = button("Redo", "Do it again (Ctrl+Shift+Z)", () => this.#undo("redo"))
 
     this.operation = make("select", { title: "What is done to every picture shown" })
     for (const [value, [textContent]] of Object.entries(BULK)) this.operation.append(make("option", { value, textContent }))
     this.operation.addEventListener("change", () => this.#bulkFields())
     this.first = make("input", { class: "lwb-grow" })
     this.second = make("input", { class: "lwb-grow" })
-    this.apply = this.#button("", "Every picture shown; Ctrl+Z takes it back", () => this.#bulk())
-    this.write = this.#button("Write .txt", "Write the captions to .txt files beside the pictures", () => this.#writeFiles())
+    this.apply = button("", "Every picture shown; Ctrl+Z takes it back", () => this.#bulk())
+    this.write = button("Write .txt", "Write the captions to .txt files beside the pictures", () => this.#writeFiles())
     this.over = make("input", { type: "checkbox", title: "Write over .txt files that are there" })
 
     this.pictures = new Grid({
@@ -125,8 +124,12 @@ export class View {
     this.text.addEventListener("blur", () => this.save())
     this.theirs = make("div", { class: "lwb-theirs", hidden: true })
     this.tokens = make("span", { class: "lwb-count lwb-grow" })
-    this.asItCame = this.#button("As it came", "Take all edits of this caption back", () => this.#asItCame())
-    this.tags = make("div", { class: "lwb-tags" })
+    this.asItCame = button("As it came", "Take all edits of this caption back", () => this.#asItCame())
+    this.tags = new Tags({
+      filter: (tag) => this.#filter({ tag }),
+      rename: (tag, name) => this.#everywhere((caption) => captions.renameTag(caption, tag, name)),
+      remove: (tag) => this.#everywhere((caption) => captions.removeTag(caption, tag)),
+    })
     this.said = make("div", { class: "lwb-said" })
     this.said.setAttribute("role", "status")
 
@@ -137,18 +140,12 @@ export class View {
         "div",
         { class: "lwb-main" },
         this.grid,
-        make("div", { class: "lwb-side" }, this.look, this.name, this.text, this.theirs, bar(this.tokens, this.asItCame), this.tags),
+        make("div", { class: "lwb-side" }, this.look, this.name, this.text, this.theirs, bar(this.tokens, this.asItCame), this.tags.root),
       ),
       bar(this.operation, this.first, this.second, this.apply, this.write, make("label", {}, this.over, " over")),
       this.said,
     )
     this.#bulkFields()
-  }
-
-  #button(textContent, title, act) {
-    const button = make("button", { type: "button", textContent, title })
-    button.addEventListener("click", act)
-    return button
   }
 
   // -- drawing -------------------------------------------------------------------------------
@@ -160,7 +157,7 @@ export class View {
     for (const control of this.root.querySelectorAll("input, select, textarea, button")) control.disabled = false
     this.list = this.store.shown()
     this.pictures.show(this.list, this.chosen)
-    this.#drawTags()
+    this.tags.show(this.store.tags(), this.store.filter.tag)
     this.#drawChosen()
     const out = this.store.pictures.filter((picture) => picture.excluded).length
     const all = this.store.pictures.length
@@ -178,28 +175,6 @@ export class View {
     } catch {
       return "" // a file name that is no text cannot be asked for
     }
-  }
-
-  #drawTags() {
-    if (this.renaming) return
-    const { scrollTop } = this.tags
-    const found = this.store.tags()
-    const rows = found.slice(0, MOST_TAGS).map(([tag, count]) => {
-      const name = make("span", { textContent: tag, title: `Show only pictures with ${tag}` })
-      name.addEventListener("click", () => this.#filter({ tag: this.store.filter.tag === tag ? "" : tag }))
-      const rename = this.#button("✎", "Rename everywhere", () => this.#rename(row, tag))
-      rename.className = "lwb-keeps" // the focus goes to the new name
-      const remove = this.#button("×", "Remove everywhere", () => this.#everywhere((c) => captions.removeTag(c, tag)))
-      const many = make("span", { class: "lwb-count", textContent: count })
-      many.style.flex = "none"
-      const row = make("div", { class: "lwb-tag", data: { tag } }, name, many, rename, remove)
-      row.classList.toggle("is-chosen", tag === this.store.filter.tag)
-      return row
-    })
-    if (found.length > MOST_TAGS)
-      rows.push(make("div", { class: "lwb-note", textContent: `and ${plural(found.length - MOST_TAGS, "rarer tag")}` }))
-    this.tags.replaceChildren(...rows)
-    this.tags.scrollTop = scrollTop
   }
 
   #drawChosen() {
@@ -356,31 +331,6 @@ export class View {
     if (changed !== null) this.#changed(`${plural(changed, "caption")} changed.`)
   }
 
-  #rename(row, tag) {
-    const input = make("input", { value: tag })
-    this.renaming = true
-    const end = (save) => {
-      this.renaming = false
-      input.replaceWith(name)
-      this.#drawTags()
-      if (save && input.value.trim() && input.value.trim() !== tag)
-        this.#everywhere((caption) => captions.renameTag(caption, tag, input.value))
-    }
-    const name = row.firstElementChild
-    input.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === "Escape") {
-        event.preventDefault()
-        event.stopPropagation()
-        input.onblur = null
-        end(event.key === "Enter")
-      }
-    })
-    input.onblur = () => end(false)
-    name.replaceWith(input)
-    input.focus()
-    input.select()
-  }
-
   async #writeFiles() {
     await this.save()
     const files = `.txt files beside the pictures${this.over.checked ? ", over those that are there" : ""}`
@@ -393,37 +343,33 @@ export class View {
   }
 
   #key(event) {
-    const key = event.key
-    const inText = event.target === this.text
-    const typing = inText || event.target.matches("input, select")
-    const ctrl = event.ctrlKey || event.metaKey
-    if (!ctrl) event.stopPropagation() // shortcuts that are not ours are ComfyUI's: Ctrl+S saves the workflow
-    const done = (act) => {
-      event.preventDefault()
-      event.stopPropagation()
-      act()
-    }
-    if (!this.store) return
-    if (inText && key === "Tab") return done(() => this.#next(event.shiftKey ? -1 : 1))
-    if (inText && key === "Enter" && ctrl) return done(() => (this.store.contested.delete(this.chosen), this.grid.focus()))
-    if (inText && key === "Escape") return done(() => (this.#forget(), this.grid.focus()))
-    if (typing) {
-      if (key === "Escape") done(() => this.grid.focus())
-      return
-    }
-    if (ctrl && key.toLowerCase() === "z") return done(() => this.#undo(event.shiftKey ? "redo" : "undo"))
-    if (ctrl && key.toLowerCase() === "y") return done(() => this.#undo("redo"))
-    if ((ctrl && key === "f") || key === "/") return done(() => this.search.focus())
-    if (ctrl || (event.target !== this.grid && event.target !== this.root)) return
+    if (!event.ctrlKey && !event.metaKey) event.stopPropagation() // those that are not ours are ComfyUI's: Ctrl+S saves
+    const { target } = event
+    const inGrid = target === this.grid || target === this.root
+    const where = target === this.text ? "caption" : target.matches("input, select") ? "field" : inGrid ? "grid" : ""
+    const [what, how] = (this.store && meaning(event, where)) || []
+    if (!what) return
+    event.preventDefault()
+    event.stopPropagation()
     const columns = this.pictures.columns()
     const page = this.pictures.page()
-    const moves = {
+    const places = {
       ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, PageUp: -page, PageDown: page,
       Home: -Infinity, End: Infinity,
     } // prettier-ignore
-    if (key in moves) return done(() => this.#move(moves[key]))
-    if (key === "Enter") return done(() => this.#writeCaption())
-    if (key === "x" || key === "Delete") return done(() => this.#toggle(this.chosen))
+    const acts = {
+      next: () => this.#next(how),
+      keep: () => (this.store.contested.delete(this.chosen), this.grid.focus()),
+      forget: () => (this.#forget(), this.grid.focus()),
+      leave: () => this.grid.focus(),
+      undo: () => this.#undo("undo"),
+      redo: () => this.#undo("redo"),
+      search: () => this.search.focus(),
+      move: () => this.#move(places[how]),
+      write: () => this.#writeCaption(),
+      toggle: () => this.#toggle(this.chosen),
+    }
+    acts[what]()
   }
 
   #writeCaption() {
