@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=10_000, help="dataset: how many")
     parser.add_argument("--seeds", type=int, default=3, help="learning, kept, defaults: runs of each case")
     parser.add_argument("--count", type=int, default=16, help="learning, defaults: pictures a figure")
-    parser.add_argument("--scenes", type=int, default=200, help="kept: prompts")
+    parser.add_argument("--scenes", type=int, default=120, help="kept: prompts")
     parser.add_argument("--concepts", nargs="+", default=["zorp", "quib"], help="learning, kept: on what")
     parser.add_argument("--only", nargs="+", default=[], help="defaults: these settings")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/")
