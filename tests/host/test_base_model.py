@@ -238,8 +238,10 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
     """`demo/run.py` on the example workflow as it is; its LoRA is then judged as the benchmark judges it."""
     import comfy.sd
     import comfy.utils
+    from lora_workbench.base_model import world
     from lora_workbench.base_model.judge import Judge
     from lora_workbench.base_model.painter import Painter
+    from lora_workbench.demo.pictures import KEPT_COUNT, KEPT_SEED
 
     command = [sys.executable, str(ROOT / "demo" / "run.py"), "--base", str(server.base)]
     command += ["--port", str(urlsplit(server.url).port)]
@@ -260,7 +262,8 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
     with torch.inference_mode():
         lora = comfy.utils.load_torch_file(str(file), safe_load=True)
         model, _ = comfy.sd.load_lora_for_models(painter.model, None, lora, 1.0, 1.0)
-    found = Judge(painter, "zorp", count=10, scenes=48).judge(model)
+    kept = [caption for _, caption in world.known_pictures(KEPT_COUNT, KEPT_SEED)]
+    found = Judge(painter, "zorp", count=10, scenes=48, kept=kept).judge(model)
     assert found.fidelity >= LEAST_FIDELITY, found
     assert min(found.ground, found.worn) >= LEAST_OBEYED, found
     assert found.lost <= MOST_LOST, found
