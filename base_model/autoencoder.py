@@ -22,6 +22,7 @@ from .compute import autocast
 from .progress import SAVE_EVERY, Checkpoints, say, warm_up, warm_up_from
 
 CROP = 64
+WORLDLY = 600  # different pictures of the world
 BATCH = 6  # few pictures and many steps: a large batch learned less in the same time
 RATE, RATE_ON = 1e-3, 6e-4  # from nothing, and where a finished training is gone on with
 FORGIVEN = 0.04  # deviation of the noise on latents, which makes the decoder forgive what the denoiser leaves behind
@@ -152,7 +153,7 @@ def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True)
         warm_up_from(optimizer, step)
     rate = RATE_ON if done else RATE
     rng = random.Random(100)
-    worldly = [world.draw_scene(world.placed(world.random_scene(rng), rng)) for _ in range(600)]
+    worldly = [world.draw_scene(world.placed(world.random_scene(rng), rng)) for _ in range(WORLDLY)]
     started, seen = time.monotonic(), step
     while step < steps:
         share = (step - done) / (steps - done)  # of the whole way from what was shipped

@@ -206,6 +206,7 @@ def test_trainings_that_were_stopped_end_where_others_do(
     vae, sample = autoencoder.finished(), torch.rand(2, 3, 128, 128) * 2 - 1
     monkeypatch.setattr(denoiser, "SCENES", 4)
     monkeypatch.setattr(denoiser, "TAILS", 2)
+    monkeypatch.setattr(autoencoder, "WORLDLY", 4)
     trainings = {
         autoencoder: lambda state: autoencoder.train(state, 4, sample, go_on=False),
         denoiser: lambda state: denoiser.train(state, 4, go_on=False),
