@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .progress import save_whole
@@ -199,11 +199,8 @@ def assemble(target: Path) -> str:
             f"or numpy draws other numbers here than it should. {_again(CARD)}"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
     try:
-        save_file(tensors, part)
-        part.replace(target)
-    except (SafetensorError, OSError) as error:  # a full disk is either
-        part.unlink(missing_ok=True)
+        save_whole(tensors, target)
+    except (SafetensorError, OSError) as error:
         raise BaseModelError(f"The base model could not be written to {target}: {error}") from error
     return found

@@ -17,10 +17,17 @@ def say(text: str) -> None:
 
 
 def save_whole(tensors: dict[str, torch.Tensor], file: Path) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        SafetensorError, OSError: It cannot be written: a full disk is either.
+    """
     part = file.with_suffix(".part")
-    save_file(tensors, part)
-    part.replace(file)
+    try:
+        save_file(tensors, part)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def warm_up_from(optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -227,7 +227,6 @@ def test_trainings_that_were_stopped_end_where_others_do(
                 patch.setattr(module, "ship", lambda _file, tensors, module=module, **_: made[module].append(tensors))
                 if stops:
                     with monkeypatch.context() as broken, pytest.raises(Stopped):
-                        broken.setattr(module, "SAVE_EVERY", 1)
                         stop_after(module, draws, 2, broken)
                         trainings[module](state)
                 trainings[module](state)
