@@ -5,7 +5,8 @@
 
 Both train on the shipped base model, on the same dozen pictures, and are judged by `base_model/judge.py` with the same
 prompts and noise, none of which any setting was chosen on. ComfyUI's trainer is measured as it comes and with the rate
-and rank that were best for it, at the same number of steps and at the same wall-clock.
+and rank that were best for it, at the same number of steps and at the same wall-clock. One that was stopped goes on
+with the next seed when it is run again (`unfinished.py`): what is compared was measured in one run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from machine import describe_machine
 from native import native_lora
 from step_time import ROOT
+from unfinished import Unfinished
 
 WORKFLOW = ROOT / "example_workflows" / "learn_a_character.json"
 
@@ -203,8 +205,8 @@ def say(text: str) -> None:
 Rows = list[tuple[str, list[tuple[Trained, Any]]]]
 
 
-def compare(concept: str, seeds: Sequence[int], count: int) -> tuple[Rows, float]:
-    """Train and judge each trainer with each seed.
+def compare(concept: str, seeds: Sequence[int], count: int, so_far: Unfinished) -> tuple[Rows, float]:
+    """Train and judge each trainer with each seed that has not been yet.
 
     Returns:
         (what, one pair for each seed) for each row, and the highest fidelity that there could be.
@@ -214,29 +216,51 @@ def compare(concept: str, seeds: Sequence[int], count: int) -> tuple[Rows, float
     rows: dict[str, list[tuple[Trained, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(concept, Path(folder), count, REPORTING)
-        bench.ours(0, steps=2)  # warms up, and fills the caches
-        per_step, fixed = pace(bench)
-
-        def record(name: str, train: Callable[..., Trained], seed: int, *args: Any, **settings: Any) -> Trained:
-            trained, judgement = bench.run(train, seed, *args, **settings)
-            rows.setdefault(name, []).append((trained, judgement))
-            say(f"{concept} seed {seed} {name}: {trained.steps} steps, {trained.seconds:.0f} s, {judgement}")
-            return trained
-
         for seed in seeds:
-            ours = record("LoRA Workbench", bench.ours, seed)
-            alone = {"prior": {"share": 0}, "batch_size": LEARNED, "steps": ours.steps}
-            record("LoRA Workbench, keeping nothing", bench.ours, seed, **alone)
-            record("LoRA Workbench, half the steps", bench.ours, seed, steps=ours.steps // 2)
-            within = max(1, round((ours.seconds - fixed) / per_step))
-            for how, settings in (("as it comes", AS_IT_COMES), ("at its best", AT_ITS_BEST)):
-                record(f"TrainLoraNode {how}, as much time", bench.native, seed, within, **settings)
-                record(f"TrainLoraNode {how}, as many steps", bench.native, seed, ours.steps, **settings, **BY_STEPS)
+            found = so_far.get(seed)
+            if found is None:
+                found = [(name, *told(*pair)) for name, pair in compare_once(bench, seed)]
+                so_far.put(seed, found)
+            for name, *result in found:
+                rows.setdefault(name, []).append(untold(*result))
         rows["the base, without a LoRA"] = [(Trained({}, 0, 0.0), bench.judge.judge(bench.painter.model))]
         return list(rows.items()), bench.ceiling()
 
 
-def pace(bench: Bench) -> tuple[float, float]:
+def compare_once(bench: Bench, seed: int) -> Iterator[tuple[str, tuple[Trained, Any]]]:
+    """Train and judge each trainer with one seed, one after the other; yields (what, pair)."""
+
+    def run(name: str, train: Callable[..., Trained], *args: Any, **settings: Any) -> tuple[str, tuple[Trained, Any]]:
+        trained, judgement = bench.run(train, seed, *args, **settings)
+        say(f"{bench.concept} seed {seed} {name}: {trained.steps} steps, {trained.seconds:.0f} s, {judgement}")
+        return name, (trained, judgement)
+
+    bench.ours(0, steps=2)  # warms up, and fills the caches
+    per_step, fixed = measured_pace(bench)
+    name, (ours, judgement) = run("LoRA Workbench", bench.ours)
+    yield name, (ours, judgement)
+    alone = {"prior": {"share": 0}, "batch_size": LEARNED, "steps": ours.steps}
+    yield run("LoRA Workbench, keeping nothing", bench.ours, **alone)
+    yield run("LoRA Workbench, half the steps", bench.ours, steps=ours.steps // 2)
+    within = max(1, round((ours.seconds - fixed) / per_step))
+    for how, settings in (("as it comes", AS_IT_COMES), ("at its best", AT_ITS_BEST)):
+        yield run(f"TrainLoraNode {how}, as much time", bench.native, within, **settings)
+        yield run(f"TrainLoraNode {how}, as many steps", bench.native, ours.steps, **settings, **BY_STEPS)
+
+
+def told(trained: Trained, judgement: Any) -> tuple[int, float, dict[str, float]]:
+    """What a run was worth, for `Unfinished`."""
+    return trained.steps, trained.seconds, dataclasses.asdict(judgement)
+
+
+def untold(steps: int, seconds: float, judged: dict[str, float]) -> tuple[Trained, Any]:
+    """The same back, without the LoRA."""
+    from lora_workbench.base_model.judge import Judgement
+
+    return Trained({}, steps, seconds), Judgement(**judged)
+
+
+def measured_pace(bench: Bench) -> tuple[float, float]:
     """Seconds of one step of TrainLoraNode with one picture, and of all it does besides."""
     bench.native(0, 2, **AT_ITS_BEST)  # warms up
     short, long = (bench.native(0, steps, **AT_ITS_BEST) for steps in (20, 160))
@@ -267,25 +291,27 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def table(head: str, rows: Rows, ours: float) -> list[str]:
-    """The rows as a table: mean and range over the seeds; times as ratios of ours, in seconds."""
-    heads = ["steps", "time, of ours", *(head for head, _, _ in COLUMNS.values())]
+def table(head: str, rows: Rows, ours: float | None = None) -> list[str]:
+    """The rows as a table: mean and range over the seeds; times as ratios of ours, in seconds, where it is given."""
+    heads = ["steps", *(["time, of ours"] if ours else []), *(head for head, _, _ in COLUMNS.values())]
     lines = [f"| {head} | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for name, found in rows:
-        steps = round(statistics.mean(trained.steps for trained, _ in found))
-        times = statistics.mean(trained.seconds for trained, _ in found) / ours
-        judged = [
+        cells = [str(round(statistics.mean(trained.steps for trained, _ in found)))]
+        if ours:
+            cells.append(f"{statistics.mean(trained.seconds for trained, _ in found) / ours:.2f} ×")
+        cells += [
             spread([getattr(judgement, field) for _, judgement in found], scale, digits)
             for field, (_, scale, digits) in COLUMNS.items()
         ]
-        lines.append(f"| {name} | {steps} | {times:.2f} × | " + " | ".join(judged) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 
 def learning_benchmark(concepts: Sequence[str], seeds: Sequence[int], count: int) -> Iterator[tuple[str, str]]:
     """Compare the trainers on each concept; yields (concept, table)."""
     for concept in concepts:
-        rows, ceiling = compare(concept, seeds, count)
+        so_far = Unfinished(f"learning {concept} {count}")
+        rows, ceiling = compare(concept, seeds, count, so_far)
         about = f"{about_runs(seeds, count)} {describe_machine()}"
         base = rows[-1][1][0][1].kept
         knows = (
@@ -294,6 +320,7 @@ def learning_benchmark(concepts: Sequence[str], seeds: Sequence[int], count: int
         )
         ours = statistics.mean(trained.seconds for trained, _ in rows[0][1])
         yield concept, "\n".join([about, "", *table(concept, rows, ours), "", knows, "", ahead(rows)])
+        so_far.forget()
 
 
 def kept_benchmark(concepts: Sequence[str], seeds: Sequence[int], scenes: int) -> Iterator[tuple[str, str]]:
@@ -305,16 +332,20 @@ def kept_benchmark(concepts: Sequence[str], seeds: Sequence[int], scenes: int) -
     from lora_workbench.base_model.judge import REPORTING
 
     for concept in concepts:
+        so_far = Unfinished(f"kept {concept} {scenes}")
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(concept, Path(folder), 1, REPORTING, scenes)
             found = []
             for seed in seeds:
-                kept, drift = bench.run_kept(seed)
-                found.append((bench.judge.known - kept, drift))
-                say(f"{concept} seed {seed}: lost {found[-1][0]:.3f}, drift {drift:.2f}")
+                if so_far.get(seed) is None:
+                    kept, drift = bench.run_kept(seed)
+                    so_far.put(seed, [bench.judge.known - kept, drift])
+                found.append(so_far.get(seed))
+                say(f"{concept} seed {seed}: lost {found[-1][0]:.3f}, drift {found[-1][1]:.2f}")
         lost, drifts = zip(*found, strict=True)
         yield concept, (
             f"On {scenes} prompts without the trigger, {len(seeds)} seeds, in brackets least to most: the base paints "
             f"{bench.judge.known:.0%} right, {spread(lost, 100, 1)} points of them are lost with our LoRA, drift "
             f"{spread(drifts, 1, 1)}. {describe_machine()}"
         )
+        so_far.forget()

@@ -1,0 +1,56 @@
+"""What a long benchmark has measured so far, on disk: one that was stopped goes on, one that has ended is forgotten."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from machine import describe_machine
+from step_time import ROOT
+
+FOLDER = ROOT / ".host" / "bench" / "unfinished"
+# What results depend on; those of another state of it are not taken up.
+SOURCES = ("training/**/*.py", "base_model/*.py", "base_model/card.json", "demo/pictures.py", "benchmarks/*.py",
+           "example_workflows/learn_a_character.json")  # fmt: skip
+
+
+class Unfinished:
+    """Results of one benchmark by their names.
+
+    Args:
+        name: Of the benchmark, with all that its results depend on beside the sources and the machine.
+        folder: Where it is kept.
+    """
+
+    def __init__(self, name: str, folder: Path = FOLDER) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        belongs_to = hashlib.sha256(f"{name} {describe_machine()} {_state()}".encode()).hexdigest()
+        self._file = folder / f"{belongs_to[:16]}.jsonl"
+        self._found: dict[str, Any] = {}
+        if self._file.exists():
+            for line in self._file.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # one was being written when it was stopped
+                    key, value = json.loads(line)
+                    self._found[key] = value
+
+    def get(self, key: object) -> Any:
+        """A result, None when it has not been measured."""
+        return self._found.get(str(key))
+
+    def put(self, key: object, result: Any) -> None:
+        """Keep a result, of what JSON knows."""
+        self._found[str(key)] = result
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps([str(key), result]))
+
+    def forget(self) -> None:
+        """The benchmark has ended."""
+        self._file.unlink(missing_ok=True)
+
+
+def _state() -> str:
+    files = sorted(file for pattern in SOURCES for file in ROOT.glob(pattern))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
