@@ -32,7 +32,7 @@ from .assemble import (
 from .compute import autocast
 from .progress import SAVE_EVERY, Checkpoints, save_whole, say, warm_up, warm_up_from
 
-SCENES, DRAWN = 2000, 2  # different scenes, and how often each is drawn with other places, sizes and turns
+SCENES, DRAWN = 4000, 3  # different scenes, and how often each is drawn with other places, sizes and turns
 DATA_SEED = 1
 BATCH = 16
 RATE = 6e-4
