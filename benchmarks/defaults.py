@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from learning import (
     about_runs,
     demo_prior,
     demo_settings,
-    measured_pace,
+    pace,
     say,
     table,
     told,
@@ -95,14 +96,10 @@ def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = (
         bench.ours(0, steps=2)  # warms up, and fills the caches
 
         def run(label: str, train: Callable[..., Trained], *args: Any, **settings: Any) -> list[tuple[Trained, Any]]:
-            found = []
-            for seed in seeds:
-                key = f"{label} {seed}"
-                result = so_far.get(key)
-                if result is None:
-                    result = told(*bench.run(train, seed, *args, **settings))
-                    so_far.put(key, result)
-                found.append(untold(*result))
+            def measure(seed: int) -> tuple[int, float, dict[str, float]]:
+                return told(*bench.run(train, seed, *args, **settings))
+
+            found = [untold(*so_far.once(f"{label} {seed}", partial(measure, seed))) for seed in seeds]
             say(f"{label}: {[judgement for _, judgement in found]}")
             return found
 
@@ -121,11 +118,7 @@ def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = (
             yield name, "\n".join([*table(name.replace("_", " "), rows), "", about])
         if not only or NATIVE in only:
             rows = []
-            pace = so_far.get("pace")
-            if pace is None:
-                pace = measured_pace(bench)
-                so_far.put("pace", pace)
-            per_step, fixed = pace
+            per_step, fixed = so_far.once("pace", partial(pace, bench))
             for rate, rank, together in NATIVE_TRIED:
                 settings = {**AS_IT_COMES, "learning_rate": rate, "rank": rank, "grad_accumulation_steps": together}
                 steps = ours.steps if together == LEARNED else max(1, round((ours.seconds - fixed) / per_step))

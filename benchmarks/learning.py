@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,9 @@ class Bench:
         return trained, self.judge.judge(self.with_lora(trained))
 
     def run_kept(self, seed: int) -> tuple[float, float]:
-        """Train with `ours`; return the share that is painted right without the trigger, and the drift."""
-        return self.judge.preservation(self.with_lora(self.ours(seed)))
+        """Train with `ours`; return the share lost of the prompts without the trigger, and the drift."""
+        kept, drift = self.judge.preservation(self.with_lora(self.ours(seed)))
+        return self.judge.known - kept, drift
 
     def with_lora(self, trained: Trained) -> Any:
         """The base MODEL with a LoRA on it."""
@@ -217,35 +219,33 @@ def compare(concept: str, seeds: Sequence[int], count: int, so_far: Unfinished) 
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(concept, Path(folder), count, REPORTING)
         for seed in seeds:
-            found = so_far.get(seed)
-            if found is None:
-                found = [(name, *told(*pair)) for name, pair in compare_once(bench, seed)]
-                so_far.put(seed, found)
-            for name, *result in found:
+            for name, *result in so_far.once(seed, partial(compare_once, bench, seed)):
                 rows.setdefault(name, []).append(untold(*result))
         rows["the base, without a LoRA"] = [(Trained({}, 0, 0.0), bench.judge.judge(bench.painter.model))]
         return list(rows.items()), bench.ceiling()
 
 
-def compare_once(bench: Bench, seed: int) -> Iterator[tuple[str, tuple[Trained, Any]]]:
-    """Train and judge each trainer with one seed, one after the other; yields (what, pair)."""
+def compare_once(bench: Bench, seed: int) -> list[tuple[Any, ...]]:
+    """Train and judge each trainer with one seed, one after the other; returns (what, *told) for each."""
+    found: list[tuple[Any, ...]] = []
 
-    def run(name: str, train: Callable[..., Trained], *args: Any, **settings: Any) -> tuple[str, tuple[Trained, Any]]:
+    def run(name: str, train: Callable[..., Trained], *args: Any, **settings: Any) -> Trained:
         trained, judgement = bench.run(train, seed, *args, **settings)
         say(f"{bench.concept} seed {seed} {name}: {trained.steps} steps, {trained.seconds:.0f} s, {judgement}")
-        return name, (trained, judgement)
+        found.append((name, *told(trained, judgement)))
+        return trained
 
     bench.ours(0, steps=2)  # warms up, and fills the caches
-    per_step, fixed = measured_pace(bench)
-    name, (ours, judgement) = run("LoRA Workbench", bench.ours)
-    yield name, (ours, judgement)
+    per_step, fixed = pace(bench)
+    ours = run("LoRA Workbench", bench.ours)
     alone = {"prior": {"share": 0}, "batch_size": LEARNED, "steps": ours.steps}
-    yield run("LoRA Workbench, keeping nothing", bench.ours, **alone)
-    yield run("LoRA Workbench, half the steps", bench.ours, steps=ours.steps // 2)
+    run("LoRA Workbench, keeping nothing", bench.ours, **alone)
+    run("LoRA Workbench, half the steps", bench.ours, steps=ours.steps // 2)
     within = max(1, round((ours.seconds - fixed) / per_step))
     for how, settings in (("as it comes", AS_IT_COMES), ("at its best", AT_ITS_BEST)):
-        yield run(f"TrainLoraNode {how}, as much time", bench.native, within, **settings)
-        yield run(f"TrainLoraNode {how}, as many steps", bench.native, ours.steps, **settings, **BY_STEPS)
+        run(f"TrainLoraNode {how}, as much time", bench.native, within, **settings)
+        run(f"TrainLoraNode {how}, as many steps", bench.native, ours.steps, **settings, **BY_STEPS)
+    return found
 
 
 def told(trained: Trained, judgement: Any) -> tuple[int, float, dict[str, float]]:
@@ -260,7 +260,7 @@ def untold(steps: int, seconds: float, judged: dict[str, float]) -> tuple[Traine
     return Trained({}, steps, seconds), Judgement(**judged)
 
 
-def measured_pace(bench: Bench) -> tuple[float, float]:
+def pace(bench: Bench) -> tuple[float, float]:
     """Seconds of one step of TrainLoraNode with one picture, and of all it does besides."""
     bench.native(0, 2, **AT_ITS_BEST)  # warms up
     short, long = (bench.native(0, steps, **AT_ITS_BEST) for steps in (20, 160))
@@ -337,10 +337,7 @@ def kept_benchmark(concepts: Sequence[str], seeds: Sequence[int], scenes: int) -
             bench = Bench(concept, Path(folder), 1, REPORTING, scenes)
             found = []
             for seed in seeds:
-                if so_far.get(seed) is None:
-                    kept, drift = bench.run_kept(seed)
-                    so_far.put(seed, [bench.judge.known - kept, drift])
-                found.append(so_far.get(seed))
+                found.append(so_far.once(seed, partial(bench.run_kept, seed)))
                 say(f"{concept} seed {seed}: lost {found[-1][0]:.3f}, drift {found[-1][1]:.2f}")
         lost, drifts = zip(*found, strict=True)
         yield concept, (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,14 @@ class Unfinished:
                     key, value = json.loads(line)
                     self._found[key] = value
 
-    def get(self, key: object) -> Any:
-        """A result, None when it has not been measured."""
-        return self._found.get(str(key))
-
-    def put(self, key: object, result: Any) -> None:
-        """Keep a result, of what JSON knows."""
-        self._found[str(key)] = result
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write("\n" + json.dumps([str(key), result]))
+    def once(self, key: object, measure: Callable[[], Any]) -> Any:
+        """A result, of what JSON knows, measured where it has not been yet."""
+        key = str(key)
+        if key not in self._found:
+            self._found[key] = measure()
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps([key, self._found[key]]))
+        return self._found[key]
 
     def forget(self) -> None:
         """The benchmark has ended."""
