@@ -53,7 +53,7 @@ TRIED: dict[str, dict[str, Settings]] = {
     "warmup_steps": each("warmup_steps", 0, 24),
     "timesteps": {"logit-normal": {"timesteps": "auto"}, "uniform": {"timesteps": "uniform"}},
     "epochs": each("epochs", 4, 8, 16),
-    "batch_size": each("batch_size", 3, 6, 12),
+    "batch_size": each("batch_size", 4, 8, 16),
     "scheduler": each("scheduler", "cosine", "constant_with_warmup", "linear", "rex"),
     "optimizer": {
         **optimizer("AdamW", 2e-3), **optimizer("Adafactor", 2e-3), **optimizer("Lion", 6e-4),
@@ -63,11 +63,11 @@ TRIED: dict[str, dict[str, Settings]] = {
     # How what the model knows is kept: see `Bench.ours`.
     "prior": {
         "nothing": {"prior": {"share": 0}, "batch_size": LEARNED},
-        "as they are, one to two learned, weight 1": {"prior": {"target": "picture", "weight": 1.0}},
-        "one to two learned, weight 3": {"prior": {"weight": 3.0}},
-        "one to two learned, weight 5": {"prior": {"weight": 5.0}},
-        "one to two learned, weight 8": {"prior": {"weight": 8.0}},
-        "one to each learned, weight 2.5": {"prior": {"share": 1.0, "weight": 2.5}, "batch_size": 8},
+        "as they are, one to each learned, weight 1": {"prior": {"target": "picture", "weight": 1.0}},
+        "one to two learned, weight 5": {"prior": {"share": 0.5}, "batch_size": 6},
+        "one to two learned, weight 8": {"prior": {"share": 0.5, "weight": 8.0}, "batch_size": 6},
+        "one to each learned, weight 2.5": {"prior": {"weight": 2.5}},
+        "one to each learned, weight 5": {"prior": {"weight": 5.0}},
         "no further pictures (Prior Preservation), weight 5": {"prior": {"own": True, "weight": 5.0}},
     },
 }  # fmt: skip
