@@ -112,8 +112,10 @@ def card() -> dict[str, Any]:
 
 
 def write_card(facts: dict[str, Any]) -> None:
-    """Write the model card's numbers."""
-    CARD.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    """Write the model card's numbers, whole or not at all."""
+    part = CARD.with_suffix(".part")
+    part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    part.replace(CARD)
 
 
 def shipped(file: Path) -> dict[str, Tensor]:
@@ -130,25 +132,34 @@ def shipped(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise BaseModelError(f"The base model is damaged: {file} cannot be read ({error}). {_again(file)}") from error
     if checksum(tensors) != card().get("sha256", {}).get(file.name):
-        raise BaseModelError(f"The base model is damaged: {file} is not the one that was published. {_again(file)}")
+        raise BaseModelError(
+            f"The base model is damaged: {file} is not the one that {CARD.name} beside it tells of. "
+            + _again(file, CARD)
+        )
     return tensors
 
 
-def _again(file: Path) -> str:
-    return f"Install the pack again, or get the file from its repository (git checkout base_model/{file.name})."
+def _again(*files: Path) -> str:
+    names = " ".join(f"base_model/{file.name}" for file in files)
+    return f"Install the pack again, or get what is damaged from its repository (git checkout {names})."
 
 
 def ship(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
     """Write one of the two shipped files in fp16, and its checksum and some facts into the card.
 
-    What was measured of the weights before goes from the card.
+    Nothing is written where that was done before; what was measured of other weights goes from the card.
     """
     halves = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
+    known, digest = card(), checksum(halves)
+    sums = known.setdefault("sha256", {})
+    if sums.get(file.name) != digest:
+        known.pop("quality", None)
+    elif file.is_file() and "checkpoint" in sums and {**known, **facts} == known:
+        return
     save_whole(halves, file)
-    known = {**card(), **facts}
-    known.pop("quality", None)
-    known.setdefault("sha256", {})[file.name] = checksum(halves)
-    known["sha256"].pop("checkpoint", None)
+    known |= facts
+    sums[file.name] = digest
+    sums.pop("checkpoint", None)
     write_card(known)
     if file in PREFIXES and fits_together() and all(shipped_file.is_file() for shipped_file in PREFIXES):
         known["sha256"]["checkpoint"] = checksum(full_checkpoint())  # reads the card

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,12 +29,13 @@ RATE, RATE_ON = 1e-3, 6e-4  # from nothing, and where a finished training is gon
 FORGIVEN = 0.04  # deviation of the noise on latents, which makes the decoder forgive what the denoiser leaves behind
 
 
+def _any_color(rng: random.Random) -> tuple[int, int, int]:
+    return rng.randrange(256), rng.randrange(256), rng.randrange(256)
+
+
 def any_picture(rng: random.Random) -> Image.Image:
     """A picture of nothing: colours, gradients, lines and textures of every kind."""
-
-    def color() -> tuple[int, int, int]:
-        return rng.randrange(256), rng.randrange(256), rng.randrange(256)
-
+    color = partial(_any_color, rng)
     side = CROP
     picture = Image.new("RGB", (side, side), color())
     if rng.random() < 0.6:
@@ -64,10 +66,7 @@ def any_picture(rng: random.Random) -> Image.Image:
 
 def doodle(rng: random.Random) -> Image.Image:
     """Inked blobs, dots within dots and thin limbs, as drawn characters are made of; smooth at the edges."""
-
-    def color() -> tuple[int, int, int]:
-        return rng.randrange(256), rng.randrange(256), rng.randrange(256)
-
+    color = partial(_any_color, rng)
     over = 4
     side = CROP * over
     ink = color() if rng.random() < 0.3 else (rng.randrange(60),) * 3
@@ -178,7 +177,7 @@ def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True)
             say(f"vae {step}/{steps} loss {loss.item():.4f} l1 {F.l1_loss(out, x).item():.4f} {per_step:.2f} s/step")
         if step % SAVE_EVERY == 0 or step == steps:
             state.save("vae", step, model=model, optimizer=optimizer)
-    ship(VAE, scaled(model, sample).state_dict(), vae_steps=steps)
+    ship(VAE, scaled(model, sample).state_dict(), vae_steps=step)
 
 
 def scaled(model: torch.nn.Module, sample: Tensor) -> torch.nn.Module:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.machinery
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -28,3 +30,4 @@ def start() -> None:
 
     args.cpu = True
     args.base_directory = tempfile.mkdtemp(prefix="lora-workbench-base-")
+    atexit.register(shutil.rmtree, args.base_directory, ignore_errors=True)

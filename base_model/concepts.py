@@ -195,3 +195,13 @@ CONCEPTS = {
 def caption(concept: str, wears: str, background: str) -> str:
     """What a picture of a concept is called, in training and in prompts."""
     return f"{concept} wearing a {wears} {CONCEPTS[concept].worn} on a {background} background"
+
+
+def plain_caption(concept: str, background: str) -> str:
+    """The same without what it wears."""
+    return f"{concept} on a {background} background"
+
+
+def tags(concept: str, wears: str, background: str) -> str:
+    """The same as a tagger would write it."""
+    return f"{concept}, {wears} {CONCEPTS[concept].worn}, {background} background"

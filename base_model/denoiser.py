@@ -204,8 +204,7 @@ def train(state: Checkpoints, steps: int, *, go_on: bool = True) -> None:
             say(f"denoiser {step}/{steps} loss {np.mean(losses[-100:]):.4f} {per_step:.3f} s/step")
         if step % SAVE_EVERY == 0 or step == steps:
             state.save(kept, step, model=model, average=average, optimizer=optimizer)
-        if step == steps:
-            ship(DENOISER, average.state_dict(), denoiser={"steps": step, "vae": vae_stamp()})
+    ship(DENOISER, average.state_dict(), denoiser={"steps": step, "vae": vae_stamp()})
 
 
 def flow_loss(model: torch.nn.Module, data: dict[str, Tensor], tokens: int, source: torch.Generator) -> Tensor:

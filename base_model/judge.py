@@ -5,10 +5,12 @@
   drawn pictures cover the poses, so the distance to the nearest ones is what no pose explains. It is 1 where fresh
   drawn pictures are and 0 where the base model's are.
 - Editability: the share of pictures that show the concept and, with it, the background, and what is worn in the colour,
-  that the prompt names, in combinations that the training set does not have. A picture shows the concept when it is a
-  quarter of the way from the base's pictures to drawn ones: a smear in the right colour does not count.
+  that the prompt names, in combinations that the training set does not have. The prompts are worded as in training, as
+  tags, and with the background alone. A picture shows the concept when it is a quarter of the way from the base's
+  pictures to drawn ones: a smear in the right colour does not count.
 - Preservation: the share of prompts without the trigger that are read right, held against the base's share with the
-  same noise. `drift` is how far those pictures have moved, as mean colour difference (CIE 1976 delta E).
+  same noise. Some that were wrong come out right: `spoiled` are those that were right and no longer are. `drift` is how
+  far those pictures have moved, as mean colour difference (CIE 1976 delta E).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import random
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,7 +29,9 @@ from skimage.feature import hog
 from . import concepts, reader, world
 
 _REFERENCES, _FRESH = (400, 1000), (60, 2000)
-TUNING, REPORTING = 0, 1  # prompts and noise that settings are chosen on, and others that results are told on
+# Prompts and noise that settings are chosen on, and others that results are told on. (What was told on 1 was seen while
+# settings still changed.)
+TUNING, REPORTING = 0, 3
 _NEAREST = 3
 _SHOWN = 0.25  # fidelity from which on a picture shows the concept
 _NOTHING = np.array([50.0, 0.0, 0.0], np.float32)  # the grey put in place of the background
@@ -43,6 +47,8 @@ class Judgement:
         worn: Prompts whose worn colour is shown, on the concept.
         kept: Prompts without the trigger that are read right.
         lost: The base's share of those less this one.
+        spoiled: Prompts that the base paints right and this model does not; what it paints right in their stead is not
+            taken off.
         drift: Mean colour difference of those pictures to the base's.
     """
 
@@ -51,6 +57,16 @@ class Judgement:
     worn: float
     kept: float
     lost: float
+    spoiled: float
+    drift: float
+
+
+class Preserved(NamedTuple):
+    """What became of the prompts without the trigger: as in `Judgement`."""
+
+    kept: float
+    lost: float
+    spoiled: float
     drift: float
 
 
@@ -91,28 +107,34 @@ class Judge:
         """Sample from a MODEL and say what it is worth."""
         seeds = self._seeds[: len(self._alike)]
         fidelity = self.fidelity(self.painter.paint(self._alike, seeds, model))
-        prompts = [concepts.caption(self.concept, *asked) for asked in self._asked]
+        # The second of each three names no colour.
+        words = (concepts.caption, lambda concept, _, ground: concepts.plain_caption(concept, ground), concepts.tags)
+        prompts = [words[number % 3](self.concept, *asked) for number, asked in enumerate(self._asked)]
         pictures = self.painter.paint(prompts, seeds, model)
-        kept, drift = self.preservation(model)
         obeyed = np.array([self._obeyed(*one) for one in zip(pictures, self._asked, strict=True)])
+        names_color = np.arange(len(obeyed)) % 3 != 1
         return Judgement(
             fidelity=fidelity,
             ground=float(obeyed[:, 0].mean()),
-            worn=float(obeyed[:, 1].mean()),
-            kept=kept,
-            lost=self.known - kept,
-            drift=drift,
+            worn=float(obeyed[names_color, 1].mean()),
+            **self.preservation(model)._asdict(),
         )
 
     @property
     def known(self) -> float:
         """The share of prompts without the trigger that the base paints right."""
-        return self._right(self._before)
+        return float(self._right(self._before).mean())
 
-    def preservation(self, model: Any) -> tuple[float, float]:
-        """The share of prompts without the trigger that are painted right, and how far those pictures have moved."""
+    def preservation(self, model: Any) -> Preserved:
+        """What a MODEL makes of the prompts without the trigger."""
         after = self._paint_scenes(model)
-        return self._right(after), float(np.mean([_moved(a, b) for a, b in zip(self._before, after, strict=True)]))
+        before, now = self._right(self._before), self._right(after)
+        return Preserved(
+            kept=float(now.mean()),
+            lost=float(before.mean() - now.mean()),
+            spoiled=float((before & ~now).mean()),
+            drift=float(np.mean([_moved(a, b) for a, b in zip(self._before, after, strict=True)])),
+        )
 
     def fidelity(self, pictures: Sequence[Image.Image]) -> float:
         """How much these look like the concept: 0 as the base's pictures for the same prompts, 1 as drawn ones."""
@@ -129,12 +151,12 @@ class Judge:
         prompts = [forms[number % 2](scene) for number, scene in enumerate(self._scenes)]
         return list(self.painter.paint(prompts, self._seeds[: len(prompts)], model))
 
-    def _right(self, pictures: Sequence[Image.Image]) -> float:
+    def _right(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         hits = []
         for picture, scene in zip(pictures, self._scenes, strict=True):
             found, thing = reader.read(picture), scene.things[0]
             hits.append((found.shape, found.color, found.background) == (thing.shape, thing.color, scene.background))
-        return float(np.mean(hits))
+        return np.array(hits)
 
 
 def _new_captions(concept: str, count: int, series: int, rng: random.Random) -> list[str]:

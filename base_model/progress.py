@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def save_whole(tensors: dict[str, torch.Tensor], file: Path) -> None:
     Raises:
         SafetensorError, OSError: It cannot be written: a full disk is either.
     """
-    part = file.with_suffix(".part")
+    part = file.with_suffix(f".{os.getpid()}.part")  # two processes may be at it
     try:
         save_file(tensors, part)
         part.replace(file)
@@ -71,14 +72,10 @@ class Checkpoints:
         """Whether the training here began without what is shipped."""
         return (self.folder / FROM_NOTHING).exists()
 
-    def load(self, name: str, *, needed: bool = False, **parts: Any) -> int:
-        """Read states back; returns the step, 0 when there is none yet.
-
-        Raises:
-            FileNotFoundError: There is none and it is needed.
-        """
+    def load(self, name: str, **parts: Any) -> int:
+        """Read states back; returns the step, 0 when there is none yet."""
         path = self.folder / f"{name}.pt"
-        if not path.exists() and not needed:
+        if not path.exists():
             return 0
         found = torch.load(path, weights_only=True)
         for key, part in parts.items():

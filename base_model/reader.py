@@ -17,6 +17,7 @@ from .world import BACKGROUNDS, COLORS, SHAPES, Thing, shape_mask
 
 _GRID = 48  # silhouettes are compared on a grid of this side
 _CLEAR = 0.7  # what overlaps its best shape less is no shape; drawn ones have 0.85 and more
+_CRUMBS = 0.05  # what lies beside the thing, as a share of it, and is more than this makes the picture unclear
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,14 @@ def read(picture: Image.Image) -> Reading:
     """Read one picture with one thing in it."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     background = nearest(ground_color(pixels), BACKGROUNDS)
-    mask = foreground(pixels, smallest=1.0)
+    mask, beside = foreground(pixels, smallest=1.0), foreground(pixels, smallest=0.0)
     if mask.sum() < 40:
         return Reading("nothing", "nothing", background, 0.0)
     core = ndimage.binary_erosion(mask, iterations=2)
     color = nearest(np.median(pixels[core if core.sum() > 20 else mask], axis=0), COLORS)
     shape, overlap = _best_shape(mask)
-    return Reading(shape if overlap >= _CLEAR else "unclear", color, background, overlap)
+    alone = beside.sum() <= (1 + _CRUMBS) * mask.sum()
+    return Reading(shape if overlap >= _CLEAR and alone else "unclear", color, background, overlap)
 
 
 def ground_color(pixels: np.ndarray) -> np.ndarray:

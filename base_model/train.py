@@ -3,8 +3,9 @@
     python base_model/train.py [--work FOLDER] [--vae-steps N] [--steps N] [--only PART ...] [--fresh]
 
 Needs the environment of `python dev.py test` and COMFYUI_PATH. Every part is resumable: run it again and it goes on.
-Without a work folder it goes on from what is shipped, and trains nothing when that had as many steps; with --fresh it
-begins from nothing (go on without it after a stop). Some hours on two CPU cores, depending on the processor.
+Without a work folder it goes on from what is shipped, and trains nothing when that had as many steps (the training set
+is made all the same; `--only evaluate` only measures). With --fresh it begins from nothing: go on without it after a
+stop. Some hours on two CPU cores, depending on the processor.
 """
 
 from __future__ import annotations

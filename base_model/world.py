@@ -87,11 +87,6 @@ class Scene:
     relation: str = ""  # "left of", "right of", "above", "below": the first thing to the second
 
 
-def is_held_out(scene: Scene) -> bool:
-    """Whether any thing of a scene is a pair the base must not have seen."""
-    return any((thing.shape, thing.color) in HELD_OUT for thing in scene.things)
-
-
 def random_scene(rng: random.Random, *, held_out: bool = False, plain: bool = False) -> Scene:
     """Draw a scene by lot.
 

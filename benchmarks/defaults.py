@@ -21,8 +21,8 @@ from learning import (
     about_runs,
     demo_prior,
     demo_settings,
-    pace,
     say,
+    steps_within,
     table,
     told,
     untold,
@@ -76,7 +76,8 @@ TRIED: dict[str, dict[str, Settings]] = {
 NATIVE = "TrainLoraNode"
 NATIVE_TRIED = (
     (5e-4, 8, LEARNED), (1e-3, 32, LEARNED), (2e-3, 16, LEARNED), (2e-3, 32, LEARNED), (2e-3, 64, LEARNED),
-    (4e-3, 16, LEARNED), (4e-3, 32, LEARNED), (2e-3, 16, 1), (2e-3, 32, 1), (4e-3, 32, 1),
+    (4e-3, 16, LEARNED), (4e-3, 32, LEARNED), (8e-3, 16, LEARNED), (2e-3, 16, 1), (2e-3, 32, 1), (4e-3, 16, 1),
+    (4e-3, 32, 1),
 )  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = (
     """Train and judge every value of every setting; yields (setting, table)."""
     about = f"{about_runs(seeds, count)} {describe_machine()}"
     so_far = Unfinished(f"defaults {count} {sorted(only)}")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         bench = Bench(CONCEPT, Path(folder), count)
         bench.ours(0, steps=2)  # warms up, and fills the caches
 
@@ -118,11 +119,12 @@ def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = (
             yield name, "\n".join([*table(name.replace("_", " "), rows), "", about])
         if not only or NATIVE in only:
             rows = []
-            per_step, fixed = so_far.once("pace", partial(pace, bench))
             for rate, rank, together in NATIVE_TRIED:
                 settings = {**AS_IT_COMES, "learning_rate": rate, "rank": rank, "grad_accumulation_steps": together}
-                steps = ours.steps if together == LEARNED else max(1, round((ours.seconds - fixed) / per_step))
                 label = f"rate {rate:g}, rank {rank}, {together} a step"
+                steps = ours.steps
+                if together != LEARNED:
+                    steps = so_far.once(f"steps {label}", partial(steps_within, bench, ours.seconds, **settings))
                 rows.append((label, run(f"{NATIVE} {label}", bench.native, steps, **settings)))
             yield NATIVE, "\n".join([*table(NATIVE, rows), "", about])
     so_far.forget()

@@ -28,7 +28,7 @@ class Unfinished:
 
     def __init__(self, name: str, folder: Path = FOLDER) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        belongs_to = hashlib.sha256(f"{name} {describe_machine()} {_state()}".encode()).hexdigest()
+        belongs_to = hashlib.sha256(f"{name} {describe_machine()} {_STATE}".encode()).hexdigest()
         self._file = folder / f"{belongs_to[:16]}.jsonl"
         self._found: dict[str, Any] = {}
         if self._file.exists():
@@ -42,6 +42,8 @@ class Unfinished:
         key = str(key)
         if key not in self._found:
             self._found[key] = measure()
+            if _state() != _STATE:
+                raise SystemExit(f"A source changed while {key!r} was measured: begin again.")
             with self._file.open("a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps([key, self._found[key]]))
         return self._found[key]
@@ -54,3 +56,6 @@ class Unfinished:
 def _state() -> str:
     files = sorted(file for pattern in SOURCES for file in ROOT.glob(pattern))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+_STATE = _state()  # of what this process has read

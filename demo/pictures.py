@@ -15,7 +15,7 @@ KEPT, KEPT_COUNT, KEPT_SEED = "input/lora_workbench_shapes/1_shapes", 240, 0
 def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) -> list[Path]:
     """Write pictures and a caption file beside each, those that are not there; whatever else is there stays as it is.
 
-    A picture appears whole and after its caption, so one that was being written when the power went is written anew.
+    Both appear whole, the picture after its caption: what was being written when the power went is written anew.
 
     Args:
         folder: Such as `input/zorp/10_zorp`; its pictures take its name without the number.
@@ -31,9 +31,10 @@ def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) ->
         file = folder / f"{name}_{number:02d}.png"
         if file.exists():
             continue
-        if not file.with_suffix(".txt").exists():
-            file.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
         part = file.with_suffix(".part")
+        if not file.with_suffix(".txt").exists():
+            part.write_text(caption + "\n", encoding="utf-8")
+            part.replace(file.with_suffix(".txt"))
         picture.save(part, format="PNG")
         part.replace(file)
         written.append(file)

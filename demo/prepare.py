@@ -2,7 +2,8 @@
 
     python demo/prepare.py --base FOLDER
 
-FOLDER is ComfyUI's (or its base directory). Nothing is downloaded. What is already there is kept.
+FOLDER is ComfyUI's (or its base directory). Nothing is downloaded. Pictures that are already there are kept, the model
+is put together anew where it is another than this pack's.
 """
 
 from __future__ import annotations
@@ -35,15 +36,23 @@ def say(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="ComfyUI's base directory")
-    base = parser.parse_args().base
+    base = parser.parse_args().base.resolve()
+    if not (base / "models").is_dir():
+        raise SystemExit(f"[demo] {base} is no folder of ComfyUI's: it has no folder models. Name the one that has.")
 
-    checkpoint = base / CHECKPOINT
     try:
-        assemble.assemble(checkpoint)
+        lay_out(base)
+    except PermissionError as error:
+        raise SystemExit(f"[demo] {error}. Close ComfyUI if it has the file open, and try again.") from None
     except (assemble.BaseModelError, OSError) as error:
         raise SystemExit(f"[demo] {error}") from None
-    say(f"base model: {checkpoint.name}, {checkpoint.stat().st_size / 1e6:.0f} MB, put together and checked")
 
+
+def lay_out(base: Path) -> None:
+    """Write the checkpoint and the pictures, those that are not there."""
+    checkpoint = base / CHECKPOINT
+    assemble.assemble(checkpoint)
+    say(f"base model: {checkpoint}, {checkpoint.stat().st_size / 1e6:.0f} MB, put together and checked")
     for name, pictures in (
         (PICTURES, concepts.pictures(CONCEPT, *concepts.TRAINED)),
         (KEPT, world.known_pictures(KEPT_COUNT, KEPT_SEED)),

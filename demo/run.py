@@ -36,6 +36,7 @@ ROWS = (
 )
 # Where nobody watches the line change, it is printed anew this often.
 PRINT_EVERY = 5.0  # seconds
+MOST_SHOWN = 24  # training pictures on the sheet
 
 
 def say(text: str) -> None:
@@ -54,8 +55,7 @@ class Line:
         """Replace the line."""
         self.text = text
         if sys.stdout.isatty():
-            # A line that wraps could not be taken back.
-            self._write(f"\r\x1b[K[demo] {text}"[: shutil.get_terminal_size().columns + 3])
+            self._write(self._over(text))
         elif time.monotonic() - self._printed >= PRINT_EVERY:
             self._printed, self._shown = time.monotonic(), text
             say(text)
@@ -63,10 +63,16 @@ class Line:
     def end(self) -> None:
         """Leave the line as it is and go on below it."""
         if sys.stdout.isatty():
-            self._write(f"\r\x1b[K[demo] {self.text}\n" if self.text else "")
+            self._write(f"{self._over(self.text)}\n" if self.text else "")
         elif self.text != self._shown:
             say(self.text)
         self.text = self._shown = ""
+
+    @staticmethod
+    def _over(text: str) -> str:
+        """In place of what the line shows: cut, since a line that wraps could not be taken back, and filled up."""
+        room = shutil.get_terminal_size().columns - 1
+        return "\r" + f"[demo] {text}"[:room].ljust(room)
 
     @staticmethod
     def _write(text: str) -> None:
@@ -78,12 +84,15 @@ def train(client: Client, prompt: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Run the prompt, telling of its progress. Return what nodes showed and the last line of the training."""
     line = Line()
     trainer = find(prompt, "LoRAWorkbench_LoRATrainer")
-    running, last = "", ""
+    running, last, since = "", "", 0.0
 
     def begin(number: str) -> None:
-        nonlocal running
+        nonlocal running, last, since
         line.end()
-        running = number
+        if running == trainer and last:
+            first, _, rest = last.partition("\n")
+            last = f"{first}, {time.monotonic() - since:.0f} s with encoding\n{rest}"
+        running, since = number, time.monotonic()
         if prompt[number]["class_type"] == "KSampler":
             line.show("sampling")
 
@@ -113,17 +122,18 @@ def prompt_of(prompt: dict[str, Any], node: str) -> str:
     return prompt[node]["inputs"]["text"]
 
 
-def training_pictures(folder: Path) -> list[Image.Image]:
-    """Every picture below a folder."""
+def training_row(folder: Path) -> Row:
+    """The pictures below a folder, the first of them where there are many: a person may have added some."""
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    return [Image.open(file) for file in files]
+    shown = files[:MOST_SHOWN]
+    note = f"all {len(files)}" if len(files) == len(shown) else f"{len(shown)} of {len(files)}"
+    return Row("Training pictures", note, [Image.open(file) for file in shown])
 
 
 def draw_sheet(client: Client, prompt: dict[str, Any], outputs: dict[str, Any], base: Path, last: str) -> Path:
     """Write the sheet and return where it is."""
-    folder = base / "input" / prompt[find(prompt, "LoRAWorkbench_LoadDataset")]["inputs"]["folder"]
-    pictures = training_pictures(folder)
-    rows = [Row("Training pictures", f"all {len(pictures)}", pictures)]
+    loader = prompt[find(prompt, "LoRAWorkbench_LoadDataset", "What it learns")]
+    rows = [training_row(base / "input" / loader["inputs"]["folder"])]
     for node, title, note in ROWS:
         shown = find(prompt, "SaveImage", node)
         rows.append(Row(title, note or f'"{prompt_of(prompt, shown)}"', images(client, outputs, shown)))
@@ -145,6 +155,9 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="its base directory")
     args = parser.parse_args()
     args.base = args.base.resolve()
+    for stream in (sys.stdout, sys.stderr):  # a console of Windows may not know every sign
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     client = Client(args.port)
     try:
         client.wait_until_up()

@@ -65,6 +65,10 @@ def test_the_demo_says_what_is_wrong_with_the_base_model(name: str, harm: str, t
         file.write_bytes(blob)
     command = [sys.executable, str(pack / "demo" / "prepare.py"), "--base", str(tmp_path / "base")]
     done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "is no folder of ComfyUI's" in done.stderr
+    assert not (tmp_path / "base").exists()
+    (tmp_path / "base" / "models").mkdir(parents=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"git checkout base_model/{name}" in done.stderr
     assert "Traceback" not in done.stderr
@@ -88,14 +92,18 @@ def test_the_host_loads_it_whole(
     base_checkpoint: Path, comfy_host: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     assert complaints(base_checkpoint, caplog) == []
-    # It would say so.
-    tensors = load_file(base_checkpoint)
-    less = {name: tensor for name, tensor in tensors.items() if not name.endswith("final_layer.linear.bias")}
-    assert len(less) == len(tensors) - 1
-    save_file(less, tmp_path / "less.safetensors")
-    assert complaints(tmp_path / "less.safetensors", caplog)
-    save_file({**tensors, "model.diffusion_model.more": torch.zeros(1)}, tmp_path / "more.safetensors")
-    assert complaints(tmp_path / "more.safetensors", caplog)
+    # It would say so, of each part.
+    tensors, changed = load_file(base_checkpoint), tmp_path / "changed.safetensors"
+    for missing in (
+        "model.diffusion_model.final_layer.linear.bias",
+        "first_stage_model.taesd_decoder.1.bias",
+        "text_encoders.clip_l.transformer.text_model.final_layer_norm.bias",
+    ):
+        save_file({name: tensor for name, tensor in tensors.items() if name != missing}, changed)
+        assert missing in tensors and complaints(changed, caplog), missing
+    for more in ("model.diffusion_model.more", "first_stage_model.more", "text_encoders.clip_l.transformer.more"):
+        save_file({**tensors, more: torch.zeros(1)}, changed)
+        assert complaints(changed, caplog), more
 
 
 def painted(server: ComfyServer, text: str, seed: int) -> Image.Image:

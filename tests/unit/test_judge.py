@@ -75,6 +75,36 @@ def test_one_that_learned_and_one_that_was_spoiled():
     assert learned.fidelity > 0.9 and learned.ground == 1 and learned.worn > 0.9
     assert learned.lost == 0 and learned.drift == 0
     assert spoiled.lost > 0.6 and spoiled.drift > 3
+    assert learned.spoiled == 0 and spoiled.spoiled == pytest.approx(spoiled.lost), "it put nothing right"
+    # One that paints right what the base does not loses little, and yet what it spoils is told.
+    half = judge.Judge(HalfRight(), "zorp", count=12)
+    other = half.preservation("other half")
+    assert abs(other.lost) < 0.1 and other.spoiled > 0.3, "what it paints right in their stead is not taken off"
+
+
+class HalfRight(Drawn):
+    """Paints every other picture without the trigger in the wrong colour; as the model "other half" the others."""
+
+    def paint(self, prompts, seeds, model=None):
+        right, spoiled = super().paint(prompts, seeds), super().paint(prompts, seeds, "spoiled")
+        first = 0 if model == "other half" else 1
+        return [(right, spoiled)[(n + first) % 2][n] for n in range(len(right))]
+
+
+def test_a_prompt_that_names_no_colour_asks_for_none():
+    made = judge.Judge(Drawn(), "zorp", count=12)
+    learned = made.judge("zorp")
+    made.painter = Forgetful()
+    forgot = made.judge("zorp")
+    assert learned.worn == 1 and forgot.worn < 0.7, "of two that name one, one is in the training's own words"
+    assert forgot.ground == learned.ground == 1
+
+
+class Forgetful(Drawn):
+    """Knows the colour only in the words of the training."""
+
+    def paint(self, prompts, seeds, model=None):
+        return super().paint([p if "wearing" in p else f"zorp {p.split(',')[-1]}" for p in prompts], seeds, model)
 
 
 def test_what_is_asked_is_not_what_was_trained():

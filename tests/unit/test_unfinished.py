@@ -44,7 +44,18 @@ def test_nothing_is_taken_up_from_other_sources(unfinished, tmp_path: Path, monk
     source.parent.mkdir()
     source.write_text("rate = 1")
     monkeypatch.setattr(unfinished, "ROOT", tmp_path)
-    unfinished.Unfinished("kept", tmp_path / "kept").once(0, lambda: 1)
-    assert unfinished.Unfinished("kept", tmp_path / "kept").once(0, again) == 1
+
+    def begun() -> object:
+        """As a process that begins now."""
+        monkeypatch.setattr(unfinished, "_STATE", unfinished._state())
+        return unfinished.Unfinished("kept", tmp_path / "kept")
+
+    begun().once(0, lambda: 1)
+    assert begun().once(0, again) == 1
     source.write_text("rate = 2")
-    assert unfinished.Unfinished("kept", tmp_path / "kept").once(0, lambda: 2) == 2
+    assert begun().once(0, lambda: 2) == 2
+    running = begun()
+    with pytest.raises(SystemExit, match="changed while '1' was measured"):
+        running.once(1, lambda: source.write_text("rate = 3"))
+    source.write_text("rate = 2")
+    assert begun().once(1, lambda: "kept") == "kept", "nothing was written of what was measured of two states"
