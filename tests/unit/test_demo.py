@@ -1,0 +1,71 @@
+"""The demo's parts that need no server of ComfyUI's: its sheet, its line of progress, its client, its pictures."""
+
+from __future__ import annotations
+
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from lora_workbench.base_model import concepts
+from lora_workbench.demo import run
+from lora_workbench.demo.client import Client
+from lora_workbench.demo.pictures import write_pictures
+from lora_workbench.demo.sheet import picture_sheet
+from PIL import Image
+
+
+@pytest.mark.parametrize(("count", "note"), [(12, "all 12"), (150, "24 of 150")])
+def test_a_folder_of_any_number_of_pictures_fits_on_the_sheet(count: int, note: str, tmp_path: Path) -> None:
+    for number in range(count):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number:03d}.png")
+    row = run.training_row(tmp_path)
+    assert row.note == note
+    sheet = picture_sheet("title", "note", [row], "footer")
+    assert sheet.width == 1200 and sheet.getbbox() is not None
+
+
+def test_the_line_of_progress_stays_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.shutil, "get_terminal_size", lambda: os.terminal_size((20, 10)))
+    long, short = run.Line._over("step 1/240 of many words"), run.Line._over("done")
+    assert len(long) == len(short) == 20 and short.rstrip() == "\r[demo] done", "what was longer is wiped out"
+
+
+def test_this_machine_is_not_looked_for_behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"here": true}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody there
+    monkeypatch.setenv("no_proxy", "")
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            assert Client(server.server_port).get("/") == {"here": True}
+        finally:
+            server.shutdown()
+
+
+def test_a_caption_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = concepts.pictures("zorp", 2, 0)
+
+    def no_power(self: Path, _target: Path) -> None:
+        raise OSError("the power went")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "replace", no_power)
+        with pytest.raises(OSError, match="power"):
+            write_pictures(tmp_path, pictures)
+    assert not list(tmp_path.glob("*.txt"))
+    assert len(write_pictures(tmp_path, pictures)) == 2
+    assert [file.read_text(encoding="utf-8").strip() for file in sorted(tmp_path.glob("*.txt"))] == [
+        caption for _, caption in pictures
+    ]
+    assert not list(tmp_path.glob("*.part"))
