@@ -30,7 +30,7 @@ from . import concepts, reader, world
 
 _REFERENCES, _FRESH = (400, 1000), (60, 2000)
 # Prompts and noise that settings are chosen on, and others that results are told on. (What was told on 1 was seen while
-# settings still changed.)
+# settings still changed; 3 has other noise and other scenes, and draws its captions from the same half.)
 TUNING, REPORTING = 0, 3
 _NEAREST = 3
 _SHOWN = 0.25  # fidelity from which on a picture shows the concept
