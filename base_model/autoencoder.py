@@ -130,10 +130,10 @@ def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True)
     done = card().get("vae_steps", 0) if go_on else 0
     if done >= steps:
         return
-    from comfy.taesd.taesd import TAESD
+    from . import host
 
     torch.manual_seed(1)
-    model = TAESD(latent_channels=16)
+    model = host.new_taesd()
     for name, parameter in model.named_parameters():
         if parameter.ndim == 4:
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
@@ -198,8 +198,8 @@ def scaled(model: torch.nn.Module, sample: Tensor) -> torch.nn.Module:
 
 def finished() -> torch.nn.Module:
     """The shipped VAE, in fp32."""
-    from comfy.taesd.taesd import TAESD
+    from . import host
 
-    model = TAESD(latent_channels=16).requires_grad_(False).eval()
+    model = host.new_taesd().requires_grad_(False).eval()
     model.load_state_dict({name: tensor.float() for name, tensor in shipped(VAE).items()})
     return model

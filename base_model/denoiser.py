@@ -46,13 +46,9 @@ EMA = 0.999
 
 def new_denoiser() -> torch.nn.Module:
     """The host's MMDiT with seeded weights, as Stability initialises it: gates and output begin at zero."""
-    import comfy.ops
-    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper, get_2d_sincos_pos_embed
+    from . import host
 
-    config = denoiser_config()
-    model = OpenAISignatureMMDITWrapper(
-        **config, device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init
-    )
+    model = host.new_mmdit(denoiser_config())
     source = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -63,7 +59,7 @@ def new_denoiser() -> torch.nn.Module:
                 parameter.copy_((torch.rand(parameter.shape, generator=source) * 2 - 1) * bound)
             else:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-        positions = get_2d_sincos_pos_embed(64 * DEPTH, PATCHES)
+        positions = host.get_2d_sincos_pos_embed(64 * DEPTH, PATCHES)
         model.pos_embed.copy_(torch.from_numpy(np.asarray(positions)).float()[None])
     return model
 
@@ -130,9 +126,9 @@ def encode_captions(captions: list[str], length: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: A caption has more tokens.
     """
-    import comfy.sd
+    from . import host
 
-    clip = comfy.sd.load_text_encoder_state_dicts([text_encoder_weights()], clip_type=comfy.sd.CLIPType.SD3)
+    clip = host.text_encoder(text_encoder_weights())
     encoder = clip.cond_stage_model.clip_l
     positions = encoder.transformer.text_model.embeddings.position_embedding
     positions.weight = torch.nn.Parameter(positions.weight[:length], requires_grad=False)

@@ -21,10 +21,10 @@ class Painter:
     """A checkpoint, loaded as CheckpointLoaderSimple loads it."""
 
     def __init__(self, checkpoint: Path) -> None:
-        import comfy.sd
+        from . import host
 
         with torch.inference_mode():
-            self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
+            self.model, self.clip, self.vae = host.load_checkpoint(str(checkpoint))
         self._known: dict[str, Any] = {}
 
     def conditioning(self, prompt: str) -> Any:
@@ -50,7 +50,7 @@ class Painter:
             seeds: Of each one's noise, drawn as KSampler draws it for a single picture.
             model: A MODEL to use instead of the checkpoint's own, with a LoRA on it, say.
         """
-        import comfy.sample
+        from . import host
 
         painted = []
         with torch.inference_mode():
@@ -60,8 +60,8 @@ class Painter:
                 wanted = [self.conditioning(prompt)[0] for prompt in prompts[at : at + TOGETHER]]
                 pooled = torch.cat([extra["pooled_output"] for _, extra in wanted])
                 positive = [[torch.cat([hidden for hidden, _ in wanted]), {**wanted[0][1], "pooled_output": pooled}]]
-                noise = torch.cat([comfy.sample.prepare_noise(one, seed) for seed in seeds[at : at + TOGETHER]])
-                out = comfy.sample.sample(
+                noise = torch.cat([host.noise_of(one, seed) for seed in seeds[at : at + TOGETHER]])
+                out = host.sample(
                     model or self.model, noise, STEPS, GUIDANCE, SAMPLER, SCHEDULER, positive, empty,
                     one.repeat(len(wanted), 1, 1, 1), disable_pbar=True, seed=0,
                 )  # fmt: skip
