@@ -89,7 +89,14 @@ def is_the_demos(settings: Settings) -> bool:
 
 
 def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """Train and judge every value of every setting; yields (setting, table)."""
+    """Train and judge every value of every setting; yields (setting, table).
+
+    Raises:
+        SystemExit: One of `only` is no setting that is tried.
+    """
+    for name in only:
+        if name not in (*TRIED, NATIVE):
+            raise SystemExit(f"There is no setting {name!r}: {', '.join((*TRIED, NATIVE))}.")
     about = f"{about_runs(seeds, count)} {describe_machine()}"
     so_far = Unfinished(f"defaults {count} {sorted(only)}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

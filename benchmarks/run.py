@@ -179,12 +179,6 @@ def main() -> None:
     for what in args.what:
         if what not in WHAT:
             parser.error(f"there is no benchmark {what!r}: {', '.join(WHAT)}")
-    if args.only:
-        from defaults import NATIVE, TRIED
-
-        for name in args.only:
-            if name not in (*TRIED, NATIVE):
-                parser.error(f"there is no setting {name!r}: {', '.join((*TRIED, NATIVE))}")
     if hasattr(sys.stdout, "reconfigure"):  # a log on Windows may not know every sign of a table
         sys.stdout.reconfigure(errors="replace")
     for what in args.what or WHAT[:4]:
