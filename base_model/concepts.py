@@ -7,63 +7,29 @@ bold and without outlines, since a picture of 128 pixels has no room for fine on
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from .world import BACKGROUNDS, COLORS, SIDE, Color, Point, shade
+from . import figures
+from .figures import INK, Pen, Pose
+from .world import COLORS, Color, shade
 
-_OVER = 4
-_INK: Color = (32, 30, 44)
 TEAL: Color = (32, 168, 160)
 PLUM: Color = (120, 44, 104)
-
-
-@dataclass(frozen=True)
-class Pose:
-    """What varies from picture to picture.
-
-    Attributes:
-        background: One of BACKGROUNDS.
-        wears: Colour of what it wears, one of COLORS.
-        middle: Where it stands, as shares of the picture's side.
-        size: Its height as a share of the picture's side.
-        lean: How far it leans, in degrees.
-        wave: How high its arms (or fins) are, -1 to 1.
-        gaze: Where it looks, -1 (left) to 1 (right).
-    """
-
-    background: str
-    wears: str
-    middle: Point = (0.5, 0.53)
-    size: float = 0.78
-    lean: float = 0.0
-    wave: float = 0.0
-    gaze: float = 0.0
-
 
 # Teal on mint and the like is hard to see; such backgrounds are left out.
 _GROUNDS = ("white", "gray", "navy", "cream", "lavender", "sky", "charcoal")
 _WORN = ("red", "yellow", "orange", "purple", "pink", "white")
-
 
 TRAINED = (12, 0)  # how many pictures of a concept a LoRA is trained on, and their seed
 
 
 def random_pose(rng: random.Random, number: int) -> Pose:
     """Draw a pose by lot; backgrounds and colours go round, so that a few pictures show all of them."""
-    return Pose(
-        background=_GROUNDS[number % len(_GROUNDS)],
-        wears=_WORN[(number * 5 + 1) % len(_WORN)],
-        middle=(0.5 + rng.uniform(-0.06, 0.06), 0.53 + rng.uniform(-0.03, 0.03)),
-        size=rng.uniform(0.7, 0.86),
-        lean=rng.uniform(-14, 14),
-        wave=rng.uniform(-1, 1),
-        gaze=rng.uniform(-1, 1),
-    )
+    return figures.random_pose(rng, _GROUNDS[number % len(_GROUNDS)], _WORN[(number * 5 + 1) % len(_WORN)])
 
 
 def pictures(concept: str, count: int, seed: int) -> list[tuple[Image.Image, str]]:
@@ -76,47 +42,9 @@ def pictures(concept: str, count: int, seed: int) -> list[tuple[Image.Image, str
     return found
 
 
-class _Pen:
-    """Draws in a character's own units: x from -1 (left) to 1, y from -1 (top) to 1, leaning with it."""
-
-    def __init__(self, pose: Pose) -> None:
-        self.side = SIDE * _OVER
-        self.picture = Image.new("RGB", (self.side, self.side), BACKGROUNDS[pose.background])
-        self.draw = ImageDraw.Draw(self.picture)
-        self.pose = pose
-        self.unit = pose.size * self.side / 2
-        self.line = self.unit / 20
-
-    def at(self, x: float, y: float) -> Point:
-        angle = math.radians(self.pose.lean)
-        x, y = x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)
-        return self.pose.middle[0] * self.side + x * self.unit, self.pose.middle[1] * self.side + y * self.unit
-
-    def oval(self, x: float, y: float, w: float, h: float, fill: Color) -> None:
-        """An ellipse around (x, y) with half axes w and h."""
-        turns = [t * math.pi / 32 for t in range(64)]
-        self.polygon([(x + w * math.cos(t), y + h * math.sin(t)) for t in turns], fill)
-
-    def polygon(self, corners: list[Point], fill: Color) -> None:
-        """A filled outline."""
-        self.draw.polygon([self.at(*corner) for corner in corners], fill=fill)
-
-    def stroke(self, corners: list[Point], color: Color, width: float) -> None:
-        """A line with round ends, `width` in twentieths of half the height."""
-        points = [self.at(*corner) for corner in corners]
-        wide = max(1, round(self.line * width))
-        self.draw.line(points, fill=color, width=wide, joint="curve")
-        for x, y in (points[0], points[-1]):
-            self.draw.ellipse((x - wide / 2, y - wide / 2, x + wide / 2, y + wide / 2), fill=color)
-
-    def done(self) -> Image.Image:
-        """The picture at its final size."""
-        return self.picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-
-
 def draw_zorp(pose: Pose) -> Image.Image:
     """A round teal creature with two antennae, big eyes, one tooth, and a scarf."""
-    pen, dark = _Pen(pose), shade(TEAL, -0.35)
+    pen, dark = Pen(pose), shade(TEAL, -0.35)
     for sign in (-1, 1):
         pen.oval(0.32 * sign, 0.86, 0.27, 0.15, dark)  # feet
         pen.stroke([(0.2 * sign, -0.45), (0.3 * sign, -0.72), (0.46 * sign, -0.84)], dark, 2.0)
@@ -130,20 +58,20 @@ def draw_zorp(pose: Pose) -> Image.Image:
     pen.polygon([(0.16, 0.6), (0.44, 0.58), (0.5, 0.94), (0.22, 0.96)], color)
     for sign in (-1, 1):
         pen.oval(0.3 * sign, -0.16, 0.28, 0.32, (255, 255, 255))
-        pen.oval(0.3 * sign + 0.12 * pose.gaze, -0.12, 0.14, 0.17, _INK)
+        pen.oval(0.3 * sign + 0.12 * pose.gaze, -0.12, 0.14, 0.17, INK)
     pen.polygon([(-0.1, 0.19), (0.1, 0.19), (0.0, 0.36)], (255, 255, 255))  # the tooth
     return pen.done()
 
 
 def draw_quib(pose: Pose) -> Image.Image:
     """A plum teapot-bird: a pear body, a long beak, a crest of three feathers, striped legs, and a hat."""
-    pen = _Pen(pose)
+    pen = Pen(pose)
     for sign in (-1, 1):
         for part in range(3):
             top = 0.5 + part * 0.15
-            color = (250, 230, 120) if part % 2 else _INK
+            color = (250, 230, 120) if part % 2 else INK
             pen.stroke([(0.22 * sign, top), (0.22 * sign, top + 0.15)], color, 2.6)
-        pen.stroke([(0.22 * sign, 0.96), (0.22 * sign + 0.18, 0.96)], _INK, 2.6)
+        pen.stroke([(0.22 * sign, 0.96), (0.22 * sign + 0.18, 0.96)], INK, 2.6)
     pen.polygon([(-0.4, 0.05), (-1.0, -0.2 - 0.3 * pose.wave), (-0.9, 0.3 - 0.2 * pose.wave), (-0.4, 0.5)],
                 shade(PLUM, -0.35))  # fmt: skip
     for lean in (-0.34, -0.16, 0.02):
@@ -154,7 +82,7 @@ def draw_quib(pose: Pose) -> Image.Image:
     turn = 1 if pose.gaze >= 0 else 0.84
     pen.polygon([(0.46, -0.44), (1.06 * turn, -0.2), (0.46, -0.06)], (244, 150, 40))
     pen.oval(0.26, -0.34, 0.19, 0.19, (255, 255, 255))
-    pen.oval(0.27 + 0.07 * pose.gaze, -0.33, 0.1, 0.1, _INK)
+    pen.oval(0.27 + 0.07 * pose.gaze, -0.33, 0.1, 0.1, INK)
     color = COLORS[pose.wears]
     pen.polygon([(-0.02, -0.6), (0.46, -0.64), (0.44, -1.02), (0.02, -0.99)], color)
     pen.stroke([(-0.16, -0.58), (0.62, -0.66)], color, 3.0)
@@ -180,13 +108,13 @@ class Concept:
 
 CONCEPTS = {
     "zorp": Concept(
-        draw_zorp, "scarf", (TEAL, shade(TEAL, -0.35), (250, 200, 40), (255, 255, 255), _INK),
+        draw_zorp, "scarf", (TEAL, shade(TEAL, -0.35), (250, 200, 40), (255, 255, 255), INK),
         ("red", "purple", "pink", "blue"),
     ),
     "quib": Concept(
         draw_quib, "hat",
         (PLUM, shade(PLUM, -0.35), (244, 150, 40), (240, 214, 226), (120, 214, 120), (250, 230, 120),
-         (255, 255, 255), _INK),
+         (255, 255, 255), INK),
         ("red", "purple", "blue"),
     ),
 }  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import world
+from . import figures, known, world
 from .assemble import (
     DENOISER,
     DEPTH,
@@ -32,7 +32,8 @@ from .assemble import (
 from .compute import autocast
 from .progress import SAVE_EVERY, Checkpoints, save_whole, say, warm_up, warm_up_from
 
-SCENES, DRAWN = 4000, 3  # different scenes, and how often each is drawn with other places, sizes and turns
+SCENES, FIGURES = 4000, 2000  # different ones
+DRAWN = 3  # how often each is drawn, with all that its captions leave open drawn by lot
 DATA_SEED = 1
 BATCH = 16
 RATE = 6e-4
@@ -69,9 +70,10 @@ def new_denoiser() -> torch.nn.Module:
 
 def data_files(folder: Path) -> tuple[Path, Path]:
     """Where the training set lies: latents, which belong to one world and VAE, and encoded captions."""
-    recipe = f"{SCENES} {DRAWN} {DATA_SEED}".encode() + Path(world.__file__).read_bytes()
-    drawn_by = hashlib.sha256(recipe).hexdigest()[:12]
-    return folder / f"latents-{drawn_by}-{vae_stamp()}.safetensors", folder / f"text-{drawn_by}.safetensors"
+    drawn_by = b"".join(Path(module.__file__).read_bytes() for module in (world, figures, known))
+    recipe = f"{SCENES} {FIGURES} {DRAWN} {DATA_SEED}".encode() + drawn_by
+    stamp = hashlib.sha256(recipe).hexdigest()[:12]
+    return folder / f"latents-{stamp}-{vae_stamp()}.safetensors", folder / f"text-{stamp}.safetensors"
 
 
 def vae_stamp() -> str:
@@ -85,26 +87,27 @@ def make_data(folder: Path, vae: torch.nn.Module) -> None:
     if latents_file.exists() and text_file.exists():
         return
     rng = random.Random(DATA_SEED)
-    scenes = [world.random_scene(rng) for _ in range(SCENES)]
-    captions = [world.sentence(s) for s in scenes] + [world.tags(s) for s in scenes] + [""]
+    subjects = [known.of_scene(world.random_scene(rng)) for _ in range(SCENES)]
+    subjects += [known.of_figure(figures.random_figure(rng)) for _ in range(FIGURES)]
+    captions = [subject.sentence for subject in subjects] + [subject.tags for subject in subjects] + [""]
     distinct = list(dict.fromkeys(captions))
-    say(f"data: {SCENES} scenes, {len(distinct)} captions")
+    say(f"data: {SCENES} scenes, {FIGURES} figures, {len(distinct)} captions")
     if not text_file.exists():
         hidden, pooled = encode_captions(distinct, SHORT_TEXT)
         tails = encode_captions(distinct[:TAILS], TEXT_TOKENS)[0][:, SHORT_TEXT:].contiguous()
         number = {caption: n for n, caption in enumerate(distinct)}
-        index = torch.tensor([[number[world.sentence(s)], number[world.tags(s)]] for s in scenes])
+        index = torch.tensor([[number[subject.sentence], number[subject.tags]] for subject in subjects])
         text = {"hidden": hidden, "pooled": pooled, "tails": tails, "index": index}
         save_whole({**text, "empty": torch.tensor([number[""]])}, text_file)
     latents = []
     with torch.no_grad(), autocast():
-        for at in range(0, SCENES * DRAWN, 64):
-            numbers = range(at, min(at + 64, SCENES * DRAWN))
-            drawn = [world.draw_scene(world.placed(scenes[n // DRAWN], rng)) for n in numbers]
+        for at in range(0, len(subjects) * DRAWN, 64):
+            numbers = range(at, min(at + 64, len(subjects) * DRAWN))
+            drawn = [subjects[n // DRAWN].draw(rng) for n in numbers]
             pixels = torch.from_numpy(np.stack([np.asarray(p) for p in drawn])).permute(0, 3, 1, 2).float() / 127.5 - 1
             latents.append(model_latents(vae, pixels).half())
             if at % 1600 == 0:
-                say(f"data: encoded {at}/{SCENES * DRAWN} pictures")
+                say(f"data: encoded {at}/{len(subjects) * DRAWN} pictures")
     save_whole({"latents": torch.cat(latents).contiguous()}, latents_file)
 
 
@@ -170,13 +173,13 @@ def train(state: Checkpoints, steps: int, *, go_on: bool = True) -> None:
     trainable = list(model.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     step = state.load(kept, model=model, average=average, optimizer=optimizer)
-    known = card().get("denoiser", {})
-    if go_on and DENOISER.is_file() and known.get("vae") == vae_stamp() and known["steps"] > step:
+    before = card().get("denoiser", {})
+    if go_on and DENOISER.is_file() and before.get("vae") == vae_stamp() and before["steps"] > step:
         # Another machine's work, without its optimizer.
         weights = {name: tensor.float() for name, tensor in shipped(DENOISER).items()}
         model.load_state_dict(weights)
         average.load_state_dict(weights)
-        step = known["steps"]
+        step = before["steps"]
         warm_up_from(optimizer, step)
     seen, started, losses = step, time.monotonic(), []
     while step < steps:

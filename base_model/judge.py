@@ -7,10 +7,12 @@
 - Editability: the share of pictures that show the concept and, with it, the background, and what is worn in the colour,
   that the prompt names, in combinations that the training set does not have. The prompts are worded as in training, as
   tags, and with the background alone. A picture shows the concept when it is a quarter of the way from the base's
-  pictures to drawn ones: a smear in the right colour does not count.
+  pictures to drawn ones, and further than 95 of 100 of the base's own: neither a smear in the right colour counts nor
+  another figure that is a little like it.
 - Preservation: the share of prompts without the trigger that are read right, held against the base's share with the
   same noise. Some that were wrong come out right: `spoiled` are those that were right and no longer are. `drift` is how
-  far those pictures have moved, as mean colour difference (CIE 1976 delta E).
+  far those pictures have moved, as mean colour difference (CIE 1976 delta E). `leaked` is asked of the concept's kin:
+  the share of other figures, without the trigger, that have turned into it.
 """
 
 from __future__ import annotations
@@ -18,19 +20,19 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 from skimage.feature import hog
 
-from . import concepts, reader, world
+from . import concepts, figures, reader, world
 
 _REFERENCES, _FRESH = (400, 1000), (60, 2000)
 # Prompts and noise that settings are chosen on, and others that results are told on. (What was told on 1 was seen while
-# settings still changed; 3 has other noise and other scenes, and draws its captions from the same half.)
+# settings still changed; 3 has other noise and mostly other scenes, and draws its captions from the same half.)
 TUNING, REPORTING = 0, 3
 _NEAREST = 3
 _SHOWN = 0.25  # fidelity from which on a picture shows the concept
@@ -38,36 +40,40 @@ _NOTHING = np.array([50.0, 0.0, 0.0], np.float32)  # the grey put in place of th
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a model is worth; all but `drift` are shares, 0 to 1.
+class Preserved:
+    """What became of the prompts without the trigger; all but `drift` are shares, 0 to 1.
+
+    Attributes:
+        kept: Those that are read right.
+        lost: The base's share of those less this one.
+        spoiled: Those that the base paints right and this model does not; what it paints right in their stead is not
+            taken off.
+        drift: Mean colour difference of those pictures to the base's.
+        leaked: Other figures that have turned into the concept, less those that the base paints like it.
+    """
+
+    kept: float
+    lost: float
+    spoiled: float
+    drift: float
+    leaked: float
+
+
+@dataclass(frozen=True)
+class Judgement(Preserved):
+    """What a model is worth; shares are 0 to 1.
 
     Attributes:
         fidelity: 0 as the base, 1 as drawn pictures of the concept.
+        shown: The share of pictures that show the concept.
         ground: Prompts whose background is shown, behind the concept.
         worn: Prompts whose worn colour is shown, on the concept.
-        kept: Prompts without the trigger that are read right.
-        lost: The base's share of those less this one.
-        spoiled: Prompts that the base paints right and this model does not; what it paints right in their stead is not
-            taken off.
-        drift: Mean colour difference of those pictures to the base's.
     """
 
     fidelity: float
+    shown: float
     ground: float
     worn: float
-    kept: float
-    lost: float
-    spoiled: float
-    drift: float
-
-
-class Preserved(NamedTuple):
-    """What became of the prompts without the trigger: as in `Judgement`."""
-
-    kept: float
-    lost: float
-    spoiled: float
-    drift: float
 
 
 class Judge:
@@ -98,10 +104,14 @@ class Judge:
         self._alike = _new_captions(concept, count, series, rng)
         self._asked = _new_combinations(concept, count, series, rng)
         self._scenes = [_new_scene(series, kept, rng) for _ in range(scenes)]
+        self._kin = [_new_figure(series, kept, rng) for _ in range(scenes // 2)]
         self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + max(count, scenes)))
         self._real = self._known.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
-        self._base = self._known.distance(self.painter.paint(self._alike, self._seeds[:count]))
+        plain = self.painter.paint(self._alike, self._seeds[:count])
+        self._base = self._known.distance(plain)
+        self._shown = max(_SHOWN, float(np.quantile([self.fidelity([picture]) for picture in plain], 0.95)))
         self._before = self._paint_scenes(None)
+        self._like_it = self._show_it(self._paint_kin(None)).mean()
 
     def judge(self, model: Any) -> Judgement:
         """Sample from a MODEL and say what it is worth."""
@@ -111,13 +121,15 @@ class Judge:
         words = (concepts.caption, lambda concept, _, ground: concepts.plain_caption(concept, ground), concepts.tags)
         prompts = [words[number % 3](self.concept, *asked) for number, asked in enumerate(self._asked)]
         pictures = self.painter.paint(prompts, seeds, model)
-        obeyed = np.array([self._obeyed(*one) for one in zip(pictures, self._asked, strict=True)])
+        shown = self._show_it(pictures)
+        obeyed = np.array([self._obeyed(*one) for one in zip(pictures, self._asked, strict=True)]) & shown[:, None]
         names_color = np.arange(len(obeyed)) % 3 != 1
         return Judgement(
             fidelity=fidelity,
+            shown=float(shown.mean()),
             ground=float(obeyed[:, 0].mean()),
             worn=float(obeyed[names_color, 1].mean()),
-            **self.preservation(model)._asdict(),
+            **asdict(self.preservation(model)),
         )
 
     @property
@@ -134,21 +146,29 @@ class Judge:
             lost=float(before.mean() - now.mean()),
             spoiled=float((before & ~now).mean()),
             drift=float(np.mean([_moved(a, b) for a, b in zip(self._before, after, strict=True)])),
+            leaked=float(self._show_it(self._paint_kin(model)).mean() - self._like_it),
         )
 
     def fidelity(self, pictures: Sequence[Image.Image]) -> float:
         """How much these look like the concept: 0 as the base's pictures for the same prompts, 1 as drawn ones."""
         return (self._base - self._known.distance(pictures)) / (self._base - self._real)
 
+    def _show_it(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """Which pictures show the concept."""
+        return np.array([self.fidelity([picture]) > self._shown for picture in pictures])
+
     def _obeyed(self, picture: Image.Image, asked: tuple[str, str]) -> tuple[bool, bool]:
-        """Whether the concept is there with the background, and with the worn colour, that was asked for."""
+        """Whether a picture has the background, and the worn colour, that was asked for."""
         wears, ground = asked
-        there = self.fidelity([picture]) >= _SHOWN
-        return there and reader.read(picture).background == ground, there and worn(picture, self.concept) == wears
+        return reader.read(picture).background == ground, worn(picture, self.concept) == wears
 
     def _paint_scenes(self, model: Any) -> list[Image.Image]:
         forms = (world.sentence, world.tags)
         prompts = [forms[number % 2](scene) for number, scene in enumerate(self._scenes)]
+        return list(self.painter.paint(prompts, self._seeds[: len(prompts)], model))
+
+    def _paint_kin(self, model: Any) -> list[Image.Image]:
+        prompts = [(figure.sentence, figure.tags)[number % 2] for number, figure in enumerate(self._kin)]
         return list(self.painter.paint(prompts, self._seeds[: len(prompts)], model))
 
     def _right(self, pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -189,9 +209,20 @@ def _new_scene(series: int, kept: Collection[str], rng: random.Random) -> world.
     """One that no picture to be kept and no other series shows."""
     while True:
         scene = world.readable_scene(rng)
-        sentence = world.sentence(scene)
-        if zlib.crc32(sentence.encode()) % 2 == series % 2 and not {sentence, world.tags(scene)} & set(kept):
+        if _is_new(world.sentence(scene), world.tags(scene), series, kept):
             return scene
+
+
+def _new_figure(series: int, kept: Collection[str], rng: random.Random) -> figures.Figure:
+    """One that no picture to be kept and no other series shows."""
+    while True:
+        figure = figures.random_figure(rng)
+        if _is_new(figure.sentence, figure.tags, series, kept):
+            return figure
+
+
+def _is_new(sentence: str, tags: str, series: int, kept: Collection[str]) -> bool:
+    return zlib.crc32(sentence.encode()) % 2 == series % 2 and not {sentence, tags} & set(kept)
 
 
 def worn(picture: Image.Image, concept: str) -> str:

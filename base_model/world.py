@@ -155,21 +155,22 @@ def _noun(thing: Thing, *, with_style: bool = True) -> str:
     return " ".join(word for word in words if word)
 
 
-def _article(words: str) -> str:
+def article(words: str) -> str:
+    """Words with their indefinite article."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 def sentence(scene: Scene) -> str:
     """A caption as a person would write it."""
-    on = f"on {_article(f'{scene.background} background')}"
+    on = f"on {article(f'{scene.background} background')}"
     if scene.relation:
-        first, second = (_article(f"{thing.color} {thing.shape}") for thing in scene.things)
+        first, second = (article(f"{thing.color} {thing.shape}") for thing in scene.things)
         return f"{first} {scene.relation} {second} {on}"
     (thing,) = scene.things
     where = {"center": "", "left": " on the left", "right": " on the right", "top": " at the top"}.get(
         thing.place, " at the bottom"
     )
-    return f"{_article(_noun(thing))}{where} {on}"
+    return f"{article(_noun(thing))}{where} {on}"
 
 
 def tags(scene: Scene) -> str:
@@ -182,17 +183,6 @@ def tags(scene: Scene) -> str:
     parts += [thing.texture if thing.texture != "plain" else "", thing.style if thing.style != "flat" else ""]
     parts += [thing.place if thing.place != "center" else "", f"{scene.background} background"]
     return ", ".join(part for part in parts if part)
-
-
-def known_pictures(count: int, seed: int) -> list[tuple[Image.Image, str]]:
-    """Drawn pictures of one thing each with captions, as the base has seen them: what a LoRA shall not spoil."""
-    rng, found = random.Random(f"known {seed}"), []
-    while len(found) < count:
-        scene = random_scene(rng)
-        if not scene.relation:
-            caption = (sentence, tags)[len(found) % 2](scene)
-            found.append((draw_scene(placed(scene, rng)), caption))
-    return found
 
 
 # -- drawing -------------------------------------------------------------------------------------

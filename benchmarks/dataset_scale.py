@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from step_time import PeakMemory, start_host
+from host import start_host
+from memory import PeakMemory
 
 SIDE = 1024
 

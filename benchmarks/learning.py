@@ -22,9 +22,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from host import ROOT
 from machine import describe_machine
 from native import native_lora
-from step_time import ROOT
 from unfinished import Unfinished
 
 WORKFLOW = ROOT / "example_workflows" / "learn_a_character.json"
@@ -99,7 +99,7 @@ class Bench:
     def __init__(
         self, concept: str, folder: Path, count: int = 24, series: int = 0, scenes: int | None = None
     ) -> None:
-        from lora_workbench.base_model import assemble, concepts, world
+        from lora_workbench.base_model import assemble, concepts, known
         from lora_workbench.base_model.judge import Judge
         from lora_workbench.base_model.painter import Painter
         from lora_workbench.demo.pictures import KEPT, KEPT_COUNT, KEPT_SEED, PICTURES, write_pictures
@@ -115,7 +115,7 @@ class Bench:
         self.concept = concept
         self.pictures = concepts.pictures(concept, *concepts.TRAINED)
         repeats = Path(PICTURES).name.partition("_")[0]
-        kept = world.known_pictures(KEPT_COUNT, KEPT_SEED)
+        kept = known.known_pictures(KEPT_COUNT, KEPT_SEED)
         write_pictures(folder / "pictures" / f"{repeats}_{concept}", self.pictures)
         write_pictures(folder / "kept" / Path(KEPT).name, kept)
         self.judge = Judge(self.painter, concept, count, series, scenes, [caption for _, caption in kept])
@@ -184,7 +184,7 @@ class Bench:
 
     def run_kept(self, seed: int) -> dict[str, float]:
         """Train with `ours`; return what became of the prompts without the trigger, as `Preserved` has it."""
-        return self.judge.preservation(self.with_lora(self.ours(seed)))._asdict()
+        return dataclasses.asdict(self.judge.preservation(self.with_lora(self.ours(seed))))
 
     def with_lora(self, trained: Trained) -> Any:
         """The base MODEL with a LoRA on it."""
@@ -198,7 +198,11 @@ class Bench:
 def about_runs(seeds: Sequence[int], count: int) -> str:
     """How much was measured, in a sentence."""
     more = "s, in brackets least to most" if len(seeds) > 1 else ""
-    return f"{len(seeds)} seed{more}; {count} pictures a figure, {2 * count} for what is lost and for drift."
+    colored = sum(number % 3 != 1 for number in range(count))  # see `Judge.judge`
+    return (
+        f"{len(seeds)} seed{more}, prompts and noise the same for all; {count} pictures a figure, {colored} for the "
+        f"colour, {2 * count} for what is lost and for drift."
+    )
 
 
 def say(text: str) -> None:
@@ -290,9 +294,10 @@ def spread(values: Sequence[float], scale: float = 1, digits: int = 2) -> str:
 
 
 COLUMNS = {
-    "fidelity": ("fidelity", 1, 2), "ground": ("background obeyed, %", 100, 0), "worn": ("colour obeyed, %", 100, 0),
-    "lost": ("lost without the trigger, points", 100, 1), "spoiled": ("spoiled, points", 100, 1),
-    "drift": ("drift without it, ΔE", 1, 1),
+    "fidelity": ("fidelity", 1, 2), "shown": ("shows it, %", 100, 0), "ground": ("background obeyed, %", 100, 0),
+    "worn": ("colour obeyed, %", 100, 0), "lost": ("lost without the trigger, points", 100, 1),
+    "spoiled": ("spoiled, points", 100, 1),
+    "drift": ("drift without it, ΔE", 1, 1), "leaked": ("other figures turned into it, points", 100, 1),
 }  # fmt: skip
 
 
@@ -339,16 +344,18 @@ def kept_benchmark(concepts: Sequence[str], seeds: Sequence[int], scenes: int) -
     for concept in concepts:
         so_far = Unfinished(f"kept {concept} {scenes}")
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            bench = Bench(concept, Path(folder), 1, REPORTING, scenes)
+            bench = Bench(concept, Path(folder), series=REPORTING, scenes=scenes)
             found = []
             for seed in seeds:
                 found.append(so_far.once(seed, partial(bench.run_kept, seed)))
                 say(f"{concept} seed {seed}: {found[-1]}")
-        lost, spoiled, drift = ([one[name] for one in found] for name in ("lost", "spoiled", "drift"))
+        names = ("lost", "spoiled", "drift", "leaked")
+        lost, spoiled, drift, leaked = ([one[name] for one in found] for name in names)
         yield concept, (
             f"On {scenes} prompts without the trigger, {len(seeds)} seeds, in brackets least to most: the base paints "
             f"{bench.judge.known:.0%} right, {spread(lost, 100, 1)} points of them are lost with our LoRA "
-            f"({spread(spoiled, 100, 1)} spoiled, the rest is put right), drift {spread(drift, 1, 1)}. "
+            f"({spread(spoiled, 100, 1)} spoiled, the rest is put right), drift {spread(drift, 1, 1)}. Of "
+            f"{scenes // 2} prompts for other figures {spread(leaked, 100, 1)} points have turned into {concept}. "
             f"{describe_machine()}"
         )
         so_far.forget()

@@ -18,9 +18,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from host import ROOT, start_host
 from machine import describe_machine, gpu_name, host_version, table_name
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "benchmarks.md"
 
 CASES = [
@@ -124,7 +124,9 @@ def write_table(page: Path, name: str, table: str) -> None:
         text += f"\n## {name}\n\n{start}\n{end}\n"
     before, rest = text.split(start, 1)
     after = rest.split(end, 1)[1]
-    page.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
+    part = page.with_suffix(f".{os.getpid()}.part")  # a long benchmark may run as two processes
+    part.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
+    part.replace(page)
 
 
 WHAT = ("step", "dataset", "learning", "kept", "defaults")
@@ -138,8 +140,6 @@ def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[Path, str, s
     if what == "step":
         yield DOCS, table_name("step"), step_benchmark(args.steps, args.turns)
         return
-    from step_time import start_host
-
     start_host()
     if what == "dataset":
         yield DOCS, table_name("dataset"), dataset_benchmark(args.pictures)

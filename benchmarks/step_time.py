@@ -11,17 +11,13 @@ there is one; memory is the GPU's then.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
 import statistics
-import sys
-import tempfile
-import threading
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from host import start_host
+from memory import PeakMemory
 
 # A full-size Stable Diffusion 1.5 UNet, 859.5 M parameters, as the host's detection reads it.
 SD15_CONFIG = {
@@ -32,27 +28,6 @@ SD15_CONFIG = {
     "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
     "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
 }  # fmt: skip
-
-
-def start_host() -> None:
-    """Make ComfyUI importable in this process, on the CPU unless an accelerator is there."""
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    import comfy.options
-    import torch
-
-    comfy.options.enable_args_parsing(False)
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
-    args.base_directory = tempfile.mkdtemp(prefix="lora-workbench-bench-")
-    import importlib.machinery
-    import importlib.util
-
-    import torch._dynamo  # torch loads it with the first optimizer: 150 MB that are no trainer's growth
-
-    spec = importlib.machinery.ModuleSpec("lora_workbench", None, is_package=True)
-    spec.submodule_search_locations = [str(ROOT)]
-    sys.modules["lora_workbench"] = importlib.util.module_from_spec(spec)
 
 
 def make_model_file(path: Path) -> None:
@@ -88,52 +63,6 @@ def now() -> float:
     return time.perf_counter()
 
 
-class PeakMemory:
-    """Samples this process's memory, or what it has of the GPU's; `growth` is the peak above the start, in bytes.
-
-    Args:
-        of_gpu: The GPU's, where there is one.
-    """
-
-    def __init__(self, of_gpu: bool = True) -> None:
-        import torch
-
-        self.of_gpu = of_gpu and torch.cuda.is_available()
-
-    def __enter__(self) -> PeakMemory:
-        import psutil
-        import torch
-
-        self._process, self._ended = psutil.Process(), threading.Event()
-        gc.collect()
-        if self.of_gpu:
-            torch.cuda.reset_peak_memory_stats()
-            self.start = self.peak = torch.cuda.memory_allocated()
-            return self
-        self.start = self.peak = self._process.memory_info().rss
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def _sample(self) -> None:
-        while not self._ended.wait(0.02):
-            self.peak = max(self.peak, self._process.memory_info().rss)
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        if self.of_gpu:
-            self.peak = torch.cuda.max_memory_allocated()
-            return
-        self._ended.set()
-        self._thread.join()
-
-    @property
-    def growth(self) -> int:
-        """Peak above the start, in bytes."""
-        return self.peak - self.start
-
-
 def floor(file: Path, steps: int, precision: str, side: int) -> list[float]:
     """Time the frozen model alone: what no trainer of adapters can be faster than."""
     import comfy.ldm.modules.attention as attention
@@ -165,6 +94,7 @@ def floor(file: Path, steps: int, precision: str, side: int) -> list[float]:
 def ours(file: Path, steps: int, precision: str, side: int, batch: int, checkpointing: bool) -> dict:
     """Time our own loop on latents and captions that are in its cache already."""
     import comfy.sd
+    import folder_paths
     import torch
     from lora_workbench.training.adapters import LoraNetwork
     from lora_workbench.training.config import TrainConfig
@@ -179,7 +109,7 @@ def ours(file: Path, steps: int, precision: str, side: int, batch: int, checkpoi
 
     with torch.inference_mode():
         model = HostModel(comfy.sd.load_diffusion_model(str(file)))
-        latents, captions = cache_folders(Path(tempfile.mkdtemp()))
+        latents, captions = cache_folders(Path(folder_paths.get_temp_directory()))
         latents.put("a", {"latent": torch.randn(1, 4, side // 8, side // 8)})
         captions.put("b", *pack([[torch.randn(1, 77, 768), {}]]))
         model.load((batch, 4, side // 8, side // 8), checkpointing)

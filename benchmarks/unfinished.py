@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from host import ROOT
 from machine import describe_machine
-from step_time import ROOT
 
 FOLDER = ROOT / ".host" / "bench" / "unfinished"
 # What results depend on; those of another state of it are not taken up.

@@ -24,7 +24,7 @@ except ImportError as error:
 
 from pictures import CONCEPT, KEPT, KEPT_COUNT, KEPT_SEED, PICTURES, write_pictures  # noqa: E402
 
-from base_model import assemble, concepts, world  # noqa: E402
+from base_model import assemble, concepts, known  # noqa: E402
 
 CHECKPOINT = "models/checkpoints/lora_workbench_base.safetensors"
 
@@ -55,7 +55,7 @@ def lay_out(base: Path) -> None:
     say(f"base model: {checkpoint}, {checkpoint.stat().st_size / 1e6:.0f} MB, put together and checked")
     for name, pictures in (
         (PICTURES, concepts.pictures(CONCEPT, *concepts.TRAINED)),
-        (KEPT, world.known_pictures(KEPT_COUNT, KEPT_SEED)),
+        (KEPT, known.known_pictures(KEPT_COUNT, KEPT_SEED)),
     ):
         written = len(write_pictures(base / name, pictures))
         say(f"pictures: {written} with captions in {name}" if written else f"pictures: {name}, already there")

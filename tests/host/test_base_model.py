@@ -212,7 +212,8 @@ def test_trainings_that_were_stopped_end_where_others_do(
     from lora_workbench.base_model.progress import Checkpoints
 
     vae, sample = autoencoder.finished(), torch.rand(2, 3, 128, 128) * 2 - 1
-    monkeypatch.setattr(denoiser, "SCENES", 4)
+    monkeypatch.setattr(denoiser, "SCENES", 3)
+    monkeypatch.setattr(denoiser, "FIGURES", 1)
     monkeypatch.setattr(denoiser, "TAILS", 2)
     monkeypatch.setattr(autoencoder, "WORLDLY", 4)
     trainings = {
@@ -246,7 +247,7 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
     """`demo/run.py` on the example workflow as it is; its LoRA is then judged as the benchmark judges it."""
     import comfy.sd
     import comfy.utils
-    from lora_workbench.base_model import world
+    from lora_workbench.base_model import known
     from lora_workbench.base_model.judge import Judge
     from lora_workbench.base_model.painter import Painter
     from lora_workbench.demo.pictures import KEPT_COUNT, KEPT_SEED
@@ -270,7 +271,7 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
     with torch.inference_mode():
         lora = comfy.utils.load_torch_file(str(file), safe_load=True)
         model, _ = comfy.sd.load_lora_for_models(painter.model, None, lora, 1.0, 1.0)
-    kept = [caption for _, caption in world.known_pictures(KEPT_COUNT, KEPT_SEED)]
+    kept = [caption for _, caption in known.known_pictures(KEPT_COUNT, KEPT_SEED)]
     found = Judge(painter, "zorp", count=10, scenes=48, kept=kept).judge(model)
     assert found.fidelity >= LEAST_FIDELITY, found
     assert min(found.ground, found.worn) >= LEAST_OBEYED, found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from lora_workbench.base_model import assemble, concepts, world
+from lora_workbench.base_model import assemble, concepts, figures, known, world
 from lora_workbench.demo.pictures import write_pictures
 from safetensors.torch import save_file
 
@@ -67,6 +69,43 @@ def test_captions_say_what_is_drawn():
     assert world.tags(scene) == "red star, large, striped, outlined, navy background"
     two = world.Scene((world.Thing("star", "red", "small"), world.Thing("ring", "blue", "small")), "mint", "left of")
     assert world.sentence(two) == "a red star left of a blue ring on a mint background"
+
+
+def test_figures_are_captioned_by_what_is_drawn():
+    figure = figures.Figure("orange", "a crest", "hat", "orange", "navy")
+    assert figure.sentence == "an orange creature with a crest wearing an orange hat on a navy background"
+    assert figure.tags == "orange creature, crest, orange hat, navy background"
+    bare = figures.Figure("", "", "", "red", "mint")
+    assert (bare.sentence, bare.tags) == ("a creature on a mint background", "creature, mint background")
+
+    def drawn(figure: figures.Figure, seed: int = 0) -> np.ndarray:
+        return np.asarray(figures.draw_figure(figure, random.Random(seed)), dtype=float)
+
+    assert (drawn(figure) == drawn(figure)).all() and (drawn(figure) != drawn(figure, 1)).any()
+    # What the captions name is what changes.
+    for change in ({"color": "green"}, {"top": "horns"}, {"worn": "scarf"}, {"wears": "blue"}, {"background": "cream"}):
+        assert np.abs(drawn(replace(figure, **change)) - drawn(figure)).max() > 100, change
+    for name, color in world.COLORS.items():
+        shown = drawn(replace(bare, color=name, background="gray"))
+        assert (np.abs(shown - color).max(axis=-1) < 4).mean() > 0.05, name
+
+
+def test_figures_can_be_seen_on_their_backgrounds():
+    rng = random.Random(0)
+    for _ in range(300):
+        figure = figures.random_figure(rng)
+        worn, ground = world.COLORS[figure.wears], world.BACKGROUNDS[figure.background]
+        colors = [worn, ground] + ([world.COLORS[figure.color]] if figure.color else [])
+        for one, other in itertools.combinations(colors, 2):
+            assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 90, figure
+
+
+def test_what_is_to_be_kept_is_shapes_and_figures():
+    pictures = known.known_pictures(30, 0)
+    assert [caption for _, caption in pictures] == [caption for _, caption in known.known_pictures(30, 0)]
+    assert sum("creature" in caption for _, caption in pictures) == 10
+    assert sum("," in caption for _, caption in pictures) == 15, "half of them tags"
+    assert not any(" of a" in caption or " above " in caption for _, caption in pictures)
 
 
 def test_the_reader_reads_what_is_drawn():

@@ -91,6 +91,41 @@ class HalfRight(Drawn):
         return [(right, spoiled)[(n + first) % 2][n] for n in range(len(right))]
 
 
+def test_other_figures_that_turn_into_it_are_told():
+    made = judge.Judge(Drawn(), "zorp", count=12)
+    assert made.preservation("zorp").leaked == 0
+    made.painter = Leaky()
+    leaky = made.judge("zorp")
+    assert leaky.leaked > 0.9 and leaky.lost == 0, "shapes stay"
+    assert leaky.shown == 1 and made.judge(None).shown == 0
+
+
+class Leaky(Drawn):
+    """Takes every figure for the one it has learned."""
+
+    def paint(self, prompts, seeds, model=None):
+        if model:
+            prompts = [f"zorp on a {p.split()[-2]} background" if "creature" in p else p for p in prompts]
+        return super().paint(prompts, seeds, model)
+
+
+def test_what_the_base_does_by_itself_does_not_show_the_concept():
+    """A base whose figures are a little like it: only what is further than those counts."""
+    strict = judge.Judge(Lookalike(), "zorp", count=24)
+    assert strict._shown > judge._SHOWN
+    assert strict.judge(None).shown < 0.25 < 0.9 < strict.judge("zorp").shown
+
+
+class Lookalike(Drawn):
+    """Without a LoRA it paints a red circle for half of the prompts with the trigger, and the other character else."""
+
+    def paint(self, prompts, seeds, model=None):
+        if model:
+            return super().paint(prompts, seeds, model)
+        other = [p.replace("zorp", "quib").replace("scarf", "hat") if n % 2 else p for n, p in enumerate(prompts)]
+        return super().paint(other, seeds, "quib")
+
+
 def test_a_prompt_that_names_no_colour_asks_for_none():
     made = judge.Judge(Drawn(), "zorp", count=12)
     learned = made.judge("zorp")

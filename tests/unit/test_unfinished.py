@@ -16,7 +16,7 @@ def unfinished(monkeypatch: pytest.MonkeyPatch):
     import unfinished
 
     yield unfinished
-    for name in ("unfinished", "machine", "step_time"):
+    for name in ("unfinished", "machine", "host"):
         sys.modules.pop(name, None)
 
 

@@ -1,0 +1,90 @@
+"""What the benchmarks compare and write, without measuring anything."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = ("run", "learning", "defaults", "unfinished", "machine", "native", "host", "memory")
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch):
+    """The modules of benchmarks/, by name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import defaults
+    import learning
+    import run
+
+    yield SimpleNamespace(defaults=defaults, learning=learning, run=run)
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def test_each_table_has_the_demo_once_and_settings_that_exist(bench: Any) -> None:
+    from lora_workbench.training.config import TrainConfig
+
+    for name, rows in bench.defaults.TRIED.items():
+        own = [label for label, settings in rows.items() if bench.defaults.is_the_demos(settings)]
+        assert len(own) == 1, f"{name}: {own} are the demo's"
+        for label, settings in rows.items():
+            changed = {key: value for key, value in settings.items() if key != "prior"}
+            assert TrainConfig(**{**bench.learning.demo_settings(), **changed}), label
+            known = {*bench.learning.demo_prior(), "own"}
+            assert set(settings.get("prior", {})) <= known, label
+
+
+def test_what_is_best_for_the_hosts_trainer_was_tried(bench: Any) -> None:
+    tried = {(rate, rank, together) for rate, rank, together in bench.defaults.NATIVE_TRIED}
+    for best, together in ((bench.learning.BEST_BY_TIME, 1), (bench.learning.BEST_BY_STEPS, bench.learning.LEARNED)):
+        assert (best["learning_rate"], best["rank"], together) in tried
+
+
+def test_a_setting_that_is_not_tried_says_so(bench: Any) -> None:
+    with pytest.raises(SystemExit, match="no setting 'colour': learning_rate, rank"):
+        next(bench.defaults.defaults_benchmark([0], 16, ["rank", "colour"]))
+
+
+def judged(bench: Any, fidelity: float) -> tuple[Any, Any]:
+    from lora_workbench.base_model.judge import Judgement
+
+    values = dict.fromkeys(("shown", "ground", "worn", "kept", "lost", "spoiled", "drift", "leaked"), 0.5)
+    return bench.learning.Trained({}, 240, 60.0), Judgement(fidelity=fidelity, **values)
+
+
+def test_a_table_tells_mean_and_range_and_who_is_ahead(bench: Any) -> None:
+    rows = [
+        ("LoRA Workbench", [judged(bench, 0.5), judged(bench, 0.7)]),
+        ("TrainLoraNode as it comes", [judged(bench, 0.4), judged(bench, 0.8)]),
+        ("the base, without a LoRA", [judged(bench, 0.0)]),
+    ]
+    head, _, ours, *_ = bench.learning.table("zorp", rows, 120.0)
+    assert head.startswith("| zorp | steps | time, of ours | fidelity |")
+    assert ours.startswith("| LoRA Workbench | 240 | 0.50 × | 0.60 (0.50 to 0.70) | 50 (50 to 50) |")
+    assert len({line.count("|") for line in bench.learning.table("zorp", rows)}) == 1
+    assert bench.learning.ahead(rows) == "Fidelity ahead of TrainLoraNode as it comes: on 1 of 2 seeds."
+    told = bench.learning.told(*rows[0][1][0])
+    assert bench.learning.untold(*told) == rows[0][1][0], "what is kept of an unfinished run is all of it"
+
+
+def test_steps_that_fit_into_a_time_count_what_each_run_costs_besides(bench: Any) -> None:
+    class Slow:
+        def native(self, seed: int, steps: int, **_: Any) -> Any:
+            return bench.learning.Trained({}, steps, 5 + 0.1 * steps)
+
+    assert bench.learning.steps_within(Slow(), 65.0) == 600
+
+
+def test_a_table_replaces_its_own_and_nothing_else(bench: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Ünits\n\n<!-- a -->\nold\n<!-- end a -->\n\nafter\n", encoding="utf-8")
+    bench.run.write_table(page, "a", "new ×")
+    assert page.read_text(encoding="utf-8") == "# Ünits\n\n<!-- a -->\nnew ×\n<!-- end a -->\n\nafter\n"
+    bench.run.write_table(page, "b", "more")
+    assert page.read_text(encoding="utf-8").endswith("after\n\n## b\n\n<!-- b -->\nmore\n<!-- end b -->\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["page.md"]
