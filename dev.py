@@ -44,6 +44,7 @@ TORCH_FOR_TORCHAUDIO = "torch<2.15"
 
 
 def say(text: str) -> None:
+    """Print a line at once, marked as this file's."""
     print(f"[dev] {text}", flush=True)
 
 
@@ -94,6 +95,7 @@ def unpack_host(host: Path) -> None:
 
 
 def host_version(host: Path) -> str:
+    """The version of a ComfyUI, as it names itself."""
     text = (host / "comfyui_version.py").read_text(encoding="utf-8")
     found = re.search(r'__version__\s*=\s*"([^"]+)"', text)
     return found.group(1) if found else "unknown"
@@ -185,6 +187,7 @@ def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def has_accelerator(python: Path) -> bool:
+    """Whether torch of that environment finds a GPU."""
     code = ("import torch,sys; b=torch.backends; "
             "sys.exit(0 if torch.cuda.is_available() or (hasattr(b,'mps') and b.mps.is_available()) else 1)")
     return subprocess.run([str(python), "-c", code]).returncode == 0
@@ -202,12 +205,14 @@ def server_command(python: Path, host: Path, base: Path, port: int, *more: str) 
 
 
 def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def environment(host: Path) -> dict[str, str]:
+    """The variables that what is started here runs with."""
     return os.environ | {"COMFYUI_PATH": str(host), "PYTHONUNBUFFERED": "1"}
 
 
@@ -223,6 +228,7 @@ def demo_base(python: Path) -> Path:
 
 
 def serve(args: argparse.Namespace) -> None:
+    """Start ComfyUI with the pack for a person, until Ctrl+C."""
     python, host = prepare(args)
     port = args.port or 8188
     base = demo_base(python)
@@ -236,6 +242,7 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
+    """Train on the demo's pictures in a ComfyUI of its own and draw the sheet."""
     python, host = prepare(args)
     base = demo_base(python)
     port = free_port()
@@ -254,8 +261,11 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def wait_for(server: subprocess.Popen, port: int, log: Path) -> None:
-    """Wait until the server listens; one that ends instead is told at once."""
+    """Wait until the server listens; one that ends instead is told at once, one that never does in the end."""
+    until = time.monotonic() + 600  # the first start on a slow disk takes minutes
     while server.poll() is None:
+        if time.monotonic() > until:
+            raise SystemExit(f"ComfyUI has not answered for ten minutes: {log} says what it is doing.")
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return
@@ -265,6 +275,7 @@ def wait_for(server: subprocess.Popen, port: int, log: Path) -> None:
 
 
 def test(args: argparse.Namespace) -> None:
+    """Lint, types and tests; with arguments only pytest, which gets them."""
     python, host = prepare(args)
     if not args.rest:
         run([python, "-m", "ruff", "check", ROOT], cwd=ROOT)
@@ -276,11 +287,13 @@ def test(args: argparse.Namespace) -> None:
 
 
 def bench(args: argparse.Namespace) -> None:
+    """Run the benchmarks, with the arguments that follow."""
     python, host = prepare(args)
     run([python, ROOT / "benchmarks" / "run.py", *args.rest], cwd=ROOT, env=environment(host))
 
 
 def main() -> None:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["demo", "test", "serve", "bench"])
     parser.add_argument("--comfyui", metavar="FOLDER", help="the ComfyUI to use")

@@ -183,7 +183,10 @@ def full_checkpoint() -> dict[str, Tensor]:
     for file, prefix in PREFIXES.items():
         joined |= {prefix + name: tensor for name, tensor in shipped(file).items()}
     if not fits_together():
-        raise BaseModelError("The denoiser was trained on the latents of another VAE: train it anew (train.py).")
+        raise BaseModelError(
+            f"The base model's files do not belong together: the denoiser was trained on the latents of another VAE. "
+            f"{_again(VAE, DENOISER, CARD)} Who trains it (base_model/train.py) has the denoiser to train yet."
+        )
     joined |= {f"{TEXT_PREFIX}transformer.{name}": tensor for name, tensor in text_encoder_weights().items()}
     joined[f"{TEXT_PREFIX}logit_scale"] = torch.tensor(4.6055).half()  # CLIP's; unused, but the host asks for it
     return joined

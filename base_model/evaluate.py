@@ -1,8 +1,10 @@
 """Measures the base model: how often the reader finds what was asked for, for known and for held-out pairs.
 
+Figures have no reader: those are painted to be looked at.
+
     python base_model/evaluate.py [--count N] [--write]
 
-`--write` puts the numbers into card.json and README.md, and the first pictures into docs/base_model_*.jpg.
+`--write` puts the numbers into card.json and README.md, and sixty pictures of each into docs/base_model_*.jpg.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ ROWS = (
     ("held_out", "held-out pairs", True, False),
     ("anywhere", "known pairs, of any size and in any place", False, True),
 )
+
+SHOWN = 60  # pictures on a sheet
 
 
 def measure(painter: Any, count: int, held_out: bool, anywhere: bool) -> tuple[dict[str, float], list[Any]]:
@@ -46,6 +50,17 @@ def measure(painter: Any, count: int, held_out: bool, anywhere: bool) -> tuple[d
             right[name] += hit
         shown.append((picture, prompt, all(hits.values())))
     return {name: hits / count for name, hits in right.items()}, shown
+
+
+def paint_figures(painter: Any, count: int) -> list[Any]:
+    """Paint figures for captions of both forms."""
+    from base_model.figures import random_figure
+
+    rng = random.Random("figures")
+    figures = [random_figure(rng) for _ in range(count)]
+    prompts = [(figure.sentence, figure.tags)[number % 2] for number, figure in enumerate(figures)]
+    pictures = painter.paint(prompts, [2000 + number for number in range(count)])
+    return [(picture, prompt, True) for picture, prompt in zip(pictures, prompts, strict=True)]
 
 
 def contact_sheet(shown: list[Any], columns: int = 10) -> Any:
@@ -96,8 +111,10 @@ def evaluate(count: int, write: bool) -> None:
             if not right:
                 say(f"  wrong: {prompt}")
         if write:
-            contact_sheet(shown[:60]).save(ROOT / "docs" / f"base_model_{name}.jpg", quality=88)
+            contact_sheet(shown[:SHOWN]).save(ROOT / "docs" / f"base_model_{name}.jpg", quality=88)
     if write:
+        figures = paint_figures(painter, SHOWN)
+        contact_sheet(figures).save(ROOT / "docs" / "base_model_figures.jpg", quality=88)
         assemble.write_card({**assemble.card(), "quality": quality})
         write_readme(quality)
 

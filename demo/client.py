@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp  # ComfyUI's own server stands on it, so it is there
 
 POLL = 0.5  # seconds
+PATIENCE = 60.0  # seconds
 # The kind of binary message that carries a node's progress text, as ComfyUI numbers them.
 TEXT_MESSAGE = 3
 
@@ -80,11 +81,13 @@ class Client:
             ServerError: The prompt was refused, a node failed, or the server went away.
         """
         prompt_id = asyncio.run(self._follow(prompt, on_node, on_text))
-        while True:  # the server tells that a prompt is done a moment before it writes it down
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:  # the server tells that a prompt is done a moment before it writes it down
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
             if entry:
                 return entry["outputs"]
             time.sleep(POLL)
+        raise ServerError("ComfyUI says that the prompt is done, and has no record of what came out. Its log says why.")
 
     def _read(self, path: str) -> bytes:
         with self._opener.open(self.url + path, timeout=30) as answer:

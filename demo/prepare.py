@@ -30,10 +30,12 @@ CHECKPOINT = "models/checkpoints/lora_workbench_base.safetensors"
 
 
 def say(text: str) -> None:
+    """Print a line at once."""
     print(f"[demo] {text}", flush=True)
 
 
 def main() -> None:
+    """Read the command line and lay out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="ComfyUI's base directory")
     base = parser.parse_args().base.resolve()

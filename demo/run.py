@@ -40,6 +40,7 @@ MOST_SHOWN = 24  # training pictures on the sheet
 
 
 def say(text: str) -> None:
+    """Print a line at once."""
     print(f"[demo] {text}", flush=True)
 
 
@@ -122,18 +123,38 @@ def prompt_of(prompt: dict[str, Any], node: str) -> str:
     return prompt[node]["inputs"]["text"]
 
 
-def training_row(folder: Path) -> Row:
-    """The pictures below a folder, the first of them where there are many: a person may have added some."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+def how_to_sample(prompt: dict[str, Any]) -> str:
+    """With what, and how, the LoRA is sampled in the workflow, in a sentence."""
+    after = find(prompt, "SaveImage", "After")
+    sampler = prompt[prompt[prompt[after]["inputs"]["images"][0]]["inputs"]["samples"][0]]["inputs"]
+    checkpoint = prompt[find(prompt, "CheckpointLoaderSimple")]["inputs"]["ckpt_name"]
+    return (
+        f"with the checkpoint {checkpoint} and no other, 128 x 128, {sampler['steps']} steps, CFG {sampler['cfg']:g}, "
+        f'{sampler["sampler_name"]}, {sampler["scheduler"]}, and a prompt such as "{prompt_of(prompt, after)}"'
+    )
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures below a folder, a person's own with them."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+
+
+def training_row(folder: Path, kept: Path) -> Row:
+    """What was learned, the first pictures of it where there are many, and how much there was beside it to be kept."""
+    files, beside = pictures_in(folder), pictures_in(kept)
     shown = files[:MOST_SHOWN]
     note = f"all {len(files)}" if len(files) == len(shown) else f"{len(shown)} of {len(files)}"
+    note += f"; beside them {len(beside)} of what the model knows, to keep it" if beside else ""
     return Row("Training pictures", note, [Image.open(file) for file in shown])
 
 
 def draw_sheet(client: Client, prompt: dict[str, Any], outputs: dict[str, Any], base: Path, last: str) -> Path:
     """Write the sheet and return where it is."""
-    loader = prompt[find(prompt, "LoRAWorkbench_LoadDataset", "What it learns")]
-    rows = [training_row(base / "input" / loader["inputs"]["folder"])]
+    folders = [
+        base / "input" / prompt[find(prompt, "LoRAWorkbench_LoadDataset", title)]["inputs"]["folder"]
+        for title in ("What it learns", "What the model shall keep")
+    ]
+    rows = [training_row(*folders)]
     for node, title, note in ROWS:
         shown = find(prompt, "SaveImage", node)
         rows.append(Row(title, note or f'"{prompt_of(prompt, shown)}"', images(client, outputs, shown)))
@@ -174,6 +195,8 @@ def main() -> None:
     say(f"LoRA: {lora}")
     loras = args.base / "models" / "loras"
     say(f"to use it: Load LoRA, lora_name {lora.relative_to(loras) if lora.is_relative_to(loras) else lora.name}")
+    say(f"  {how_to_sample(prompt)}")
+    say("  `python dev.py serve` opens a ComfyUI that has both")
 
 
 if __name__ == "__main__":

@@ -145,7 +145,9 @@ def test_scenes_of_any_size_and_place_are_read_too():
 def test_the_card_and_the_page_tell_the_same_and_the_goals_are_reached():
     quality = assemble.card()["quality"]
     page = (assemble.HERE / "README.md").read_text(encoding="utf-8")
-    for name, title in (("known", "known pairs"), ("held_out", "held-out pairs")):
+    rows = (("known", "known pairs"), ("held_out", "held-out pairs"),
+            ("anywhere", "known pairs, of any size and in any place"))  # fmt: skip
+    for name, title in rows:
         parts = " | ".join(f"{quality[name][part]:.0%}" for part in ("all", "shape", "color", "background"))
         assert f"| {title} | {parts} |" in page
     assert quality["pictures"] >= 100 and quality["known"]["all"] >= 0.95 and quality["held_out"]["all"] >= 0.85

@@ -20,8 +20,9 @@ from PIL import Image
 def test_a_folder_of_any_number_of_pictures_fits_on_the_sheet(count: int, note: str, tmp_path: Path) -> None:
     for number in range(count):
         Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number:03d}.png")
-    row = run.training_row(tmp_path)
-    assert row.note == note
+    assert run.training_row(tmp_path, tmp_path / "none").note == note
+    row = run.training_row(tmp_path, tmp_path)
+    assert row.note == f"{note}; beside them {count} of what the model knows, to keep it"
     sheet = picture_sheet("title", "note", [row], "footer")
     assert sheet.width == 1200 and sheet.getbbox() is not None
 
