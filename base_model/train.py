@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / ".host" / "base_model")
     parser.add_argument("--vae-steps", type=int, default=6500)
-    parser.add_argument("--steps", type=int, default=15000, help="of the denoiser")
+    parser.add_argument("--steps", type=int, default=18000, help="of the denoiser")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--fresh", action="store_true", help="take no notice of what is shipped or in the folder")
     args = parser.parse_args()

@@ -46,7 +46,7 @@ def optimizer(name: str, rate: float, **more: Any) -> dict[str, Settings]:
 
 # What is tried beside the demo's own: for each table its rows, and in what they differ.
 TRIED: dict[str, dict[str, Settings]] = {
-    "learning_rate": each("learning_rate", 1e-3, 2e-3, 4e-3),
+    "learning_rate": each("learning_rate", 1e-4, 1e-3, 2e-3, 4e-3),
     "rank": {**each("rank", 4, 16, 32), "64, rate 0.001": {"rank": 64, "learning_rate": 1e-3}},
     "alpha": {"8": {"alpha": 8.0}, "the rank": {"alpha": 0}, "32": {"alpha": 32.0}},
     "lora_plus": each("lora_plus", 1, 2, 4, 8),
