@@ -255,6 +255,7 @@ def demo(args: argparse.Namespace) -> None:
             wait_for(server, port, log)
             run([python, ROOT / "demo" / "run.py", "--port", str(port), "--base", base],
                 env=environment(host))
+            say("`python dev.py serve` opens a ComfyUI that has both")
         finally:
             server.terminate()
             server.wait()

@@ -127,10 +127,12 @@ def how_to_sample(prompt: dict[str, Any]) -> str:
     """With what, and how, the LoRA is sampled in the workflow, in a sentence."""
     after = find(prompt, "SaveImage", "After")
     sampler = prompt[prompt[prompt[after]["inputs"]["images"][0]]["inputs"]["samples"][0]]["inputs"]
+    size = prompt[sampler["latent_image"][0]]["inputs"]
     checkpoint = prompt[find(prompt, "CheckpointLoaderSimple")]["inputs"]["ckpt_name"]
     return (
-        f"with the checkpoint {checkpoint} and no other, 128 x 128, {sampler['steps']} steps, CFG {sampler['cfg']:g}, "
-        f'{sampler["sampler_name"]}, {sampler["scheduler"]}, and a prompt such as "{prompt_of(prompt, after)}"'
+        f"with the checkpoint {checkpoint} and no other, {size['width']} x {size['height']}, {sampler['steps']} steps, "
+        f"CFG {sampler['cfg']:g}, {sampler['sampler_name']}, {sampler['scheduler']}, and a prompt such as "
+        f'"{prompt_of(prompt, after)}"'
     )
 
 
@@ -196,7 +198,6 @@ def main() -> None:
     loras = args.base / "models" / "loras"
     say(f"to use it: Load LoRA, lora_name {lora.relative_to(loras) if lora.is_relative_to(loras) else lora.name}")
     say(f"  {how_to_sample(prompt)}")
-    say("  `python dev.py serve` opens a ComfyUI that has both")
 
 
 if __name__ == "__main__":

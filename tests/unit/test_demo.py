@@ -70,3 +70,22 @@ def test_a_caption_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         caption for _, caption in pictures
     ]
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_how_its_lora_is_sampled_is_read_from_the_workflow() -> None:
+    def node(kind: str, title: str = "", **inputs: object) -> dict[str, object]:
+        return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}
+
+    prompt = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="small.safetensors"),
+        "2": node("CLIPTextEncode", text="zorp on a hill"),
+        "3": node("EmptySD3LatentImage", width=192, height=64),
+        "4": node("KSampler", positive=["2", 0], latent_image=["3", 0], steps=9, cfg=3.5, sampler_name="euler",
+                  scheduler="normal"),
+        "5": node("VAEDecode", samples=["4", 0]),
+        "6": node("SaveImage", "After", images=["5", 0]),
+    }  # fmt: skip
+    assert run.how_to_sample(prompt) == (
+        "with the checkpoint small.safetensors and no other, 192 x 64, 9 steps, CFG 3.5, euler, normal, and a prompt "
+        'such as "zorp on a hill"'
+    )
