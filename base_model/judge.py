@@ -3,7 +3,7 @@
 - Fidelity: how close its pictures are to held-out pictures of the concept. A picture is described by its thing alone,
   cut out and scaled: the layout of its colours (CIE Lab) and its edges (histograms of oriented gradients). Hundreds of
   drawn pictures cover the poses, so the distance to the nearest ones is what no pose explains. It is 1 where fresh
-  drawn pictures are and 0 where the base model's are.
+  drawn pictures are and 0 where the base model's are, for as many prompts of the kind whatever is judged.
 - Editability: the share of pictures that show the concept and, with it, the background, and what is worn in the colour,
   that the prompt names, in combinations that the training set does not have. The prompts are worded as in training, as
   tags, and with the background alone. A picture shows the concept when it is a quarter of the way from the base's
@@ -35,6 +35,7 @@ _REFERENCES, _FRESH = (400, 1000), (60, 2000)
 # settings still changed; 3 has other noise and mostly other scenes, and draws its captions from the same half.)
 TUNING, REPORTING = 0, 3
 _NEAREST = 3
+_BASES = 48  # pictures of the base's own, for prompts with the trigger, that fidelity is counted from
 _SHOWN = 0.25  # fidelity from which on a picture shows the concept
 _NOTHING = np.array([50.0, 0.0, 0.0], np.float32)  # the grey put in place of the background
 
@@ -49,7 +50,7 @@ class Preserved:
         spoiled: Those that the base paints right and this model does not; what it paints right in their stead is not
             taken off.
         drift: Mean colour difference of those pictures to the base's.
-        leaked: Other figures that have turned into the concept, less those that the base paints like it.
+        leaked: Other figures that show the concept and with the base did not.
     """
 
     kept: float
@@ -105,13 +106,14 @@ class Judge:
         self._asked = _new_combinations(concept, count, series, rng)
         self._scenes = [_new_scene(series, kept, rng) for _ in range(scenes)]
         self._kin = [_new_figure(series, kept, rng) for _ in range(scenes // 2)]
-        self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + max(count, scenes)))
+        self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + max(count, scenes, _BASES)))
         self._real = self._known.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
-        plain = self.painter.paint(self._alike, self._seeds[:count])
+        alike = _new_captions(concept, _BASES, series, random.Random(f"{concept} {series} base"))
+        plain = self.painter.paint(alike, self._seeds[:_BASES])
         self._base = self._known.distance(plain)
         self._shown = max(_SHOWN, float(np.quantile([self.fidelity([picture]) for picture in plain], 0.95)))
         self._before = self._paint_scenes(None)
-        self._like_it = self._show_it(self._paint_kin(None)).mean()
+        self._like_it = self._show_it(self._paint_kin(None))
 
     def judge(self, model: Any) -> Judgement:
         """Sample from a MODEL and say what it is worth."""
@@ -146,11 +148,11 @@ class Judge:
             lost=float(before.mean() - now.mean()),
             spoiled=float((before & ~now).mean()),
             drift=float(np.mean([_moved(a, b) for a, b in zip(self._before, after, strict=True)])),
-            leaked=float(self._show_it(self._paint_kin(model)).mean() - self._like_it),
+            leaked=float((self._show_it(self._paint_kin(model)) & ~self._like_it).mean()),
         )
 
     def fidelity(self, pictures: Sequence[Image.Image]) -> float:
-        """How much these look like the concept: 0 as the base's pictures for the same prompts, 1 as drawn ones."""
+        """How much these look like the concept: 0 as the base's pictures for such prompts, 1 as drawn ones."""
         return (self._base - self._known.distance(pictures)) / (self._base - self._real)
 
     def _show_it(self, pictures: Sequence[Image.Image]) -> np.ndarray:

@@ -28,10 +28,14 @@ class Painter:
         self._known: dict[str, Any] = {}
 
     def conditioning(self, prompt: str) -> Any:
-        """Encode a prompt as CLIPTextEncode does; each one once."""
+        """Encode a prompt, each one once."""
         if prompt not in self._known:
-            self._known[prompt] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
+            self._known[prompt] = self.encode(prompt)
         return self._known[prompt]
+
+    def encode(self, prompt: str) -> Any:
+        """Encode a prompt as CLIPTextEncode does."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
 
     def through_vae(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """Encode and decode pictures of 128 × 128."""

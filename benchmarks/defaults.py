@@ -15,6 +15,7 @@ from typing import Any
 
 from learning import (
     AS_IT_COMES,
+    BY_STEPS,
     LEARNED,
     Bench,
     Trained,
@@ -71,14 +72,15 @@ TRIED: dict[str, dict[str, Settings]] = {
         "no further pictures (Prior Preservation), weight 5": {"prior": {"own": True, "weight": 5.0}},
     },
 }  # fmt: skip
-# Rate, rank and pictures a step of ComfyUI's own trainer, so that it is compared at its best: with as many steps as
-# ours where it sees as many pictures in each, in as much time where it sees one.
-NATIVE = "TrainLoraNode"
-NATIVE_TRIED = (
-    (5e-4, 8, LEARNED), (1e-3, 32, LEARNED), (2e-3, 16, LEARNED), (2e-3, 32, LEARNED), (2e-3, 64, LEARNED),
-    (4e-3, 16, LEARNED), (4e-3, 32, LEARNED), (8e-3, 16, LEARNED), (2e-3, 16, 1), (2e-3, 32, 1), (4e-3, 16, 1),
-    (4e-3, 32, 1),
-)  # fmt: skip
+# Rate and rank of ComfyUI's own trainer, so that it is compared at its best: with as many steps as ours and as many
+# pictures in each, and in as much time with one picture in each.
+NATIVE = {
+    "native_by_steps": (
+        (5e-4, 8), (1e-3, 32), (2e-3, 16), (2e-3, 32), (4e-3, 8), (4e-3, 16), (4e-3, 32), (8e-3, 16),
+    ),
+    "native_by_time": ((5e-4, 8), (1e-3, 16), (1e-3, 32), (2e-3, 8), (2e-3, 16), (2e-3, 32), (4e-3, 16)),
+}  # fmt: skip
+SETTINGS = (*TRIED, *NATIVE)
 
 
 def is_the_demos(settings: Settings) -> bool:
@@ -88,19 +90,21 @@ def is_the_demos(settings: Settings) -> bool:
     return same_prior and all(own[name] == value for name, value in settings.items() if name != "prior")
 
 
-def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+def defaults_benchmark(
+    seeds: Sequence[int], count: int, scenes: int, only: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
     """Train and judge every value of every setting; yields (setting, table).
 
     Raises:
         SystemExit: One of `only` is no setting that is tried.
     """
     for name in only:
-        if name not in (*TRIED, NATIVE):
-            raise SystemExit(f"There is no setting {name!r}: {', '.join((*TRIED, NATIVE))}.")
-    about = f"{about_runs(seeds, count)} {describe_machine()}"
-    so_far = Unfinished(f"defaults {count} {sorted(only)}")
+        if name not in SETTINGS:
+            raise SystemExit(f"There is no setting {name!r}: {', '.join(SETTINGS)}.")
+    about = f"{about_runs(seeds, count, scenes)} {describe_machine()}"
+    so_far = Unfinished(f"defaults {count} {scenes} {sorted(only)}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        bench = Bench(CONCEPT, Path(folder), count)
+        bench = Bench(CONCEPT, Path(folder), count, scenes=scenes)
         bench.ours(0, steps=2)  # warms up, and fills the caches
 
         def run(label: str, train: Callable[..., Trained], *args: Any, **settings: Any) -> list[tuple[Trained, Any]]:
@@ -111,27 +115,24 @@ def defaults_benchmark(seeds: Sequence[int], count: int, only: Sequence[str] = (
             say(f"{label}: {[judgement for _, judgement in found]}")
             return found
 
-        reference = run("the demo", bench.ours)
+        reference = run("the demo", bench.ours, cold=True)
         ours = reference[0][0]
-        for name, tried in TRIED.items():
-            if only and name not in only:
-                continue
+        for name in only or SETTINGS:
             rows = []
-            for label, settings in tried.items():
+            for label, settings in TRIED.get(name, {}).items():
                 same = is_the_demos(settings)
                 if settings.get("prior", {}).get("share") == 0:  # epochs are shorter then
                     settings = {**settings, "steps": ours.steps}
                 judged = reference if same else run(f"{name} {label}", bench.ours, **settings)
                 rows.append((f"**{label}**" if same else label, judged))
-            yield name, "\n".join([*table(name.replace("_", " "), rows), "", about])
-        if not only or NATIVE in only:
-            rows = []
-            for rate, rank, together in NATIVE_TRIED:
-                settings = {**AS_IT_COMES, "learning_rate": rate, "rank": rank, "grad_accumulation_steps": together}
-                label = f"rate {rate:g}, rank {rank}, {together} a step"
-                steps = ours.steps
-                if together != LEARNED:
+            for rate, rank in NATIVE.get(name, ()):
+                settings = {**AS_IT_COMES, "learning_rate": rate, "rank": rank}
+                label, steps = f"{rate:g}, {rank}", ours.steps
+                if name == "native_by_time":
                     steps = so_far.once(f"steps {label}", partial(steps_within, bench, ours.seconds, **settings))
-                rows.append((label, run(f"{NATIVE} {label}", bench.native, steps, **settings)))
-            yield NATIVE, "\n".join([*table(NATIVE, rows), "", about])
+                else:
+                    settings |= BY_STEPS
+                rows.append((label, run(f"{name} {label}", bench.native, steps, **settings)))
+            head = "TrainLoraNode: rate, rank" if name in NATIVE else name.replace("_", " ")
+            yield name, "\n".join([*table(head, rows), "", about])
     so_far.forget()

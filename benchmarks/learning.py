@@ -1,7 +1,6 @@
 """The learning benchmark: what a LoRA of a small character learns and spoils, ours beside ComfyUI's own trainer.
 
-    python dev.py bench learning [--seeds N] [--write]
-    python dev.py bench kept [--seeds N] [--scenes N] [--write]      what ours spoils, on more prompts
+    python dev.py bench learning [--seeds N] [--count N] [--scenes N] [--write]
 
 Both train on the shipped base model, on the same dozen pictures, and are judged by `base_model/judge.py` with the same
 prompts and noise, none of which any setting was chosen on. ComfyUI's trainer is measured as it comes and with the rate
@@ -13,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -129,13 +129,16 @@ class Bench:
         with torch.inference_mode():
             return float(self.judge.fidelity(self.painter.through_vae(drawn)))
 
-    def ours(self, seed: int, *, prior: dict[str, Any] | None = None, **settings: Any) -> Trained:
+    def ours(
+        self, seed: int, *, prior: dict[str, Any] | None = None, cold: bool = False, **settings: Any
+    ) -> Trained:
         """Train with LoRA Workbench.
 
         Args:
             seed: Of the run.
             prior: How it keeps what it knows: arguments of `with_prior`, or of `with_own_prior` with `own` beside
                 them; {"share": 0} is not at all. As in the demo by default.
+            cold: Encode all pictures and captions, as the first run on them does.
             settings: Those that differ from the demo's.
         """
         import torch
@@ -148,6 +151,8 @@ class Bench:
 
         config = TrainConfig(**{**demo_settings(), "seed": seed, "precision": "fp32", **settings})
         keep = {**demo_prior(), **(prior or {})}
+        if cold:
+            shutil.rmtree(self.folder / "cache", ignore_errors=True)
         started = time.monotonic()
         with torch.inference_mode():  # as ComfyUI runs nodes
             dataset, kept = (scan_folder(self.folder / name) for name in ("pictures", "kept"))
@@ -165,15 +170,15 @@ class Bench:
         return Trained(result.lora, result.summary.steps, time.monotonic() - started)
 
     def native(self, seed: int, steps: int, **settings: Any) -> Trained:
-        """Train with ComfyUI's TrainLoraNode, on latents and conditioning made beforehand."""
+        """Train with ComfyUI's TrainLoraNode, on latents and conditioning as its nodes for them make them."""
         import numpy as np
         import torch
 
+        started = time.monotonic()
         with torch.inference_mode():
             pixels = [torch.from_numpy(np.asarray(picture)).float()[None] / 255 for picture, _ in self.pictures]
             latents = [{"samples": self.painter.vae.encode(picture)} for picture in pixels]
-            positive = [self.painter.conditioning(caption) for _, caption in self.pictures]
-            started = time.monotonic()
+            positive = [self.painter.encode(caption) for _, caption in self.pictures]
             lora = native_lora(self.plain, latents, positive, seed=seed, steps=steps, **settings)
         return Trained(lora, steps, time.monotonic() - started)
 
@@ -181,10 +186,6 @@ class Bench:
         """Train with `ours` or `native`, put the LoRA on the model and judge it."""
         trained = train(seed, *args, **settings)
         return trained, self.judge.judge(self.with_lora(trained))
-
-    def run_kept(self, seed: int) -> dict[str, float]:
-        """Train with `ours`; return what became of the prompts without the trigger, as `Preserved` has it."""
-        return dataclasses.asdict(self.judge.preservation(self.with_lora(self.ours(seed))))
 
     def with_lora(self, trained: Trained) -> Any:
         """The base MODEL with a LoRA on it."""
@@ -195,13 +196,13 @@ class Bench:
             return apply_lora(self.painter.model, None, trained.lora, 1.0, 1.0)[0]
 
 
-def about_runs(seeds: Sequence[int], count: int) -> str:
+def about_runs(seeds: Sequence[int], count: int, scenes: int) -> str:
     """How much was measured, in a sentence."""
     more = "s, in brackets least to most" if len(seeds) > 1 else ""
     colored = sum(number % 3 != 1 for number in range(count))  # see `Judge.judge`
     return (
         f"{len(seeds)} seed{more}, prompts and noise the same for all; {count} pictures a figure, {colored} for the "
-        f"colour, {2 * count} for what is lost and for drift."
+        f"colour, {scenes} for what is lost and for drift, {scenes // 2} for other figures."
     )
 
 
@@ -213,7 +214,7 @@ def say(text: str) -> None:
 Rows = list[tuple[str, list[tuple[Trained, Any]]]]
 
 
-def compare(concept: str, seeds: Sequence[int], count: int, so_far: Unfinished) -> tuple[Rows, float]:
+def compare(concept: str, seeds: Sequence[int], count: int, scenes: int, so_far: Unfinished) -> tuple[Rows, float]:
     """Train and judge each trainer with each seed that has not been yet.
 
     Returns:
@@ -223,7 +224,7 @@ def compare(concept: str, seeds: Sequence[int], count: int, so_far: Unfinished) 
 
     rows: dict[str, list[tuple[Trained, Any]]] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        bench = Bench(concept, Path(folder), count, REPORTING)
+        bench = Bench(concept, Path(folder), count, REPORTING, scenes)
         for seed in seeds:
             for name, *result in so_far.once(seed, partial(compare_once, bench, seed)):
                 rows.setdefault(name, []).append(untold(*result))
@@ -241,11 +242,11 @@ def compare_once(bench: Bench, seed: int) -> list[tuple[Any, ...]]:
         found.append((name, *told(trained, judgement)))
         return trained
 
-    bench.ours(0, steps=2)  # warms up, and fills the caches
-    ours = run("LoRA Workbench", bench.ours)
+    bench.ours(0, steps=2)  # warms up
+    ours = run("LoRA Workbench", bench.ours, cold=True)
     alone = {"prior": {"share": 0}, "batch_size": LEARNED, "steps": ours.steps}
-    run("LoRA Workbench, keeping nothing", bench.ours, **alone)
-    run("LoRA Workbench, half the steps", bench.ours, steps=ours.steps // 2)
+    run("LoRA Workbench, keeping nothing", bench.ours, cold=True, **alone)
+    run("LoRA Workbench, half the steps", bench.ours, cold=True, steps=ours.steps // 2)
     for how, by_time, by_steps in (
         ("as it comes", AS_IT_COMES, AS_IT_COMES), ("at its best", BEST_BY_TIME, BEST_BY_STEPS),
     ):  # fmt: skip
@@ -317,12 +318,14 @@ def table(head: str, rows: Rows, ours: float | None = None) -> list[str]:
     return lines
 
 
-def learning_benchmark(concepts: Sequence[str], seeds: Sequence[int], count: int) -> Iterator[tuple[str, str]]:
+def learning_benchmark(
+    concepts: Sequence[str], seeds: Sequence[int], count: int, scenes: int
+) -> Iterator[tuple[str, str]]:
     """Compare the trainers on each concept; yields (concept, table)."""
     for concept in concepts:
-        so_far = Unfinished(f"learning {concept} {count}")
-        rows, ceiling = compare(concept, seeds, count, so_far)
-        about = f"{about_runs(seeds, count)} {describe_machine()}"
+        so_far = Unfinished(f"learning {concept} {count} {scenes}")
+        rows, ceiling = compare(concept, seeds, count, scenes, so_far)
+        about = f"{about_runs(seeds, count, scenes)} {describe_machine()}"
         base = rows[-1][1][0][1].kept
         knows = (
             f"Of the prompts without the trigger the base paints {base:.0%} right. A drawn picture that went through "
@@ -330,32 +333,4 @@ def learning_benchmark(concepts: Sequence[str], seeds: Sequence[int], count: int
         )
         ours = statistics.mean(trained.seconds for trained, _ in rows[0][1])
         yield concept, "\n".join([about, "", *table(concept, rows, ours), "", knows, "", ahead(rows)])
-        so_far.forget()
-
-
-def kept_benchmark(concepts: Sequence[str], seeds: Sequence[int], scenes: int) -> Iterator[tuple[str, str]]:
-    """What ours loses of the prompts without the trigger, on more of them than the comparison has.
-
-    Yields:
-        (concept, sentence).
-    """
-    from lora_workbench.base_model.judge import REPORTING
-
-    for concept in concepts:
-        so_far = Unfinished(f"kept {concept} {scenes}")
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            bench = Bench(concept, Path(folder), series=REPORTING, scenes=scenes)
-            found = []
-            for seed in seeds:
-                found.append(so_far.once(seed, partial(bench.run_kept, seed)))
-                say(f"{concept} seed {seed}: {found[-1]}")
-        names = ("lost", "spoiled", "drift", "leaked")
-        lost, spoiled, drift, leaked = ([one[name] for one in found] for name in names)
-        yield concept, (
-            f"On {scenes} prompts without the trigger, {len(seeds)} seeds, in brackets least to most: the base paints "
-            f"{bench.judge.known:.0%} right, {spread(lost, 100, 1)} points of them are lost with our LoRA "
-            f"({spread(spoiled, 100, 1)} spoiled, the rest is put right), drift {spread(drift, 1, 1)}. Of "
-            f"{scenes // 2} prompts for other figures {spread(leaked, 100, 1)} points have turned into {concept}. "
-            f"{describe_machine()}"
-        )
         so_far.forget()

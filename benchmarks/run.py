@@ -1,10 +1,9 @@
 """The benchmarks: each prints what was measured in one run, and `--write` puts it into docs/.
 
-    python dev.py bench [step] [dataset] [learning] [kept] [defaults] [--write]
+    python dev.py bench [step] [dataset] [learning] [defaults] [--write]
 
 step: time and memory of a training step. dataset: reading and examining ten thousand pictures. learning: what a LoRA
-learns and spoils; kept: what it spoils, more exactly. defaults: what each default is worth (long; not run unless
-named).
+learns and spoils. defaults: what each default is worth (long; not run unless named).
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ def write_table(page: Path, name: str, table: str) -> None:
     part.replace(page)
 
 
-WHAT = ("step", "dataset", "learning", "kept", "defaults")
+WHAT = ("step", "dataset", "learning", "defaults")
 # The seeds of the learning benchmark begin here: settings were chosen on those from 0 on, and what was told on those
 # from 100 on was seen while settings still changed.
 FIRST_REPORTED = 200
@@ -147,18 +146,12 @@ def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[Path, str, s
         from learning import learning_benchmark
 
         seeds = range(FIRST_REPORTED, FIRST_REPORTED + args.seeds)
-        for concept, table in learning_benchmark(args.concepts, seeds, args.count):
+        for concept, table in learning_benchmark(args.concepts, seeds, args.count, args.scenes):
             yield DOCS, table_name(f"learning {concept}"), table
-    elif what == "kept":
-        from learning import kept_benchmark
-
-        seeds = range(FIRST_REPORTED, FIRST_REPORTED + args.seeds)
-        for concept, sentence in kept_benchmark(args.concepts, seeds, args.scenes):
-            yield DOCS, table_name(f"kept {concept}"), sentence
     else:
         from defaults import defaults_benchmark
 
-        for name, table in defaults_benchmark(range(args.seeds), args.count, args.only):
+        for name, table in defaults_benchmark(range(args.seeds), args.count, args.scenes, args.only):
             yield DOCS.with_name("defaults.md"), name, table
 
 
@@ -169,10 +162,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="step: steps of each case")
     parser.add_argument("--turns", type=int, default=3, help="step: runs of the cases that lie close together")
     parser.add_argument("--pictures", type=int, default=10_000, help="dataset: how many")
-    parser.add_argument("--seeds", type=int, default=3, help="learning, kept, defaults: runs of each case")
+    parser.add_argument("--seeds", type=int, default=3, help="learning, defaults: runs of each case")
     parser.add_argument("--count", type=int, default=16, help="learning, defaults: pictures a figure")
-    parser.add_argument("--scenes", type=int, default=120, help="kept: prompts")
-    parser.add_argument("--concepts", nargs="+", default=["zorp", "quib"], help="learning, kept: on what")
+    parser.add_argument("--scenes", type=int, default=96, help="learning, defaults: prompts for what is lost")
+    parser.add_argument("--concepts", nargs="+", default=["zorp", "quib"], help="learning: on what")
     parser.add_argument("--only", nargs="+", default=[], help="defaults: these settings")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/")
     args = parser.parse_args()
@@ -181,7 +174,7 @@ def main() -> None:
             parser.error(f"there is no benchmark {what!r}: {', '.join(WHAT)}")
     if hasattr(sys.stdout, "reconfigure"):  # a log on Windows may not know every sign of a table
         sys.stdout.reconfigure(errors="replace")
-    for what in args.what or WHAT[:4]:
+    for what in args.what or WHAT[:3]:
         for page, name, table in measured(what, args):
             if args.write:
                 write_table(page, name, table)
