@@ -176,8 +176,8 @@ def ensure_environment(host: Path, command: str) -> Path:
     if same:
         say(f"installing what `python dev.py {command}` needs besides into {folder.name} (once)")
     else:
-        say(f"making {folder.name}: torch and what ComfyUI {host_version(host)} needs (once: a few minutes, and up to 7 "
-            "GB where torch comes with CUDA)")
+        say(f"making {folder.name}: torch and what ComfyUI {host_version(host)} needs (once: a few minutes, and up to "
+            "7 GB where torch comes with CUDA)")
         has = [one_line(sys.version)]
     stamp.unlink(missing_ok=True)
     make_venv(folder)

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="delete what is in the folder and begin from nothing")
     args = parser.parse_args()
     if args.fresh and "vae" not in args.only:
-        parser.error("--fresh begins with the VAE, which all else is made for: name it in --only too, or leave one away")
+        parser.error("--fresh begins with the VAE, which all else is made for: leave one of the two away")
     start()
     from base_model import autoencoder, denoiser
     from base_model.progress import Checkpoints

@@ -6,11 +6,13 @@ import itertools
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lora_workbench.base_model import assemble, concepts, figures, known, world
+from lora_workbench.base_model.progress import Checkpoints
 from lora_workbench.demo.pictures import write_pictures
 from safetensors.torch import save_file
 
@@ -187,8 +189,6 @@ def test_a_checkpoint_that_cannot_be_written_is_told(
     error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that may not be is told apart: ComfyUI has it open on Windows, and `demo/prepare.py` says what to do."""
-    from lora_workbench.base_model import assemble
-
     def fails(*_: object) -> None:
         raise error
 
@@ -199,8 +199,6 @@ def test_a_checkpoint_that_cannot_be_written_is_told(
 
 
 def test_the_next_training_is_from_nothing_until_one_has_ended(tmp_path: Path) -> None:
-    from lora_workbench.base_model.progress import Checkpoints
-
     state = Checkpoints(tmp_path)
     state.save("vae", 1)
     state.forget()
