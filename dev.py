@@ -14,7 +14,6 @@ Everything it makes stays in two ignored folders of this checkout: `.venv*` (Pyt
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import re
 import shutil
@@ -41,6 +40,9 @@ HOST_UNLISTED = ["requests", "filelock"]
 # refuses a torch built for another CUDA than its own 13.0, which torch had up to 2.14.
 HOST_OPTIONAL = {"0.3.75": {"torchaudio"}}
 TORCH_FOR_TORCHAUDIO = "torch<2.15"
+# What a command needs beside the host: the demo nothing, so that it runs where a package of the tests does not install.
+PACK, TESTS = ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"
+NEEDED = {"demo": [], "serve": [PACK], "test": [PACK, TESTS], "bench": [PACK, TESTS]}
 
 
 def say(text: str) -> None:
@@ -131,9 +133,9 @@ def venv_python(host: Path) -> Path:
     return ROOT / name / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def requirements(host: Path) -> list[str]:
-    """Every package the environment needs: torch, the host's, the pack's, the tests'."""
-    files = [host / "requirements.txt", ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"]
+def requirements(host: Path, command: str = "test") -> list[str]:
+    """Every package that a command needs: torch, the host's, the pack's, the tests'."""
+    files = [host / "requirements.txt", *NEEDED[command]]
     wanted = ["torch", "torchvision", *HOST_UNLISTED]
     skipped = HOST_OPTIONAL.get(host_version(host), set())
     for file in files:
@@ -161,21 +163,32 @@ def make_venv(folder: Path) -> Path:
     return python
 
 
-def ensure_environment(host: Path) -> Path:
-    """Make the environment, or reuse it when the list of packages has not changed."""
+def ensure_environment(host: Path, command: str) -> Path:
+    """Make the environment, or reuse it when it has all that a command needs."""
     python = venv_python(host)
-    wanted = requirements(host)
-    key = hashlib.sha256("\n".join([sys.version, *wanted]).encode()).hexdigest()
-    stamp = python.parent.parent / "made-for"
-    if python.exists() and stamp.exists() and stamp.read_text() == key:
+    wanted = requirements(host, command)
+    folder = python.parent.parent
+    stamp = folder / "made-for"
+    has = stamp.read_text(encoding="utf-8").split("\n") if python.exists() and stamp.exists() else []
+    same = has[:1] == [one_line(sys.version)]
+    if same and set(wanted) <= set(has):
         return python
-    say(f"making {python.parent.parent.name}: torch and what ComfyUI {host_version(host)} needs "
-        "(once, a few minutes)")
+    if same:
+        say(f"installing what `python dev.py {command}` needs besides into {folder.name} (once)")
+    else:
+        say(f"making {folder.name}: torch and what ComfyUI {host_version(host)} needs (once: a few minutes, and up to "
+            "7 GB where torch comes with CUDA)")
+        has = [one_line(sys.version)]
     stamp.unlink(missing_ok=True)
-    make_venv(python.parent.parent)
+    make_venv(folder)
     run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted])
-    stamp.write_text(key)
+    stamp.write_text("\n".join([*has, *wanted]), encoding="utf-8")
     return python
+
+
+def one_line(text: str) -> str:
+    """Text without its line breaks."""
+    return " ".join(text.split())
 
 
 def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
@@ -183,7 +196,7 @@ def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
     if sys.version_info < (3, 10):  # noqa: UP036 - run by whatever Python is at hand
         raise SystemExit("Python 3.10 or newer is needed.")
     host = find_host(args.comfyui)
-    return ensure_environment(host), host
+    return ensure_environment(host, args.command), host
 
 
 def has_accelerator(python: Path) -> bool:
@@ -198,8 +211,8 @@ def server_command(python: Path, host: Path, base: Path, port: int, *more: str) 
     command = [str(python), str(host / "main.py"), "--base-directory", str(base), "--listen", "127.0.0.1",
                "--port", str(port), "--disable-auto-launch",
                # --base-directory does not move it; without this it lies in the host's own folder.
-               "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}", *more]
-    if not has_accelerator(python):
+               "--database-url", f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}", *more]
+    if "--cpu" not in more and not has_accelerator(python):
         command.append("--cpu")
     return command
 
@@ -249,7 +262,8 @@ def demo(args: argparse.Namespace) -> None:
     log = HOST_ROOT / "demo-server.log"
     say(f"starting ComfyUI {host_version(host)} on port {port} (its log: {log.relative_to(ROOT)})")
     with log.open("w", encoding="utf-8") as sink:
-        server = subprocess.Popen(server_command(python, host, base, port), cwd=host, env=environment(host),
+        # On the processor everywhere: so small a model gains nothing from a GPU, and each kind of those is another.
+        server = subprocess.Popen(server_command(python, host, base, port, "--cpu"), cwd=host, env=environment(host),
                                   stdout=sink, stderr=subprocess.STDOUT)
         try:
             wait_for(server, port, log)

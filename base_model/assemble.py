@@ -196,7 +196,8 @@ def assemble(target: Path) -> str:
     """Write the checkpoint, unless it is there and right already; returns its checksum.
 
     Raises:
-        BaseModelError: The shipped weights are missing or damaged.
+        BaseModelError: The shipped weights are missing or damaged, or the disk is full.
+        PermissionError: The file may not be written: on Windows, while ComfyUI has it open.
     """
     wanted = card().get("sha256", {}).get("checkpoint", "")
     if target.is_file():
@@ -215,6 +216,8 @@ def assemble(target: Path) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_whole(tensors, target)
+    except PermissionError:
+        raise  # on Windows, where ComfyUI has it open: who called knows what to do
     except (SafetensorError, OSError) as error:
         raise BaseModelError(f"The base model could not be written to {target}: {error}") from error
     return found

@@ -99,7 +99,7 @@ def doodle(rng: random.Random) -> Image.Image:
 
 
 def batch(rng: random.Random, size: int, worldly: list[Image.Image]) -> Tensor:
-    """Draw a batch [B, 3, 64, 64], -1 to 1: a third the world, a sixth anything, half doodles."""
+    """Draw a batch [B, 3, 64, 64], -1 to 1: a third scenes of shapes, a sixth anything, half doodles."""
     pictures = []
     for number in range(size):
         if number % 3:
@@ -181,7 +181,7 @@ def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True)
 
 
 def scaled(model: torch.nn.Module, sample: Tensor) -> torch.nn.Module:
-    """Set the VAE's own scale so that its latents have mean 0 and deviation 1 as the denoiser sees them.
+    """Set the VAE's own scale so that latents of the sample have mean 0 and deviation 1 as the denoiser sees them.
 
     Args:
         model: The trained VAE; changed in place.

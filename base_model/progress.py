@@ -25,7 +25,10 @@ def save_whole(tensors: dict[str, torch.Tensor], file: Path) -> None:
     """
     part = file.with_suffix(f".{os.getpid()}.part")  # two processes may be at it
     try:
+        part.touch()
+        mode = part.stat().st_mode
         save_file(tensors, part)
+        part.chmod(mode)  # safetensors makes files that only their owner can read
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
@@ -61,11 +64,15 @@ class Checkpoints:
         part.replace(path)
 
     def forget(self) -> None:
-        """Take away every state and the data made for them; from now on only what is in this folder is gone on from."""
+        """Delete every state and the data made for them; from now on only what is in this folder is gone on from."""
         for pattern in ("vae.pt", "denoiser-*.pt", "latents-*.safetensors", "text-*.safetensors"):
             for file in self.folder.glob(pattern):
                 file.unlink()
         (self.folder / FROM_NOTHING).touch()
+
+    def ended(self) -> None:
+        """A training from nothing has ended: what it made is shipped, and is gone on from like any other."""
+        (self.folder / FROM_NOTHING).unlink(missing_ok=True)
 
     @property
     def from_nothing(self) -> bool:

@@ -41,8 +41,10 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=6500)
     parser.add_argument("--steps", type=int, default=18000, help="of the denoiser")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--fresh", action="store_true", help="take no notice of what is shipped or in the folder")
+    parser.add_argument("--fresh", action="store_true", help="delete what is in the folder and begin from nothing")
     args = parser.parse_args()
+    if args.fresh and "vae" not in args.only:
+        parser.error("--fresh begins with the VAE, which all else is made for: leave one of the two away")
     start()
     from base_model import autoencoder, denoiser
     from base_model.progress import Checkpoints
@@ -59,6 +61,8 @@ def main() -> None:
     }
     for name in args.only:
         parts[name]()
+        if name == "denoiser":
+            state.ended()
 
 
 if __name__ == "__main__":

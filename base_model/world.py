@@ -52,7 +52,7 @@ PLACES: dict[str, Point] = {
     "bottom": (0.5, 0.69),
 }
 
-# Each shape and each colour is held out once or twice and seen in seven or eight other pairs.
+# Each shape is held out once and seen in nine other colours, each of eight colours once and seen in seven other shapes.
 HELD_OUT = frozenset(
     {
         ("circle", "purple"), ("square", "orange"), ("triangle", "pink"), ("star", "green"),
@@ -149,8 +149,8 @@ def placed(scene: Scene, rng: random.Random) -> Scene:
 # -- captions ------------------------------------------------------------------------------------
 
 
-def _noun(thing: Thing, *, with_style: bool = True) -> str:
-    words = [thing.size if thing.size != "medium" else "", thing.style if with_style and thing.style != "flat" else ""]
+def _noun(thing: Thing) -> str:
+    words = [thing.size if thing.size != "medium" else "", thing.style if thing.style != "flat" else ""]
     words += [thing.texture if thing.texture != "plain" else "", thing.color, thing.shape]
     return " ".join(word for word in words if word)
 

@@ -34,6 +34,8 @@ def test_assembles_to_the_same_checkpoint_each_time(tmp_path: Path) -> None:
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     assert assemble.assemble(first) == assemble.assemble(second) == assemble.card()["sha256"]["checkpoint"]
     assert first.read_bytes() == second.read_bytes()
+    (tmp_path / "any").touch()
+    assert first.stat().st_mode == (tmp_path / "any").stat().st_mode, "whoever may read other files may read it"
     # What is there and whole is kept; what was cut off is made anew.
     before = first.stat().st_mtime_ns
     assemble.assemble(first)

@@ -71,11 +71,7 @@ class ComfyServer:
         dev.make_base(self.base)
         port = dev.free_port()
         self.url = f"http://127.0.0.1:{port}"
-        # By default the database lies in ComfyUI's own folder, which may be somebody's real one.
-        database = f"sqlite:///{(self.base / 'user' / 'comfyui.db').as_posix()}"
-        command = dev.server_command(
-            Path(sys.executable), self.host, self.base, port, "--database-url", database, *self.arguments
-        )
+        command = dev.server_command(Path(sys.executable), self.host, self.base, port, *self.arguments)
         with self._log.open("w", encoding="utf-8") as sink:
             self.process = subprocess.Popen(
                 command, cwd=self.host, env=dev.environment(self.host), stdout=sink, stderr=subprocess.STDOUT

@@ -6,11 +6,13 @@ import itertools
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lora_workbench.base_model import assemble, concepts, figures, known, world
+from lora_workbench.base_model.progress import Checkpoints
 from lora_workbench.demo.pictures import write_pictures
 from safetensors.torch import save_file
 
@@ -180,3 +182,26 @@ def test_pictures_are_laid_out_and_a_persons_own_left_alone(tmp_path):
     assert (folder / "zorp_01.txt").read_text(encoding="utf-8") == "my own words\n"
     assert (folder / "zorp_03.txt").read_text(encoding="utf-8") == pictures[2][1] + "\n"
     assert not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("error", [PermissionError("in use"), OSError("disk full")])
+def test_a_checkpoint_that_cannot_be_written_is_told(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that may not be is told apart: ComfyUI has it open on Windows, and `demo/prepare.py` says what to do."""
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(assemble, "save_whole", fails)
+    told = PermissionError if isinstance(error, PermissionError) else assemble.BaseModelError
+    with pytest.raises(told, match=str(error)):
+        assemble.assemble(tmp_path / "base.safetensors")
+
+
+def test_the_next_training_is_from_nothing_until_one_has_ended(tmp_path: Path) -> None:
+    state = Checkpoints(tmp_path)
+    state.save("vae", 1)
+    state.forget()
+    assert state.from_nothing and state.load("vae") == 0
+    state.ended()
+    assert not state.from_nothing
