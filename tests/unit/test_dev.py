@@ -1,0 +1,78 @@
+"""What `dev.py` installs for which command."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`dev.py`, with an environment in a folder of its own, into which nothing is really installed."""
+    spec = importlib.util.spec_from_file_location("dev_under_test", ROOT / "dev.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    python = tmp_path / ".venv" / "bin" / "python"
+    monkeypatch.setattr(module, "venv_python", lambda host: python)
+
+    def make(folder: Path) -> Path:
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.touch()
+        return python
+
+    monkeypatch.setattr(module, "make_venv", make)
+    return module
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    folder = tmp_path / "ComfyUI"
+    folder.mkdir()
+    (folder / "comfyui_version.py").write_text('__version__ = "0.3.75"\n')
+    (folder / "requirements.txt").write_text("torch\ntorchaudio\naiohttp>=3.11.8 # the server\n")
+    return folder
+
+
+def installed(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What pip is told to install from now on, one list for each time."""
+    found: list[list[str]] = []
+    monkeypatch.setattr(dev, "run", lambda command, **_: found.append([str(part) for part in command[6:]]))
+    return found
+
+
+def test_the_demo_needs_no_package_of_the_tests(dev: ModuleType, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = installed(dev, monkeypatch)
+    dev.ensure_environment(host, "demo")
+    assert found == [["torch", "torchvision", *dev.HOST_UNLISTED, "aiohttp>=3.11.8"]]
+    dev.ensure_environment(host, "demo")
+    assert len(found) == 1, "it is there"
+    dev.ensure_environment(host, "test")
+    assert {"aiohttp>=3.11.8", "pytest", "playwright"} < set(found[1])
+    for command in ("demo", "serve", "bench", "test"):
+        dev.ensure_environment(host, command)
+    assert len(found) == 2, "what the tests need has all that the others do"
+
+
+def test_what_is_needed_newly_is_installed(dev: ModuleType, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = installed(dev, monkeypatch)
+    dev.ensure_environment(host, "test")
+    (host / "requirements.txt").write_text("torch\naiohttp>=4\n")
+    dev.ensure_environment(host, "demo")
+    assert "aiohttp>=4" in found[1]
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise SystemExit(1)
+
+    (host / "requirements.txt").write_text("torch\naiohttp>=5\n")
+    monkeypatch.setattr(dev, "run", fails)
+    with pytest.raises(SystemExit):
+        dev.ensure_environment(host, "demo")
+    found = installed(dev, monkeypatch)
+    dev.ensure_environment(host, "demo")
+    assert "aiohttp>=5" in found[0], "what was cut off is installed again"
