@@ -133,7 +133,7 @@ def venv_python(host: Path) -> Path:
     return ROOT / name / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def requirements(host: Path, command: str = "test") -> list[str]:
+def requirements(host: Path, command: str) -> list[str]:
     """Every package that a command needs: torch, the host's, the pack's, the tests'."""
     files = [host / "requirements.txt", *NEEDED[command]]
     wanted = ["torch", "torchvision", *HOST_UNLISTED]
@@ -182,7 +182,7 @@ def ensure_environment(host: Path, command: str) -> Path:
     stamp.unlink(missing_ok=True)
     make_venv(folder)
     run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted])
-    stamp.write_text("\n".join([*has, *wanted]), encoding="utf-8")
+    stamp.write_text("\n".join(dict.fromkeys([*has, *wanted])), encoding="utf-8")
     return python
 
 
