@@ -5,8 +5,8 @@
 Needs the environment of `python dev.py test` and COMFYUI_PATH. Every part is resumable: run it again and it goes on.
 Without a work folder it goes on from what is shipped, and trains nothing when that had as many steps (the training set
 is made all the same; `--only evaluate` trains nothing and writes down what it measured, which `evaluate.py` alone does
-not). With --fresh it deletes what is in the work folder and begins from nothing: go on without it after a stop. Two hours
-on two CPU cores with bf16, some hours on others.
+not). With --fresh it deletes what is in the work folder and begins from nothing: go on without it after a stop. Two
+hours on two CPU cores with bf16, some hours on others.
 """
 
 from __future__ import annotations
