@@ -3,7 +3,7 @@
 - Fidelity: how close its pictures are to held-out pictures of the concept. A picture is described by its thing alone,
   cut out and scaled: the layout of its colours (CIE Lab) and its edges (histograms of oriented gradients). Hundreds of
   drawn pictures cover the poses, so the distance to the nearest ones is what no pose explains. It is 1 where fresh
-  drawn pictures are and 0 where the base model's are, for as many prompts of the kind whatever is judged.
+  drawn pictures are and 0 where the base model's are, for the same prompts and noise.
 - Editability: the share of pictures that show the concept and, with it, the background, and what is worn in the colour,
   that the prompt names, in combinations that the training set does not have. The prompts are worded as in training, as
   tags, and with the background alone. A picture shows the concept when it is a quarter of the way from the base's
@@ -31,11 +31,11 @@ from skimage.feature import hog
 from . import concepts, figures, reader, world
 
 _REFERENCES, _FRESH = (400, 1000), (60, 2000)
-# Prompts and noise that settings are chosen on, and others that results are told on. (What was told on 1 was seen while
-# settings still changed; 3 has other noise and mostly other scenes, and draws its captions from the same half.)
-TUNING, REPORTING = 0, 3
+# Prompts and noise that settings are chosen on, and others that results are told on. (What was told on 1 and 3 was seen
+# while settings still changed; 5 has other noise and mostly other scenes, and draws its captions from the same half.)
+TUNING, REPORTING = 0, 5
 _NEAREST = 3
-_BASES = 48  # pictures of the base's own, for prompts with the trigger, that fidelity is counted from
+ALIKE = 48  # pictures that fidelity is told of: one of them says little, two dozen as much as lies between two settings
 _SHOWN = 0.25  # fidelity from which on a picture shows the concept
 _NOTHING = np.array([50.0, 0.0, 0.0], np.float32)  # the grey put in place of the background
 
@@ -83,7 +83,7 @@ class Judge:
     Args:
         painter: A `Painter`.
         concept: Which of CONCEPTS.
-        count: Pictures for fidelity and for editability each.
+        count: Pictures for editability; fidelity is told of ALIKE.
         series: TUNING or REPORTING: which prompts and noise.
         scenes: Pictures for preservation; twice the count by default.
         kept: Captions of pictures that are trained on to be kept: what is lost is asked of others.
@@ -102,14 +102,13 @@ class Judge:
         self.painter, self.concept = painter, concept
         self._known = _Gallery([picture for picture, _ in concepts.pictures(concept, *_REFERENCES)])
         rng = random.Random(f"{concept} {series}")
-        self._alike = _new_captions(concept, count, series, rng)
+        self._alike = _new_captions(concept, ALIKE, series, rng)
         self._asked = _new_combinations(concept, count, series, rng)
         self._scenes = [_new_scene(series, kept, rng) for _ in range(scenes)]
         self._kin = [_new_figure(series, kept, rng) for _ in range(scenes // 2)]
-        self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + max(count, scenes, _BASES)))
+        self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + max(count, scenes, ALIKE)))
         self._real = self._known.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
-        alike = _new_captions(concept, _BASES, series, random.Random(f"{concept} {series} base"))
-        plain = self.painter.paint(alike, self._seeds[:_BASES])
+        plain = self.painter.paint(self._alike, self._seeds[:ALIKE])
         self._base = self._known.distance(plain)
         self._shown = max(_SHOWN, float(np.quantile([self.fidelity([picture]) for picture in plain], 0.95)))
         self._before = self._paint_scenes(None)
@@ -117,12 +116,11 @@ class Judge:
 
     def judge(self, model: Any) -> Judgement:
         """Sample from a MODEL and say what it is worth."""
-        seeds = self._seeds[: len(self._alike)]
-        fidelity = self.fidelity(self.painter.paint(self._alike, seeds, model))
+        fidelity = self.fidelity(self.painter.paint(self._alike, self._seeds[:ALIKE], model))
         # The second of each three names no colour.
         words = (concepts.caption, lambda concept, _, ground: concepts.plain_caption(concept, ground), concepts.tags)
         prompts = [words[number % 3](self.concept, *asked) for number, asked in enumerate(self._asked)]
-        pictures = self.painter.paint(prompts, seeds, model)
+        pictures = self.painter.paint(prompts, self._seeds[: len(prompts)], model)
         shown = self._show_it(pictures)
         obeyed = np.array([self._obeyed(*one) for one in zip(pictures, self._asked, strict=True)]) & shown[:, None]
         names_color = np.arange(len(obeyed)) % 3 != 1

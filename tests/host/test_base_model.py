@@ -23,9 +23,9 @@ from support.server import ComfyServer
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "lora_workbench_base.safetensors"
 
-# What the demo's LoRA must reach: below what it reaches now, far above what has not learned. Without pictures to keep a
-# third to three quarters of those without the trigger are lost; of 48 pictures one is two points.
-LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST = 0.45, 0.75, 0.12
+# What the demo's LoRA must reach: what it reaches on each seed in docs/benchmarks.md, less what three pictures are worth.
+# One that kept nothing loses 60 of 100 without the trigger, and turns 60 to 80 of 100 other figures into the character.
+LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST, MOST_LEAKED = 0.5, 0.8, 0.08, 0.2
 
 
 def test_assembles_to_the_same_checkpoint_each_time(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
     import comfy.sd
     import comfy.utils
     from lora_workbench.base_model import known
-    from lora_workbench.base_model.judge import Judge
+    from lora_workbench.base_model.judge import REPORTING, Judge
     from lora_workbench.base_model.painter import Painter
     from lora_workbench.demo.pictures import KEPT_COUNT, KEPT_SEED
 
@@ -198,7 +198,7 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
         lora = comfy.utils.load_torch_file(str(file), safe_load=True)
         model, _ = comfy.sd.load_lora_for_models(painter.model, None, lora, 1.0, 1.0)
     kept = [caption for _, caption in known.known_pictures(KEPT_COUNT, KEPT_SEED)]
-    found = Judge(painter, "zorp", count=10, scenes=48, kept=kept).judge(model)
+    found = Judge(painter, "zorp", count=16, series=REPORTING, scenes=96, kept=kept).judge(model)
     assert found.fidelity >= LEAST_FIDELITY, found
     assert min(found.ground, found.worn) >= LEAST_OBEYED, found
-    assert found.lost <= MOST_LOST, found
+    assert found.lost <= MOST_LOST and found.leaked <= MOST_LEAKED, found

@@ -30,7 +30,7 @@ def test_both_trainers_are_run_and_judged(learning: Any, tmp_path: Path, monkeyp
     from lora_workbench.base_model import judge
     from lora_workbench.demo import pictures
 
-    monkeypatch.setattr(judge, "_BASES", 4)
+    monkeypatch.setattr(judge, "ALIKE", 4)
     monkeypatch.setattr(judge, "_REFERENCES", (20, 1000))
     monkeypatch.setattr(pictures, "KEPT_COUNT", 8)
     bench = learning.Bench("zorp", tmp_path, count=3, scenes=4)
