@@ -25,7 +25,7 @@ CHECKPOINT = "lora_workbench_base.safetensors"
 
 # What the demo's LoRA must reach: what it reaches on each seed in docs/benchmarks.md, less what three pictures are worth.
 # One that kept nothing loses 60 of 100 without the trigger, and turns 60 to 80 of 100 other figures into the character.
-LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST, MOST_LEAKED = 0.5, 0.8, 0.08, 0.2
+LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST, MOST_LEAKED = 0.5, 0.8, 0.1, 0.3
 
 
 def test_assembles_to_the_same_checkpoint_each_time(tmp_path: Path) -> None:
