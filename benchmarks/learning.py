@@ -204,8 +204,8 @@ def about_runs(seeds: Sequence[int], count: int, scenes: int) -> str:
     colored = sum(number % 3 != 1 for number in range(count))  # see `Judge.judge`
     return (
         f"{len(seeds)} seed{more}, prompts and noise the same for all; {ALIKE} pictures for fidelity, {count} for what "
-        f"is obeyed, {colored} of them for the colour, {scenes} for what is lost and for drift, {scenes // 2} for other "
-        "figures."
+        f"is obeyed, {colored} of them for the colour, {scenes} for what is lost and for drift, {scenes // 2} for "
+        "other figures."
     )
 
 
