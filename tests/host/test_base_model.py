@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "lora_workbench_base.safetensors"
 
 # What the demo's LoRA must reach on the learning benchmark's prompts and noise: some room below what one seed
-# of that reached (0.64, all obeyed, 1 of 100 lost, 15 of 100 leaked). One that kept nothing lost 67 there, and 54 leaked.
+# of that reached (0.64, all obeyed, 1 of 100 lost, 15 of 100 leaked). One that kept nothing lost
+# 67 there, and 54 leaked.
 LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST, MOST_LEAKED = 0.5, 0.8, 0.1, 0.3
 
 
