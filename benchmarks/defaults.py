@@ -47,18 +47,18 @@ def optimizer(name: str, rate: float, **more: Any) -> dict[str, Settings]:
 
 # What is tried beside the demo's own: for each table its rows, and in what they differ.
 TRIED: dict[str, dict[str, Settings]] = {
-    "learning_rate": each("learning_rate", 5e-4, 1e-3, 2e-3, 4e-3),
-    "rank": {**each("rank", 4, 16, 32), "64, rate 0.001": {"rank": 64, "learning_rate": 1e-3}},
+    "learning_rate": each("learning_rate", 1e-3, 2e-3, 3e-3, 4e-3),
+    "rank": {**each("rank", 4, 16, 32), "64, rate 0.0015": {"rank": 64, "learning_rate": 1.5e-3}},
     "alpha": {"8": {"alpha": 8.0}, "the rank": {"alpha": 0}, "32": {"alpha": 32.0}},
     "lora_plus": each("lora_plus", 1, 2, 4, 8),
-    "warmup_steps": each("warmup_steps", 0, 12),
+    "warmup_steps": each("warmup_steps", 0, 9),
     "timesteps": {"logit-normal": {"timesteps": "auto"}, "uniform": {"timesteps": "uniform"}},
-    "epochs": each("epochs", 2, 4, 8),
+    "epochs": each("epochs", 2, 3, 6),
     "batch_size": each("batch_size", 3, 6, 12),
     "scheduler": each("scheduler", "cosine", "constant_with_warmup", "linear", "rex"),
     "optimizer": {
-        **optimizer("AdamW", 2e-3), **optimizer("Adafactor", 2e-3), **optimizer("Lion", 6e-4),
-        **optimizer("ScheduleFreeAdamW", 4e-3), **optimizer("Prodigy", 1.0, lora_plus=1),
+        **optimizer("AdamW", 3e-3), **optimizer("Adafactor", 3e-3), **optimizer("Lion", 1e-3),
+        **optimizer("ScheduleFreeAdamW", 6e-3), **optimizer("Prodigy", 1.0, lora_plus=1),
     },
     "dropout": each("dropout", 0, 0.1),
     # How what the model knows is kept: see `Bench.ours`.

@@ -9,7 +9,7 @@ from PIL import Image
 
 # What is learned, and what the model shall go on painting as it does: folders of ComfyUI's.
 CONCEPT, PICTURES = "zorp", "input/lora_workbench_zorp/10_zorp"
-KEPT, KEPT_COUNT, KEPT_SEED = "input/lora_workbench_known/1_known", 90, 0
+KEPT, KEPT_COUNT, KEPT_SEED = "input/lora_workbench_known/1_known", 60, 0
 
 
 def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) -> list[Path]:
