@@ -70,8 +70,8 @@ LEARNED = round(demo_settings()["batch_size"] / (1 + demo_prior()["share"]))
 AS_IT_COMES: dict[str, Any] = {"training_dtype": "fp32", "lora_dtype": "fp32", "gradient_checkpointing": False}
 # What is best for it on zorp of what `dev.py bench defaults` tries (docs/defaults.md): where the time is given, one
 # picture a step and more steps; where the steps are given, as many pictures in each as ours learns from.
-BEST_BY_TIME = {**AS_IT_COMES, "learning_rate": 1e-3, "rank": 8}
-BEST_BY_STEPS = {**AS_IT_COMES, "learning_rate": 2e-3, "rank": 16}
+BEST_BY_TIME = {**AS_IT_COMES, "learning_rate": 2e-3, "rank": 16}
+BEST_BY_STEPS = {**AS_IT_COMES, "learning_rate": 4e-3, "rank": 16}
 # Not by batch_size: in that the node predicts each picture from all captions of the batch and takes the mean.
 BY_STEPS: dict[str, Any] = {"grad_accumulation_steps": LEARNED}
 
