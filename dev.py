@@ -17,6 +17,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def make_venv(folder: Path) -> Path:
     if not (python.exists() and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True,
                                                check=False).returncode == 0):
         try:
-            venv.create(folder, with_pip=True, clear=True)
+            venv.create(folder, with_pip=True, clear=True, symlinks=os.name != "nt")  # as `python -m venv` does
         except subprocess.CalledProcessError:
             # Debian's Python comes without ensurepip.
             raise SystemExit("This Python cannot make an environment: install the package python3-venv, or use another "
@@ -195,6 +196,8 @@ def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
     """Return (python, host), both ready."""
     if sys.version_info < (3, 10):  # noqa: UP036 - run by whatever Python is at hand
         raise SystemExit("Python 3.10 or newer is needed.")
+    if sys.version_info >= (3, 14):
+        say("this is tried on Python 3.10 to 3.13: if a package does not install, use one of those")
     host = find_host(args.comfyui)
     return ensure_environment(host, args.command), host
 
@@ -249,9 +252,8 @@ def serve(args: argparse.Namespace) -> None:
     server = subprocess.Popen(server_command(python, host, base, port), cwd=host, env=environment(host))
     try:
         raise SystemExit(server.wait())
-    except KeyboardInterrupt:
-        server.terminate()
-        server.wait()
+    finally:
+        end(server)
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -271,8 +273,17 @@ def demo(args: argparse.Namespace) -> None:
                 env=environment(host))
             say("`python dev.py serve` opens a ComfyUI that has both")
         finally:
-            server.terminate()
-            server.wait()
+            end(server)
+
+
+def end(server: subprocess.Popen) -> None:
+    """End a server that was started here, by force if it does not go by itself."""
+    server.terminate()
+    try:
+        server.wait(30)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 def wait_for(server: subprocess.Popen, port: int, log: Path) -> None:
@@ -314,10 +325,13 @@ def main() -> None:
     parser.add_argument("--comfyui", metavar="FOLDER", help="the ComfyUI to use")
     parser.add_argument("--port", type=int, help="serve: the port (8188)")
     args, args.rest = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started here is ended
     try:
         {"demo": demo, "test": test, "serve": serve, "bench": bench}[args.command](args)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except OSError as error:  # a folder that cannot be written, a disk that is full
+        raise SystemExit(f"[dev] {error}") from None
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from learning import (
     demo_prior,
     demo_settings,
     say,
-    steps_within,
     table,
     told,
     untold,
@@ -129,12 +128,12 @@ def defaults_benchmark(
                 rows.append((f"**{label}**" if same else label, judged))
             for rate, rank in NATIVE.get(name, ()):
                 settings = {**AS_IT_COMES, "learning_rate": rate, "rank": rank}
-                label, steps = f"{rate:g}, {rank}", ours.steps
+                label = f"{rate:g}, {rank}"
                 if name == "native_by_time":
-                    steps = so_far.once(f"steps {label}", partial(steps_within, bench, ours.seconds, **settings))
+                    judged = run(f"{name} {label}", bench.native_within, ours.seconds, **settings)
                 else:
-                    settings |= BY_STEPS
-                rows.append((label, run(f"{name} {label}", bench.native, steps, **settings)))
+                    judged = run(f"{name} {label}", bench.native, ours.steps, **settings, **BY_STEPS)
+                rows.append((label, judged))
             head = "TrainLoraNode: rate, rank" if name in NATIVE else name.replace("_", " ")
             yield name, "\n".join([*table(head, rows), "", about])
     so_far.forget()

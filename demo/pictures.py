@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +15,15 @@ CONCEPT, PICTURES = "zorp", "input/lora_workbench_zorp/10_zorp"
 KEPT, KEPT_COUNT, KEPT_SEED = "input/lora_workbench_known/1_known", 60, 0
 
 
+_LIST = ".lora_workbench.json"  # what was written into a folder: the digest of each picture with its caption
+
+
 def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) -> list[Path]:
-    """Write pictures and a caption file beside each, those that are not there; whatever else is there stays as it is.
+    """Write pictures and a caption file beside each, those that are not there.
 
     Both appear whole, the picture after its caption: what was being written when the power went is written anew.
+    Pictures that were written here by another version and that nobody has changed since are replaced, or go where there
+    are fewer now; whatever else is there stays as it is.
 
     Args:
         folder: Such as `input/zorp/10_zorp`; its pictures take its name without the number.
@@ -25,17 +33,51 @@ def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) ->
         The pictures that were written.
     """
     name = folder.name.split("_", 1)[-1]
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    wanted = {}
     for number, (picture, caption) in enumerate(pictures, 1):
-        file = folder / f"{name}_{number:02d}.png"
-        if file.exists():
-            continue
-        part = file.with_suffix(".part")
-        if not file.with_suffix(".txt").exists():
-            part.write_text(caption + "\n", encoding="utf-8")
-            part.replace(file.with_suffix(".txt"))
-        picture.save(part, format="PNG")
-        part.replace(file)
-        written.append(file)
+        png = io.BytesIO()
+        picture.save(png, format="PNG")
+        wanted[f"{name}_{number:02d}.png"] = png.getvalue(), f"{caption}\n".encode()
+    digests = {file: _digest(*parts) for file, parts in wanted.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, digest in _listed(folder).items():
+        if digest != digests.get(file) and digest == _lying(folder / file):
+            (folder / file).unlink()
+            (folder / file).with_suffix(".txt").unlink()
+    written = []
+    for file, (png, caption) in wanted.items():
+        if not (folder / file).exists():
+            if not (folder / file).with_suffix(".txt").exists():
+                _write_whole((folder / file).with_suffix(".txt"), caption)
+            _write_whole(folder / file, png)
+            written.append(folder / file)
+    ours = {file: digest for file, digest in digests.items() if digest == _lying(folder / file)}
+    _write_whole(folder / _LIST, json.dumps(ours, indent=1).encode())
     return written
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """What was written here before; nothing where the list is missing or damaged."""
+    try:
+        listed = json.loads((folder / _LIST).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {file: digest for file, digest in listed.items() if Path(file).name == file}
+
+
+def _digest(png: bytes, caption: bytes) -> str:
+    return hashlib.sha256(hashlib.sha256(png).digest() + caption).hexdigest()
+
+
+def _lying(file: Path) -> str:
+    """The digest of a picture that lies there with its caption; empty where one of both does not."""
+    try:
+        return _digest(file.read_bytes(), file.with_suffix(".txt").read_bytes())
+    except OSError:
+        return ""
+
+
+def _write_whole(file: Path, data: bytes) -> None:
+    part = file.with_suffix(".part")
+    part.write_bytes(data)
+    part.replace(file)

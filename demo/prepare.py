@@ -2,8 +2,9 @@
 
     python demo/prepare.py --base FOLDER
 
-FOLDER is ComfyUI's (or its base directory). Nothing is downloaded. Pictures that are already there are kept, the model
-is put together anew where it is another than this pack's.
+FOLDER is ComfyUI's (or its base directory). Nothing is downloaded. Pictures that are already there are kept, unless
+another version wrote them and nobody has changed them; the model is put together anew where it is another than this
+pack's.
 """
 
 from __future__ import annotations

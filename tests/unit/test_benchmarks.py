@@ -41,7 +41,7 @@ def test_each_table_has_the_demo_once_and_settings_that_exist(bench: Any) -> Non
 
 @pytest.mark.parametrize("how", ["native_by_time", "native_by_steps"])
 def test_the_hosts_trainer_is_given_what_is_best_for_it(how: str, bench: Any) -> None:
-    """The highest fidelity of its table in docs/defaults.md, and not at an edge of the rates that were tried."""
+    """The highest fidelity of its table in docs/defaults.md, or level with it, and at no edge of the rates tried."""
     given = {"native_by_time": bench.learning.BEST_BY_TIME, "native_by_steps": bench.learning.BEST_BY_STEPS}[how]
     page = (ROOT / "docs" / "defaults.md").read_text(encoding="utf-8")
     rows = page.split(f"<!-- {how} -->")[1].split("<!-- end")[0].strip().splitlines()[2:]
@@ -52,7 +52,7 @@ def test_the_hosts_trainer_is_given_what_is_best_for_it(how: str, bench: Any) ->
             found[tuple(float(part) for part in label.split(", "))] = float(fidelity.split(" ")[0])
     assert set(found) == set(bench.defaults.NATIVE[how]), "the table is of what is tried"
     best = (given["learning_rate"], given["rank"])
-    assert found[best] == max(found.values())
+    assert found[best] >= max(found.values()) - 0.02  # less than a seed is worth
     rates = [rate for rate, _ in bench.defaults.NATIVE[how]]
     assert min(rates) < best[0] < max(rates)
 
@@ -79,17 +79,28 @@ def test_a_table_tells_mean_and_range_and_who_is_ahead(bench: Any) -> None:
     assert head.startswith("| zorp | steps | time, of ours | fidelity |")
     assert ours.startswith("| LoRA Workbench | 240 | 0.50 × | 0.60 (0.50 to 0.70) | 50 (50 to 50) |")
     assert len({line.count("|") for line in bench.learning.table("zorp", rows)}) == 1
-    assert bench.learning.ahead(rows) == "Fidelity ahead of TrainLoraNode as it comes: on 1 of 2 seeds."
+    assert bench.learning.ahead(rows) == (
+        "Fidelity, seed by seed 0.500, 0.700, is ahead of TrainLoraNode as it comes: on 1 of 2 seeds (0.400, 0.800)."
+    )
     told = bench.learning.told(*rows[0][1][0])
     assert bench.learning.untold(*told) == rows[0][1][0], "what is kept of an unfinished run is all of it"
 
 
-def test_steps_that_fit_into_a_time_count_what_each_run_costs_besides(bench: Any) -> None:
-    class Slow:
-        def native(self, seed: int, steps: int, **_: Any) -> Any:
-            return bench.learning.Trained({}, steps, 5 + 0.1 * steps)
+@pytest.mark.parametrize("slower_at_first", [1.0, 1.3])
+def test_the_hosts_trainer_gets_all_the_time(slower_at_first: float, bench: Any) -> None:
+    """Also where its pace was taken in a slow moment; what each run costs besides is counted."""
 
-    assert bench.learning.steps_within(Slow(), 65.0) == 600
+    class Paced(bench.learning.Bench):
+        def __init__(self) -> None:
+            self.runs: list[int] = []
+
+        def native(self, seed: int, steps: int, **_: Any) -> Any:
+            self.runs.append(steps)
+            pace = 0.1 * (slower_at_first if len(self.runs) < 4 else 1.0)
+            return bench.learning.Trained({}, steps, 5 + pace * steps)
+
+    trained = Paced().native_within(7, 65.0, rank=8)
+    assert 580 <= trained.steps <= 610 and trained.seconds >= 0.98 * 65
 
 
 def test_a_table_replaces_its_own_and_nothing_else(bench: Any, tmp_path: Path) -> None:

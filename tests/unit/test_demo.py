@@ -72,6 +72,23 @@ def test_a_caption_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_pictures_of_another_version_go_and_a_persons_stay(tmp_path: Path) -> None:
+    old, new = concepts.pictures("zorp", 5, 0), concepts.pictures("zorp", 3, 7)
+    folder = tmp_path / "10_zorp"
+    first, second, third, fourth, fifth = write_pictures(folder, old)
+    first.with_suffix(".txt").write_text("my own words", encoding="utf-8")
+    Image.new("RGB", (8, 8)).save(fifth)
+    Image.new("RGB", (8, 8)).save(folder / "mine.png")
+    kept = {file: file.read_bytes() for file in (first, first.with_suffix(".txt"), fifth, folder / "mine.png")}
+    assert write_pictures(folder, new) == [second, third]
+    assert second.with_suffix(".txt").read_text(encoding="utf-8").strip() == new[1][1]
+    assert not fourth.exists() and not fourth.with_suffix(".txt").exists(), "there are three now"
+    assert {file: file.read_bytes() for file in kept} == kept, "what a person changed or added"
+    assert write_pictures(folder, new) == [], "all there"
+    (folder / ".lora_workbench.json").write_text("{", encoding="utf-8")
+    assert write_pictures(folder, old) == [fourth], "a damaged list: what lies there stays, what is missing comes"
+
+
 def test_how_its_lora_is_sampled_is_read_from_the_workflow() -> None:
     def node(kind: str, title: str = "", **inputs: object) -> dict[str, object]:
         return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}
