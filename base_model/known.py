@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -41,16 +42,30 @@ def of_figure(figure: Figure) -> Subject:
 def known_pictures(count: int, seed: int) -> list[tuple[Image.Image, str]]:
     """Draw pictures of one thing each with captions, as the base has seen them: what a LoRA shall not spoil.
 
-    Two of three are shapes, the third is a figure.
+    Two of three are shapes, the third is a figure. Of shapes, colours and backgrounds each is there about as often as
+    the next: what a LoRA's training never shows is what it loses first.
     """
-    rng, found = random.Random(f"known {seed}"), []
-    while len(found) < count:
-        if len(found) % 3 == 2:
+    rng, found, seen = random.Random(f"known {seed}"), [], Counter[tuple[str, str]]()
+    for number in range(count):
+        if number % 3 == 2:
             subject = of_figure(random_figure(rng))
         else:
-            scene = world.random_scene(rng)
-            if scene.relation:
-                continue
+            lot = [_one_thing(rng) for _ in range(50)]
+            scene = min(lot, key=lambda scene: sum(seen[value] for value in _values(scene)))
+            seen.update(_values(scene))
             subject = of_scene(scene)
-        found.append((subject.draw(rng), (subject.sentence, subject.tags)[len(found) % 2]))
+        found.append((subject.draw(rng), (subject.sentence, subject.tags)[number % 2]))
     return found
+
+
+def _one_thing(rng: random.Random) -> world.Scene:
+    """A scene with one thing in it."""
+    while (scene := world.random_scene(rng)).relation:
+        pass
+    return scene
+
+
+def _values(scene: world.Scene) -> list[tuple[str, str]]:
+    """What of a scene of one thing is to be there as often as the next, behind what it is."""
+    thing = scene.things[0]
+    return [("shape", thing.shape), ("color", thing.color), ("background", scene.background)]

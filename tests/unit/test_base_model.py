@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +110,18 @@ def test_what_is_to_be_kept_is_shapes_and_figures():
     assert sum("creature" in caption for _, caption in pictures) == 10
     assert sum("," in caption for _, caption in pictures) == 15, "half of them tags"
     assert not any(" of a" in caption or " above " in caption for _, caption in pictures)
+
+
+@pytest.mark.parametrize("names", [world.SHAPES, world.COLORS, world.BACKGROUNDS])
+def test_what_is_to_be_kept_is_there_as_often_as_the_next(names: Iterable[str]):
+    """By lot alone one shape of eight was not among sixty pictures at all."""
+    captions = [caption for _, caption in known.known_pictures(60, 0) if "creature" not in caption]
+    # The background is the last thing a sentence tells; tags name it with its word.
+    grounds = [re.search(r"(\w+) background", caption)[1] for caption in captions]
+    things = [caption.replace(f"{ground} background", "") for caption, ground in zip(captions, grounds, strict=True)]
+    told = grounds if names is world.BACKGROUNDS else things
+    counts = [sum(name in words for words in told) for name in names]
+    assert sum(counts) == 40 and max(counts) - min(counts) <= 2, dict(zip(names, counts, strict=True))
 
 
 def test_the_reader_reads_what_is_drawn():
