@@ -23,10 +23,10 @@ from support.server import ComfyServer
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "lora_workbench_base.safetensors"
 
-# What the demo's LoRA must reach on the learning benchmark's prompts and noise: some room below what one seed
-# of that reached (0.64, all obeyed, 1 of 100 lost, 15 of 100 leaked). One that kept nothing lost
-# 67 there, and 54 leaked.
-LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST, MOST_LEAKED = 0.5, 0.8, 0.1, 0.3
+# What the demo's LoRA must reach on the prompts and noise that its settings were chosen on: some room below what two
+# seeds of them reached (0.63, all obeyed, 3 of 100 lost, 8 of 100 leaked; docs/defaults.md). One that keeps nothing
+# loses more than half, and more than half leak.
+LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST, MOST_LEAKED = 0.55, 0.8, 0.08, 0.2
 
 
 def test_assembles_to_the_same_checkpoint_each_time(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
     import comfy.sd
     import comfy.utils
     from lora_workbench.base_model import known
-    from lora_workbench.base_model.judge import REPORTING, Judge
+    from lora_workbench.base_model.judge import TUNING, Judge
     from lora_workbench.base_model.painter import Painter
     from lora_workbench.demo.pictures import KEPT_COUNT, KEPT_SEED
 
@@ -199,7 +199,7 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
         lora = comfy.utils.load_torch_file(str(file), safe_load=True)
         model, _ = comfy.sd.load_lora_for_models(painter.model, None, lora, 1.0, 1.0)
     kept = [caption for _, caption in known.known_pictures(KEPT_COUNT, KEPT_SEED)]
-    found = Judge(painter, "zorp", count=16, series=REPORTING, scenes=96, kept=kept).judge(model)
+    found = Judge(painter, "zorp", count=16, series=TUNING, scenes=96, kept=kept).judge(model)
     assert found.fidelity >= LEAST_FIDELITY, found
     assert min(found.ground, found.worn) >= LEAST_OBEYED, found
     assert found.lost <= MOST_LOST and found.leaked <= MOST_LEAKED, found
