@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from learning import (
-    AS_IT_COMES,
     BY_STEPS,
+    FASTER,
     LEARNED,
     Bench,
     Trained,
@@ -53,7 +53,7 @@ TRIED: dict[str, dict[str, Settings]] = {
     "warmup_steps": each("warmup_steps", 0, 9),
     "timesteps": {"logit-normal": {"timesteps": "auto"}, "uniform": {"timesteps": "uniform"}},
     "epochs": each("epochs", 2, 3, 6),
-    "batch_size": each("batch_size", 3, 6, 12),
+    "batch_size": each("batch_size", 4, 8, 16),
     "scheduler": each("scheduler", "cosine", "constant_with_warmup", "linear", "rex"),
     "optimizer": {
         **optimizer("AdamW", 3e-3), **optimizer("Adafactor", 3e-3), **optimizer("Lion", 1e-3),
@@ -63,11 +63,11 @@ TRIED: dict[str, dict[str, Settings]] = {
     # How what the model knows is kept: see `Bench.ours`.
     "prior": {
         "nothing": {"prior": {"share": 0}, "batch_size": LEARNED},
-        "as they are, one to two learned, weight 1": {"prior": {"target": "picture", "weight": 1.0}},
-        "one to two learned, weight 2.5": {"prior": {"weight": 2.5}},
-        "one to two learned, weight 5": {"prior": {"weight": 5.0}},
-        "one to two learned, weight 8": {"prior": {"weight": 8.0}},
-        "one to each learned, weight 5": {"prior": {"share": 1.0}, "batch_size": 8},
+        "as they are, one to each learned, weight 1": {"prior": {"target": "picture", "weight": 1.0}},
+        "one to each learned, weight 2.5": {"prior": {"weight": 2.5}},
+        "one to each learned, weight 5": {"prior": {"weight": 5.0}},
+        "one to each learned, weight 8": {"prior": {"weight": 8.0}},
+        "one to two learned, weight 5": {"prior": {"share": 0.5}, "batch_size": 6},
         "no further pictures (Prior Preservation), weight 5": {"prior": {"own": True, "weight": 5.0}},
     },
 }  # fmt: skip
@@ -127,7 +127,7 @@ def defaults_benchmark(
                 judged = reference if same else run(f"{name} {label}", bench.ours, **settings)
                 rows.append((f"**{label}**" if same else label, judged))
             for rate, rank in NATIVE.get(name, ()):
-                settings = {**AS_IT_COMES, "learning_rate": rate, "rank": rank}
+                settings = {**FASTER, "learning_rate": rate, "rank": rank}
                 label = f"{rate:g}, {rank}"
                 if name == "native_by_time":
                     judged = run(f"{name} {label}", bench.native_within, ours.seconds, **settings)

@@ -342,7 +342,12 @@ def compute_precision(wanted: str, device: torch.device) -> torch.dtype:
     """What the frozen model computes in on this device: `auto` is bf16 where hardware has it, else fp32."""
     if wanted != "auto":
         return torch.bfloat16 if wanted == "bf16" else torch.float32
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # emulated by a processor it is twenty times slower; older releases of torch cannot tell
+        told: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+        flags = told() if device.type == "cpu" else {}
+        has_bf16 = any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.bfloat16 if has_bf16 else torch.float32
 
 

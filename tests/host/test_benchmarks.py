@@ -44,7 +44,7 @@ def test_both_trainers_are_run_and_judged(learning: Any, tmp_path: Path, monkeyp
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) < encoded, "none to keep, and begun anew"
     assert alone.lora.keys() == cold.lora.keys()
 
-    native, judged = bench.run(bench.native, 0, 2, **learning.AS_IT_COMES, **learning.BY_STEPS)
+    native, judged = bench.run(bench.native, 0, 2, **learning.FASTER, **learning.BY_STEPS)
     assert judged.drift > 0 and native.lora
     assert rounds.count("step") == 2, "as many steps, each of as many pictures as ours learns from"
     assert rounds.count("backward") == 2 * learning.LEARNED

@@ -43,6 +43,22 @@ def test_same_seed_same_bits(name, comfy_host, small_models_folder, tmp_path):
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True, "avx512_bf16": False}, torch.float32)],
+)
+def test_auto_is_bf16_where_the_processor_has_it(flags, expected, comfy_host, monkeypatch):
+    from lora_workbench.training.session import compute_precision
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    cpu = torch.device("cpu")
+    assert compute_precision("auto", cpu) == expected
+    assert compute_precision("fp32", cpu) == torch.float32 and compute_precision("bf16", cpu) == torch.bfloat16
+    assert compute_precision("auto", torch.device("meta")) == torch.float32
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert compute_precision("auto", cpu) == torch.float32, "an older torch cannot tell"
+
+
 def test_the_global_generator_is_left_alone(comfy_host, small_models_folder, tmp_path):
     torch.manual_seed(5)
     expected = torch.randn(3)
