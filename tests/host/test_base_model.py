@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "lora_workbench_base.safetensors"
 
 # What the demo's LoRA must reach on the prompts and noise that its settings were chosen on: some room below what two
-# seeds of them reached (0.63, all obeyed, 3 of 100 lost, 8 of 100 leaked; docs/defaults.md). One that keeps nothing
+# seeds of them reached (0.65 and 0.60, 3 and 0 of 100 lost, 6 leaked; docs/defaults.md). One that keeps nothing
 # loses more than half, and more than half leak.
 LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST, MOST_LEAKED = 0.55, 0.8, 0.08, 0.2
 
