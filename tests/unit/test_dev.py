@@ -1,8 +1,10 @@
-"""What `dev.py` installs for which command."""
+"""What `dev.py` installs for which command, and how it starts and ends a server."""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,3 +78,23 @@ def test_what_is_needed_newly_is_installed(dev: ModuleType, host: Path, monkeypa
     found = installed(dev, monkeypatch)
     dev.ensure_environment(host, "demo")
     assert "aiohttp>=5" in found[0], "what was cut off is installed again"
+
+
+@pytest.mark.parametrize("command", ["demo", "serve"])
+def test_an_argument_that_nobody_reads_is_told(command: str, dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["dev.py", command, "--prot", "8189"])
+    monkeypatch.setattr(dev, command, lambda _: pytest.fail("it began"))
+    with pytest.raises(SystemExit, match="2"):
+        dev.main()
+
+
+def test_a_server_that_ends_is_told_at_once(dev: ModuleType, tmp_path: Path) -> None:
+    server = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(SystemExit, match=r"ended before it answered \(exit code 3\): .*server\.log says why"):
+        dev.wait_for(server, dev.free_port(), tmp_path / "server.log")
+
+
+def test_a_server_ends_with_the_command(dev: ModuleType) -> None:
+    server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    dev.end(server)
+    assert server.poll() is not None
