@@ -1,8 +1,9 @@
 """Things the base model has never seen, for the demo and the learning benchmark: a character and an object.
 
 Each is drawn by rule in varied poses, sizes, places and colours of what it wears, so that a LoRA has to learn what
-stays the same. `zorp` is what defaults are tuned on; `quib` is kept out of tuning and only reported. Their forms are
-bold and without outlines, since a picture of 128 pixels has no room for fine ones.
+stays the same. `zorp` is what defaults are tuned on; `quib` was looked at while they still changed; `gub` is kept out
+of it and only reported. Their forms are bold and without outlines, since a picture of 128 pixels has no room for fine
+ones.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from .world import COLORS, Color, shade
 
 TEAL: Color = (32, 168, 160)
 PLUM: Color = (120, 44, 104)
+MOSS: Color = (124, 140, 44)
+_SPOTS: Color = (216, 226, 140)
 
 # Teal on mint and the like is hard to see; such backgrounds are left out.
 _GROUNDS = ("white", "gray", "navy", "cream", "lavender", "sky", "charcoal")
@@ -33,7 +36,7 @@ def random_pose(rng: random.Random, number: int) -> Pose:
 
 
 def pictures(concept: str, count: int, seed: int) -> list[tuple[Image.Image, str]]:
-    """Draw `count` pictures of a concept (`zorp` or `quib`), each with its caption."""
+    """Draw `count` pictures of a concept (one of CONCEPTS), each with its caption."""
     rng = random.Random(f"{concept} {seed}")
     found = []
     for number in range(count):
@@ -89,6 +92,23 @@ def draw_quib(pose: Pose) -> Image.Image:
     return pen.done()
 
 
+def draw_gub(pose: Pose) -> Image.Image:
+    """A mossy jellyfish: a spotted dome on four swaying arms, one big eye, and a crown."""
+    pen, dark = Pen(pose), shade(MOSS, -0.35)
+    for x in (-0.48, -0.16, 0.16, 0.48):
+        sway = 0.14 * pose.wave
+        pen.stroke([(x, 0.3), (x + sway, 0.56), (x - sway, 0.76), (x + sway, 0.94)], dark, 4.0)
+    pen.oval(0, 0.0, 0.74, 0.56, MOSS, 2.6)
+    for x, y, size in ((-0.52, -0.2, 0.11), (0.54, -0.14, 0.13), (-0.5, 0.22, 0.14), (0.48, 0.28, 0.1)):
+        pen.oval(x, y, size, size, _SPOTS)
+    pen.oval(0, -0.08, 0.32, 0.32, (255, 255, 255))
+    pen.oval(0.13 * pose.gaze, -0.06, 0.16, 0.18, INK)
+    pen.stroke([(-0.2, 0.36), (0, 0.42), (0.2, 0.36)], INK, 1.6)
+    pen.polygon([(-0.44, -0.46), (-0.5, -0.98), (-0.22, -0.72), (0, -1.02), (0.22, -0.72), (0.5, -0.98),
+                 (0.44, -0.46)], COLORS[pose.wears])  # fmt: skip
+    return pen.done()
+
+
 @dataclass(frozen=True)
 class Concept:
     """A thing to learn.
@@ -116,6 +136,10 @@ CONCEPTS = {
         (PLUM, shade(PLUM, -0.35), (244, 150, 40), (240, 214, 226), (120, 214, 120), (250, 230, 120),
          (255, 255, 255), INK),
         ("red", "purple", "blue"),
+    ),
+    "gub": Concept(
+        draw_gub, "crown", (MOSS, shade(MOSS, -0.35), _SPOTS, (255, 255, 255), INK),
+        ("red", "purple", "pink", "blue"),
     ),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ One that was stopped goes on when it is run again (`unfinished.py`).
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -44,6 +45,14 @@ def optimizer(name: str, rate: float, **more: Any) -> dict[str, Settings]:
     return {f"{name}, {rate:g}": {"optimizer": name, "learning_rate": rate, **more}}
 
 
+def node_settings(**changed: Any) -> Settings:
+    """The trainer's settings as the node has them, but for the run's name and seed."""
+    from lora_workbench.training.config import TrainConfig
+
+    own = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name not in ("name", "seed")}
+    return {**own, **changed}
+
+
 # What is tried beside the demo's own: for each table its rows, and in what they differ.
 TRIED: dict[str, dict[str, Settings]] = {
     "learning_rate": each("learning_rate", 1e-3, 2e-3, 3e-3, 4e-3),
@@ -69,6 +78,10 @@ TRIED: dict[str, dict[str, Settings]] = {
         "one to each learned, weight 8": {"prior": {"weight": 8.0}},
         "one to two learned, weight 5": {"prior": {"share": 0.5}, "batch_size": 6},
         "no further pictures (Prior Preservation), weight 5": {"prior": {"own": True, "weight": 5.0}},
+    },
+    # What a person gets who drops the trainer on the canvas; its settings are for models of a hundred times this size.
+    "node": {
+        "the template's": {}, "the node's": node_settings(), "the node's, rate 1e-3": node_settings(learning_rate=1e-3),
     },
 }  # fmt: skip
 # Rate and rank of ComfyUI's own trainer, so that it is compared at its best: with as many steps as ours and as many

@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="learning, defaults: runs of each case")
     parser.add_argument("--count", type=int, default=16, help="learning, defaults: pictures for what is obeyed")
     parser.add_argument("--scenes", type=int, default=96, help="learning, defaults: prompts for what is lost")
-    parser.add_argument("--concepts", nargs="+", default=["zorp", "quib"], help="learning: on what")
+    parser.add_argument("--concepts", nargs="+", default=["zorp", "gub"], help="learning: on what")
     parser.add_argument("--only", nargs="+", default=[], help="defaults: these settings")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/")
     args = parser.parse_args()

@@ -92,7 +92,9 @@ def train(client: Client, prompt: dict[str, Any]) -> tuple[dict[str, Any], str]:
         line.end()
         if running == trainer and last:
             first, _, rest = last.partition("\n")
-            last = f"{first}, {time.monotonic() - since:.0f} s with encoding\n{rest}"
+            took = f"{time.monotonic() - since:.0f} s with encoding"
+            say(f"trained in {took}")
+            last = f"{first}, {took}\n{rest}"
         running, since = number, time.monotonic()
         if prompt[number]["class_type"] == "KSampler":
             line.show("sampling")

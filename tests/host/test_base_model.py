@@ -183,6 +183,7 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(re.findall(r"step \d+/\d+.*loss 0\.\d+", done.stdout)) > 1, done.stdout
+    assert re.search(r"trained in \d+ s with encoding", done.stdout), done.stdout
     with Image.open(re.search(r"picture sheet: (.+)", done.stdout)[1]) as sheet:
         assert sheet.width == 1200
         before, half, after, new = painted_rows(sheet)

@@ -8,7 +8,7 @@ import pytest
 from lora_workbench.base_model import concepts, judge, world
 from PIL import ImageFilter
 
-OTHER = {"zorp": "quib", "quib": "zorp"}
+OTHER = {"zorp": "quib", "quib": "gub", "gub": "zorp"}
 
 
 class Drawn:
