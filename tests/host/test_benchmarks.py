@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,14 @@ def test_both_trainers_are_run_and_judged(learning: Any, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(judge, "ALIKE", 4)
     monkeypatch.setattr(judge, "_REFERENCES", (20, 1000))
-    monkeypatch.setattr(pictures, "KEPT_COUNT", 8)
+    monkeypatch.setattr(pictures, "KEPT_COUNT", 24)
     bench = learning.Bench("zorp", tmp_path, count=3, scenes=4)
     rounds = counted_rounds(monkeypatch)
 
     cold, judged = bench.run(bench.ours, 0, cold=True, steps=2)
     assert cold.steps == 2 and judged.drift > 0, "it is another model"
     encoded = len(list((tmp_path / "cache").rglob("*.safetensors")))
-    assert encoded >= len(bench.pictures) + 8, "pictures to learn and to keep"
+    assert encoded >= len(bench.pictures) + 24, "pictures to learn and to keep"
     alone = bench.ours(0, cold=True, steps=2, prior={"share": 0}, batch_size=learning.LEARNED)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) < encoded, "none to keep, and begun anew"
     assert alone.lora.keys() == cold.lora.keys()
@@ -49,6 +50,14 @@ def test_both_trainers_are_run_and_judged(learning: Any, tmp_path: Path, monkeyp
     assert rounds.count("step") == 2, "as many steps, each of as many pictures as ours learns from"
     assert rounds.count("backward") == 2 * learning.LEARNED
     assert bench.judge.preservation(bench.painter.model).drift == 0, "the base paints what it did before"
+
+    shown = []
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "native_lora", lambda _, *lists, **__: shown.extend(lists) or {})
+        bench.native(0, 2, mixed=True)
+    for things in shown:
+        times = Counter(map(id, things))
+        assert sorted(times.values()) == [1] * 24 + [2] * 12, "its own as often as those to keep"
 
 
 def counted_rounds(monkeypatch: pytest.MonkeyPatch) -> list[str]:

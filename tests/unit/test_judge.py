@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from lora_workbench.base_model import concepts, judge, world
+from lora_workbench.base_model import concepts, figures, judge, world
 from PIL import ImageFilter
 
 OTHER = {"zorp": "quib", "quib": "gub", "gub": "zorp"}
@@ -155,3 +155,14 @@ def test_what_is_asked_is_not_what_was_trained():
         scenes = {world.sentence(scene) for scene in made._scenes}
         assert not scenes & {world.sentence(scene) for scene in other._scenes}
         assert not scenes & set(kept)
+
+
+@pytest.mark.parametrize("concept", list(concepts.CONCEPTS))
+def test_no_figure_that_the_base_was_shown_is_the_character(concept):
+    """They share eyes, feet and scarves; the nearest of many is further off than any fresh picture of the character."""
+    gallery = judge._Gallery([picture for picture, _ in concepts.pictures(concept, 80, 1000)])
+    rng = random.Random(0)
+    shown = [figures.draw_figure(figures.random_figure(rng), rng) for _ in range(300)]
+    nearest = min(gallery.distance([picture]) for picture in shown)
+    furthest = max(gallery.distance([picture]) for picture, _ in concepts.pictures(concept, 20, 2000))
+    assert nearest > 1.2 * furthest, (nearest, furthest)
