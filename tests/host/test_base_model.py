@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "lora_workbench_base.safetensors"
 
 # What the demo's LoRA must reach on the prompts and noise that its settings were chosen on: some room below what two
-# seeds of them reached (0.65 and 0.60, 3 and 0 of 100 lost, 6 leaked; docs/defaults.md). One that keeps nothing
-# loses more than half, and more than half leak.
-LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST, MOST_LEAKED = 0.55, 0.8, 0.08, 0.2
+# seeds of them reached (0.65 and 0.60, 2.6 of 100 lost, 6 leaked; docs/defaults.md). One that keeps nothing loses more
+# than half, and more than half leak. How much is lost takes many prompts to tell: 96 are too few for five points.
+LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST, MOST_LEAKED, SCENES = 0.55, 0.8, 0.05, 0.2, 192
 
 
 def test_assembles_to_the_same_checkpoint_each_time(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
         lora = comfy.utils.load_torch_file(str(file), safe_load=True)
         model, _ = comfy.sd.load_lora_for_models(painter.model, None, lora, 1.0, 1.0)
     kept = [caption for _, caption in known.known_pictures(KEPT_COUNT, KEPT_SEED)]
-    found = Judge(painter, "zorp", count=16, series=TUNING, scenes=96, kept=kept).judge(model)
+    found = Judge(painter, "zorp", count=16, series=TUNING, scenes=SCENES, kept=kept).judge(model)
     assert found.fidelity >= LEAST_FIDELITY, found
     assert min(found.ground, found.worn) >= LEAST_OBEYED, found
     assert found.lost <= MOST_LOST and found.leaked <= MOST_LEAKED, found
