@@ -10,7 +10,7 @@ import torch
 
 def autocast() -> AbstractContextManager[Any]:
     """bf16 where this processor multiplies it in hardware, else fp32: emulated, it is twenty times slower."""
-    flags = torch.cpu.get_capabilities()
+    flags = getattr(torch.cpu, "get_capabilities", dict)()  # older releases cannot tell
     if flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"):
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return nullcontext()

@@ -1,4 +1,4 @@
-"""Things the base model has never seen, for the demo and the learning benchmark: a character and an object.
+"""Characters that the base model has never seen, for the demo and the learning benchmark.
 
 Each is drawn by rule in varied poses, sizes, places and colours of what it wears, so that a LoRA has to learn what
 stays the same. `zorp` is what defaults are tuned on; `quib` was looked at while they still changed; `gub` is kept out

@@ -7,8 +7,8 @@
 - Editability: the share of pictures that show the concept and, with it, the background, and what is worn in the colour,
   that the prompt names, in combinations that the training set does not have. The prompts are worded as in training, as
   tags, and with the background alone. A picture shows the concept when it is a quarter of the way from the base's
-  pictures to drawn ones, and further than 95 of 100 of the base's own: neither a smear in the right colour counts nor
-  another figure that is a little like it.
+  pictures to drawn ones, and further than 95 of 100 of the base's own for captions of the concept, for prompts like
+  these, and for other figures: neither a smear in the right colour counts nor a figure that is a little like it.
 - Preservation: the share of prompts without the trigger that are read right, held against the base's share with the
   same noise. Some that were wrong come out right: `spoiled` are those that were right and no longer are. `drift` is how
   far those pictures have moved, as mean colour difference (CIE 1976 delta E). `leaked` is asked of the concept's kin:
@@ -109,19 +109,17 @@ class Judge:
         self._kin = [_new_figure(series, kept, rng) for _ in range(scenes // 2)]
         self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + max(count, scenes, ALIKE)))
         self._real = self._known.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
-        plain = self.painter.paint(self._alike, self._seeds[:ALIKE])
-        self._base = self._known.distance(plain)
-        self._shown = max(_SHOWN, float(np.quantile([self.fidelity([picture]) for picture in plain], 0.95)))
-        self._before = self._paint_scenes(None)
-        self._like_it = self._show_it(self._paint_kin(None))
+        alike = self.painter.paint(self._alike, self._seeds[:ALIKE])
+        self._base = self._known.distance(alike)
+        self._before, kin = self._paint_scenes(None), self._paint_kin(None)
+        by_itself = [[self.fidelity([one]) for one in pictures] for pictures in (alike, self._paint_asked(None), kin)]
+        self._shown = max(_SHOWN, *(float(np.quantile(found, 0.95)) for found in by_itself))
+        self._like_it = self._show_it(kin)
 
     def judge(self, model: Any) -> Judgement:
         """Sample from a MODEL and say what it is worth."""
         fidelity = self.fidelity(self.painter.paint(self._alike, self._seeds[:ALIKE], model))
-        # The second of each three names no colour.
-        words = (concepts.caption, lambda concept, _, ground: concepts.plain_caption(concept, ground), concepts.tags)
-        prompts = [words[number % 3](self.concept, *asked) for number, asked in enumerate(self._asked)]
-        pictures = self.painter.paint(prompts, self._seeds[: len(prompts)], model)
+        pictures = self._paint_asked(model)
         shown = self._show_it(pictures)
         obeyed = np.array([self._obeyed(*one) for one in zip(pictures, self._asked, strict=True)]) & shown[:, None]
         names_color = np.arange(len(obeyed)) % 3 != 1
@@ -132,11 +130,6 @@ class Judge:
             worn=float(obeyed[names_color, 1].mean()),
             **asdict(self.preservation(model)),
         )
-
-    @property
-    def known(self) -> float:
-        """The share of prompts without the trigger that the base paints right."""
-        return float(self._right(self._before).mean())
 
     def preservation(self, model: Any) -> Preserved:
         """What a MODEL makes of the prompts without the trigger."""
@@ -162,6 +155,12 @@ class Judge:
         """Whether a picture has the background, and the worn colour, that was asked for."""
         wears, ground = asked
         return reader.read(picture).background == ground, worn(picture, self.concept) == wears
+
+    def _paint_asked(self, model: Any) -> list[Image.Image]:
+        # The second of each three names no colour.
+        words = (concepts.caption, lambda concept, _, ground: concepts.plain_caption(concept, ground), concepts.tags)
+        prompts = [words[number % 3](self.concept, *asked) for number, asked in enumerate(self._asked)]
+        return list(self.painter.paint(prompts, self._seeds[: len(prompts)], model))
 
     def _paint_scenes(self, model: Any) -> list[Image.Image]:
         forms = (world.sentence, world.tags)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+
+_HOUR = 3600
 
 
 def say(text: str) -> None:
@@ -23,6 +26,9 @@ def save_whole(tensors: dict[str, torch.Tensor], file: Path) -> None:
     Raises:
         SafetensorError, OSError: It cannot be written: a full disk is either.
     """
+    for left in file.parent.glob(f"{file.stem}.*.part"):  # by one that was killed
+        if time.time() - left.stat().st_mtime > _HOUR:
+            left.unlink(missing_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")  # two processes may be at it
     try:
         part.touch()

@@ -87,8 +87,8 @@ TRIED: dict[str, dict[str, Settings]] = {
 # Rate and rank of ComfyUI's own trainer, so that it is compared at its best: with as many steps as ours and as many
 # pictures in each, and in as much time with one picture in each.
 NATIVE = {
-    "native_by_steps": ((5e-4, 8), (1e-3, 16), (2e-3, 16), (4e-3, 16), (4e-3, 32), (8e-3, 16)),
-    "native_by_time": ((5e-4, 8), (1e-3, 8), (1e-3, 16), (2e-3, 8), (2e-3, 16), (4e-3, 16)),
+    "native_by_steps": ((5e-4, 8), (1e-3, 16), (2e-3, 16), (4e-3, 16), (4e-3, 32), (4e-3, 64), (8e-3, 16)),
+    "native_by_time": ((5e-4, 8), (1e-3, 8), (1e-3, 16), (2e-3, 4), (2e-3, 8), (2e-3, 16), (4e-3, 16)),
 }
 SETTINGS = (*TRIED, *NATIVE)
 

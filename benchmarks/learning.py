@@ -5,9 +5,9 @@
 Both train on the shipped base model, on the same dozen pictures, and are judged by `base_model/judge.py` with the same
 prompts and noise, none of which any setting was chosen on. ComfyUI's trainer is measured as it comes, and at its best:
 with the rate and rank that come closest, a LoRA in fp32 and no checkpointing; each at the same number of steps and at
-the same wall-clock. Ours has pictures of what it shall keep besides: one row gives them to the other as well, among its
-own. One that was stopped goes on with the next seed when it is run again (`unfinished.py`): what is
-compared was measured in one run.
+the same wall-clock. Ours has pictures of what it shall keep besides: one row gives them to the other as well, among
+its own. One that was stopped goes on with the next seed when it is run again (`unfinished.py`): what is compared of a
+seed was measured in one run.
 """
 
 from __future__ import annotations

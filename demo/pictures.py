@@ -62,6 +62,8 @@ def _listed(folder: Path) -> dict[str, str]:
         listed = json.loads((folder / _LIST).read_bytes())
     except (OSError, ValueError):
         return {}
+    if not isinstance(listed, dict):
+        return {}
     return {file: digest for file, digest in listed.items() if Path(file).name == file}
 
 

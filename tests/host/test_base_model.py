@@ -144,17 +144,24 @@ def test_paints_what_it_is_asked_for(text: str, shown: tuple[str, str, str], ser
     assert (found.shape, found.color, found.background) == shown
 
 
-def test_paints_the_pairs_that_no_training_picture_showed(base_checkpoint: Path, comfy_host: Any) -> None:
-    """All eight; how many of a hundred such pictures are read right stands in base_model/README.md."""
+@pytest.mark.parametrize("known", [True, False])
+def test_paints_pairs_that_training_showed_and_others(known: bool, base_checkpoint: Path, comfy_host: Any) -> None:
+    """Two of each shape or all eight held out; how many of a hundred are read right stands in base_model/README.md."""
     from lora_workbench.base_model import reader, world
     from lora_workbench.base_model.painter import Painter
 
     pairs = sorted(world.HELD_OUT)
+    if known:
+        colors = sorted(world.COLORS)
+        every = [(shape, colors[(3 * number + more) % len(colors)]) for number, shape in enumerate(world.SHAPES)
+                 for more in (0, 4)]  # fmt: skip
+        pairs = [pair for pair in every if pair not in world.HELD_OUT]
+        assert len(pairs) >= 12
     prompts = [f"a {color} {shape} on a lavender background" for shape, color in pairs]
     found = [reader.read(picture) for picture in Painter(base_checkpoint).paint(prompts, range(len(pairs)))]
     right = [(one.shape, one.color, one.background) for one in found]
     wanted = [(shape, color, "lavender") for shape, color in pairs]
-    assert sum(one == other for one, other in zip(right, wanted, strict=True)) >= 7, right
+    assert sum(one == other for one, other in zip(right, wanted, strict=True)) >= 0.85 * len(pairs), right
 
 
 def painted_rows(sheet: Image.Image) -> list[np.ndarray]:
@@ -203,4 +210,4 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
     found = Judge(painter, "zorp", count=16, series=TUNING, scenes=SCENES, kept=kept).judge(model)
     assert found.fidelity >= LEAST_FIDELITY, found
     assert min(found.ground, found.worn) >= LEAST_OBEYED, found
-    assert found.lost <= MOST_LOST and found.leaked <= MOST_LEAKED, found
+    assert max(found.lost, found.spoiled) <= MOST_LOST and found.leaked <= MOST_LEAKED, found

@@ -42,7 +42,7 @@ def test_each_table_has_the_demo_once_and_settings_that_exist(bench: Any) -> Non
 
 @pytest.mark.parametrize("how", ["native_by_time", "native_by_steps"])
 def test_the_hosts_trainer_is_given_what_is_best_for_it(how: str, bench: Any) -> None:
-    """The highest fidelity of its table in docs/defaults.md, or level with it, and at no edge of the rates tried."""
+    """The highest fidelity of its table in docs/defaults.md, or level with it, and at no edge of what was tried."""
     given = {"native_by_time": bench.learning.BEST_BY_TIME, "native_by_steps": bench.learning.BEST_BY_STEPS}[how]
     page = (ROOT / "docs" / "defaults.md").read_text(encoding="utf-8")
     rows = page.split(f"<!-- {how} -->")[1].split("<!-- end")[0].strip().splitlines()[2:]
@@ -54,13 +54,13 @@ def test_the_hosts_trainer_is_given_what_is_best_for_it(how: str, bench: Any) ->
     assert set(found) == set(bench.defaults.NATIVE[how]), "the table is of what is tried"
     best = (given["learning_rate"], given["rank"])
     assert found[best] >= max(found.values()) - 0.02  # less than a seed is worth
-    rates = [rate for rate, _ in bench.defaults.NATIVE[how]]
-    assert min(rates) < best[0] < max(rates)
+    for tried, chosen in zip(zip(*bench.defaults.NATIVE[how], strict=True), best, strict=True):
+        assert min(tried) < chosen < max(tried)
 
 
 @pytest.mark.parametrize("concept", ["zorp", "gub"])
-def test_the_page_tells_of_a_trainer_that_reaches_its_aim(concept: str) -> None:
-    """Fidelity ahead of TrainLoraNode as it comes on every seed, and less than five points lost."""
+def test_the_page_tells_of_a_trainer_ahead_of_the_hosts_as_it_comes(concept: str) -> None:
+    """In fidelity on every seed, with less than five points lost or spoiled. At its best the host's is as close."""
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     table = page.split(f"<!-- learning {concept} 0.3.75 -->")[1].split("<!-- end")[0]
     seeds = int(re.search(r"^(\d+) seeds", table, re.M)[1])
@@ -71,7 +71,24 @@ def test_the_page_tells_of_a_trainer_that_reaches_its_aim(concept: str) -> None:
         [cell.strip() for cell in re.search(rf"^\| {name} \|.*$", table, re.M)[0].split("|")]
         for name in (concept, "LoRA Workbench")
     )
-    assert float(ours[heads.index("lost without the trigger, points")].split(" ")[0]) < 5
+    for of in ("lost without the trigger, points", "spoiled, points"):
+        assert float(ours[heads.index(of)].split(" ")[0]) < 5, of
+
+
+def test_the_page_of_defaults_tells_of_what_the_benchmark_tries(bench: Any) -> None:
+    """Each table has the rows of its setting, the template's own in bold, with the template's steps."""
+    page = (ROOT / "docs" / "defaults.md").read_text(encoding="utf-8")
+    of_the_page = re.search(r"or (\d+) steps at 3e-3", page)[1]
+    for name, tried in bench.defaults.TRIED.items():
+        table = page.split(f"<!-- {name} -->")[1].split(f"<!-- end {name} -->")[0]
+        assert re.search(r"^\d+ seeds?[,:]", table, re.M), name
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+        assert [row[0].strip("*") for row in rows[2:]] == list(tried), name
+        own = [row for row in rows[2:] if row[0].startswith("**")]
+        assert [row[0].strip("*") for row in own] == [
+            label for label, settings in tried.items() if bench.defaults.is_the_demos(settings)
+        ], name
+        assert len(own) == 1 and own[0][rows[0].index("steps")] == of_the_page, name
 
 
 def test_a_setting_that_is_not_tried_says_so(bench: Any) -> None:

@@ -111,19 +111,28 @@ class Leaky(Drawn):
 
 def test_what_the_base_does_by_itself_does_not_show_the_concept():
     """A base whose figures are a little like it: only what is further than those counts."""
-    strict = judge.Judge(Lookalike(), "zorp", count=24)
-    assert strict._shown > judge._SHOWN
-    assert strict.judge(None).shown < 0.25 < 0.9 < strict.judge("zorp").shown
+    for where in ("wearing", "zorp on", "creature"):
+        strict = judge.Judge(Lookalike(where), "zorp", count=24)
+        assert strict.judge("zorp").shown > 0.9, where
+        base = strict.judge(None)
+        assert base.shown < 0.2, f"the base paints lookalikes for prompts with {where!r}, which do not count"
+        assert strict._show_it(strict._paint_kin(None)).mean() < 0.2, where
 
 
 class Lookalike(Drawn):
-    """Without a LoRA it paints a red circle for half of the prompts with the trigger, and the other character else."""
+    """Without a LoRA it paints a smear of the character for some of the prompts, and things of the world else."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
 
     def paint(self, prompts, seeds, model=None):
         if model:
             return super().paint(prompts, seeds, model)
-        other = [p.replace("zorp", "quib").replace("scarf", "hat") if n % 2 else p for n, p in enumerate(prompts)]
-        return super().paint(other, seeds, "quib")
+        plain = super().paint(prompts, seeds)
+        smears = super().paint([f"zorp {prompt}" for prompt in prompts], seeds, "zorp")
+        smears = [picture.filter(ImageFilter.GaussianBlur(6)) for picture in smears]
+        return [s if self.where in prompt else p for prompt, p, s in zip(prompts, plain, smears, strict=True)]
 
 
 def test_a_prompt_that_names_no_colour_asks_for_none():
