@@ -113,7 +113,7 @@ class Judge:
         self._base = self._known.distance(alike)
         self._before, kin = self._paint_scenes(None), self._paint_kin(None)
         by_itself = [[self.fidelity([one]) for one in pictures] for pictures in (alike, self._paint_asked(None), kin)]
-        self._shown = max(_SHOWN, *(float(np.quantile(found, 0.95)) for found in by_itself))
+        self._shown = max(_SHOWN, *(float(np.quantile(found, 0.95)) for found in by_itself if found))
         self._like_it = self._show_it(kin)
 
     def judge(self, model: Any) -> Judgement:
