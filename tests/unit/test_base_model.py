@@ -219,3 +219,18 @@ def test_the_next_training_is_from_nothing_until_one_has_ended(tmp_path: Path) -
     assert state.from_nothing and state.load("vae") == 0
     state.ended()
     assert not state.from_nothing
+
+
+def test_what_a_killed_writer_left_is_cleaned_up(tmp_path):
+    import os
+    import time
+
+    import torch
+    from lora_workbench.base_model.progress import save_whole
+
+    dead, busy = tmp_path / "model.1.part", tmp_path / "model.2.part"
+    dead.touch()
+    busy.touch()
+    os.utime(dead, (time.time() - 7200,) * 2)
+    save_whole({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.2.part", "model.safetensors"]

@@ -106,3 +106,11 @@ def test_how_its_lora_is_sampled_is_read_from_the_workflow() -> None:
         "with the checkpoint small.safetensors and no other, 192 x 64, 9 steps, CFG 3.5, euler, normal, and a prompt "
         'such as "zorp on a hill"'
     )
+
+
+def test_a_list_that_is_none_is_like_no_list(tmp_path: Path) -> None:
+    from lora_workbench.demo import pictures
+
+    (tmp_path / pictures._LIST).write_text("[]", encoding="utf-8")
+    written = pictures.write_pictures(tmp_path, [(Image.new("RGB", (8, 8)), "a zorp")])
+    assert [file.exists() for file in written] == [True]
