@@ -1,6 +1,6 @@
 """Measures the base model: how often the reader finds what was asked for, for known and for held-out pairs.
 
-Figures have no reader: those are painted to be looked at.
+Figures, textures and drawing styles have no reader: those are painted to be looked at.
 
     python base_model/evaluate.py [--count N] [--write]
 
@@ -19,32 +19,37 @@ from typing import Any
 
 from bootstrap import ROOT, start
 
-# What is asked for: name in the card, title in README.md, pairs that were held out, a size and a place as well.
+# What is asked for: name in the card, title in README.md, how a scene is drawn by lot, pairs that were held out.
 ROWS = (
-    ("known", "known pairs", False, False),
-    ("held_out", "held-out pairs", True, False),
-    ("anywhere", "known pairs, of any size and in any place", False, True),
+    ("known", "known pairs", "plain", False),
+    ("held_out", "held-out pairs", "plain", True),
+    ("anywhere", "known pairs, of any size and in any place", "anywhere", False),
+    ("related", "two things in a relation, each in its place", "related", False),
 )
 
 SHOWN = 60  # pictures on a sheet
 
 
-def measure(painter: Any, count: int, held_out: bool, anywhere: bool) -> tuple[dict[str, float], list[Any]]:
-    """Paint `count` pictures of one thing each; return the share read right and the pictures."""
+def measure(painter: Any, count: int, kind: str, held_out: bool) -> tuple[dict[str, float], list[Any]]:
+    """Paint `count` pictures of one or two things each; return the share read right and the pictures."""
     from base_model import reader, world
 
     rng = random.Random(f"evaluation {held_out}")
-    draw = world.readable_scene if anywhere else partial(world.random_scene, plain=True)
+    draw = {
+        "plain": partial(world.random_scene, plain=True),
+        "anywhere": world.readable_scene,
+        "related": world.related_scene,
+    }[kind]
     scenes = [draw(rng, held_out=held_out) for _ in range(count)]
     prompts = [(world.sentence if number % 2 == 0 else world.tags)(scene) for number, scene in enumerate(scenes)]
     pictures = painter.paint(prompts, [1000 + number for number in range(count)])
     right, shown = {"shape": 0, "color": 0, "background": 0, "all": 0}, []
     for scene, prompt, picture in zip(scenes, prompts, pictures, strict=True):
-        reading, thing = reader.read(picture), scene.things[0]
+        found = reader.read_pair(picture, scene.relation) if scene.relation else (reader.read(picture),)
         hits = {
-            "shape": reading.shape == thing.shape,
-            "color": reading.color == thing.color,
-            "background": reading.background == scene.background,
+            "shape": [reading.shape for reading in found] == [thing.shape for thing in scene.things],
+            "color": [reading.color for reading in found] == [thing.color for thing in scene.things],
+            "background": {reading.background for reading in found} == {scene.background},
         }
         for name, hit in {**hits, "all": all(hits.values())}.items():
             right[name] += hit
@@ -52,13 +57,18 @@ def measure(painter: Any, count: int, held_out: bool, anywhere: bool) -> tuple[d
     return {name: hits / count for name, hits in right.items()}, shown
 
 
-def paint_figures(painter: Any, count: int) -> list[Any]:
-    """Paint figures for captions of both forms."""
+def paint_unread(painter: Any, what: str, count: int) -> list[Any]:
+    """Paint what has no reader, for captions of both forms: "figures", or "decorated" things."""
+    from base_model import world
     from base_model.figures import random_figure
 
-    rng = random.Random("figures")
-    figures = [random_figure(rng) for _ in range(count)]
-    prompts = [(figure.sentence, figure.tags)[number % 2] for number, figure in enumerate(figures)]
+    rng = random.Random(what)
+    if what == "figures":
+        captions = [(figure.sentence, figure.tags) for figure in (random_figure(rng) for _ in range(count))]
+    else:
+        scenes = [world.decorated_scene(rng) for _ in range(count)]
+        captions = [(world.sentence(scene), world.tags(scene)) for scene in scenes]
+    prompts = [both[number % 2] for number, both in enumerate(captions)]
     pictures = painter.paint(prompts, [2000 + number for number in range(count)])
     return [(picture, prompt, True) for picture, prompt in zip(pictures, prompts, strict=True)]
 
@@ -104,8 +114,8 @@ def evaluate(count: int, write: bool) -> None:
     sampler = f"{SAMPLER}, {SCHEDULER}, {STEPS} steps, CFG {GUIDANCE}"
     quality: dict[str, Any] = {"sampler": sampler, "pictures": count}
     started = time.monotonic()
-    for name, _, held_out, anywhere in ROWS:
-        quality[name], shown = measure(painter, count, held_out, anywhere)
+    for name, _, kind, held_out in ROWS:
+        quality[name], shown = measure(painter, count, kind, held_out)
         say(f"{name}: {quality[name]} ({(time.monotonic() - started) / count:.1f} s a picture)")
         for _, prompt, right in shown:
             if not right:
@@ -113,8 +123,8 @@ def evaluate(count: int, write: bool) -> None:
         if write:
             contact_sheet(shown[:SHOWN]).save(ROOT / "docs" / f"base_model_{name}.jpg", quality=88)
     if write:
-        figures = paint_figures(painter, SHOWN)
-        contact_sheet(figures).save(ROOT / "docs" / "base_model_figures.jpg", quality=88)
+        for what in ("figures", "decorated"):
+            contact_sheet(paint_unread(painter, what, SHOWN)).save(ROOT / "docs" / f"base_model_{what}.jpg", quality=88)
         assemble.write_card({**assemble.card(), "quality": quality})
         write_readme(quality)
 

@@ -5,10 +5,11 @@
   drawn pictures cover the poses, so the distance to the nearest ones is what no pose explains. It is 1 where fresh
   drawn pictures are and 0 where the base model's are, for the same prompts and noise.
 - Editability: the share of pictures that show the concept and, with it, the background, and what is worn in the colour,
-  that the prompt names, in combinations that the training set does not have. The prompts are worded as in training, as
-  tags, and with the background alone. A picture shows the concept when it is a quarter of the way from the base's
-  pictures to drawn ones, and further than 95 of 100 of the base's own for captions of the concept, for prompts like
-  these, and for other figures: neither a smear in the right colour counts nor a figure that is a little like it.
+  that the prompt names; where it names both, the training set does not have the two together. The prompts are worded as
+  in training, with the background alone, and as tags. A picture shows the concept when it is a quarter of the way from
+  the base's pictures to drawn ones, and further than 95 of 100 of the base's own for captions of the concept, for
+  prompts like these, and for other figures: neither a smear in the right colour counts nor a figure that is a little
+  like it.
 - Preservation: the share of prompts without the trigger that are read right, held against the base's share with the
   same noise. Some that were wrong come out right: `spoiled` are those that were right and no longer are. `drift` is how
   far those pictures have moved, as mean colour difference (CIE 1976 delta E). `leaked` is asked of the concept's kin:
@@ -31,13 +32,15 @@ from skimage.feature import hog
 from . import concepts, figures, reader, world
 
 _REFERENCES, _FRESH = (400, 1000), (60, 2000)
-# Prompts and noise that settings are chosen on, and others that results are told on. (What was told on 1, 3, 5, 7
-# and 9 was seen while settings still changed; 11 has other noise and mostly other scenes, but captions from the same
-# half.)
-TUNING, REPORTING = 0, 11
+# Prompts and noise that settings are chosen on, and others that results are told on. (What was told on 1, 3, 5, 7 and 9
+# was seen while settings still changed, and the judge itself was mended after a look at 11; 13 has other noise and
+# mostly other scenes, but captions from the same half.)
+TUNING, REPORTING = 0, 13
 _NEAREST = 3
 ALIKE = 48  # pictures that fidelity is told of: one of them says little, two dozen as much as lies between two settings
-_SHOWN = 0.25  # fidelity from which on a picture shows the concept
+_SHOWN = 0.25  # fidelity below which no picture shows the concept
+# How the prompts for what is obeyed are worded, in turns; the second names no colour.
+WORDINGS = ("as in training", "with the background alone", "as tags")
 _NOTHING = np.array([50.0, 0.0, 0.0], np.float32)  # the grey put in place of the background
 
 
@@ -68,12 +71,14 @@ class Judgement(Preserved):
     Attributes:
         fidelity: 0 as the base, 1 as drawn pictures of the concept.
         shown: The share of pictures that show the concept.
+        worded: The same for each of WORDINGS.
         ground: Prompts whose background is shown, behind the concept.
         worn: Prompts whose worn colour is shown, on the concept.
     """
 
     fidelity: float
     shown: float
+    worded: tuple[float, ...]
     ground: float
     worn: float
 
@@ -88,6 +93,9 @@ class Judge:
         series: TUNING or REPORTING: which prompts and noise.
         scenes: Pictures for preservation; twice the count by default.
         kept: Captions of pictures that are trained on to be kept: what is lost is asked of others.
+
+    Attributes:
+        least: Fidelity beyond which a picture shows the concept.
     """
 
     def __init__(
@@ -101,19 +109,19 @@ class Judge:
     ) -> None:
         scenes = 2 * count if scenes is None else scenes
         self.painter, self.concept = painter, concept
-        self._known = _Gallery([picture for picture, _ in concepts.pictures(concept, *_REFERENCES)])
+        self._gallery = _Gallery([picture for picture, _ in concepts.pictures(concept, *_REFERENCES)])
         rng = random.Random(f"{concept} {series}")
         self._alike = _new_captions(concept, ALIKE, series, rng)
         self._asked = _new_combinations(concept, count, series, rng)
         self._scenes = [_new_scene(series, kept, rng) for _ in range(scenes)]
         self._kin = [_new_figure(series, kept, rng) for _ in range(scenes // 2)]
         self._seeds = list(range(5000 * (series + 1), 5000 * (series + 1) + max(count, scenes, ALIKE)))
-        self._real = self._known.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
+        self._real = self._gallery.distance([picture for picture, _ in concepts.pictures(concept, *_FRESH)])
         alike = self.painter.paint(self._alike, self._seeds[:ALIKE])
-        self._base = self._known.distance(alike)
+        self._base = self._gallery.distance(alike)
         self._before, kin = self._paint_scenes(None), self._paint_kin(None)
         by_itself = [[self.fidelity([one]) for one in pictures] for pictures in (alike, self._paint_asked(None), kin)]
-        self._shown = max(_SHOWN, *(float(np.quantile(found, 0.95)) for found in by_itself if found))
+        self.least = max(_SHOWN, *(float(np.quantile(found, 0.95)) for found in by_itself if found))
         self._like_it = self._show_it(kin)
 
     def judge(self, model: Any) -> Judgement:
@@ -122,12 +130,13 @@ class Judge:
         pictures = self._paint_asked(model)
         shown = self._show_it(pictures)
         obeyed = np.array([self._obeyed(*one) for one in zip(pictures, self._asked, strict=True)]) & shown[:, None]
-        names_color = np.arange(len(obeyed)) % 3 != 1
+        colored = [names_color(number) for number in range(len(obeyed))]
         return Judgement(
             fidelity=fidelity,
             shown=float(shown.mean()),
+            worded=tuple(float(shown[first :: len(WORDINGS)].mean()) for first in range(len(WORDINGS))),
             ground=float(obeyed[:, 0].mean()),
-            worn=float(obeyed[names_color, 1].mean()),
+            worn=float(obeyed[colored, 1].mean()),
             **asdict(self.preservation(model)),
         )
 
@@ -145,11 +154,11 @@ class Judge:
 
     def fidelity(self, pictures: Sequence[Image.Image]) -> float:
         """How much these look like the concept: 0 as the base's pictures for such prompts, 1 as drawn ones."""
-        return (self._base - self._known.distance(pictures)) / (self._base - self._real)
+        return (self._base - self._gallery.distance(pictures)) / (self._base - self._real)
 
     def _show_it(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Which pictures show the concept."""
-        return np.array([self.fidelity([picture]) > self._shown for picture in pictures])
+        return np.array([self.fidelity([picture]) > self.least for picture in pictures])
 
     def _obeyed(self, picture: Image.Image, asked: tuple[str, str]) -> tuple[bool, bool]:
         """Whether a picture has the background, and the worn colour, that was asked for."""
@@ -157,9 +166,8 @@ class Judge:
         return reader.read(picture).background == ground, worn(picture, self.concept) == wears
 
     def _paint_asked(self, model: Any) -> list[Image.Image]:
-        # The second of each three names no colour.
         words = (concepts.caption, lambda concept, _, ground: concepts.plain_caption(concept, ground), concepts.tags)
-        prompts = [words[number % 3](self.concept, *asked) for number, asked in enumerate(self._asked)]
+        prompts = [words[number % len(words)](self.concept, *asked) for number, asked in enumerate(self._asked)]
         return list(self.painter.paint(prompts, self._seeds[: len(prompts)], model))
 
     def _paint_scenes(self, model: Any) -> list[Image.Image]:
@@ -177,6 +185,11 @@ class Judge:
             found, thing = reader.read(picture), scene.things[0]
             hits.append((found.shape, found.color, found.background) == (thing.shape, thing.color, scene.background))
         return np.array(hits)
+
+
+def names_color(number: int) -> bool:
+    """Whether this one of the prompts for what is obeyed asks for a worn colour."""
+    return number % len(WORDINGS) != 1
 
 
 def _new_captions(concept: str, count: int, series: int, rng: random.Random) -> list[str]:

@@ -53,6 +53,18 @@ def read(picture: Image.Image) -> Reading:
     return Reading(shape if overlap >= _CLEAR and alone else "unclear", color, background, overlap)
 
 
+def read_pair(picture: Image.Image, relation: str) -> tuple[Reading, Reading]:
+    """Read the two things of a relation, the first one first: each half of the picture by itself."""
+    across = relation in ("left of", "right of")
+    width, height = picture.size
+    middle = (width // 2, height) if across else (width, height // 2)
+    halves = (
+        read(picture.crop((0, 0, *middle))),
+        read(picture.crop((width - middle[0], height - middle[1], width, height))),
+    )
+    return halves if relation in ("left of", "above") else (halves[1], halves[0])
+
+
 def ground_color(pixels: np.ndarray) -> np.ndarray:
     """The colour of the background, [3]: the median of the border of a picture [H, W, 3]."""
     rim = max(2, pixels.shape[0] // 32)

@@ -111,6 +111,22 @@ def readable_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
             return scene
 
 
+def related_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
+    """Draw a scene of two things in a relation."""
+    while True:
+        scene = random_scene(rng, held_out=held_out)
+        if scene.relation:
+            return scene
+
+
+def decorated_scene(rng: random.Random) -> Scene:
+    """Draw a scene of one thing with a texture, in a drawing style, or both."""
+    while True:
+        scene = random_scene(rng)
+        if not scene.relation and (scene.things[0].texture != "plain" or scene.things[0].style != "flat"):
+            return scene
+
+
 def _lot(rng: random.Random, plain: bool) -> Scene:
     background = rng.choice(list(BACKGROUNDS))
     if plain:

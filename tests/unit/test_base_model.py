@@ -146,6 +146,19 @@ def test_the_reader_reads_what_is_drawn():
     assert reader.read(world.Image.new("RGB", (128, 128), world.BACKGROUNDS["navy"])).shape == "nothing"
 
 
+def test_the_reader_reads_two_things_each_in_its_place():
+    from lora_workbench.base_model import reader
+
+    rng, turned = random.Random(3), {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    for _ in range(60):
+        scene = world.related_scene(rng)
+        drawn = world.draw_scene(world.placed(scene, rng))
+        for relation, things in ((scene.relation, scene.things), (turned[scene.relation], scene.things[::-1])):
+            found = reader.read_pair(drawn, relation)
+            assert [(one.shape, one.color) for one in found] == [(thing.shape, thing.color) for thing in things]
+            assert {one.background for one in found} == {scene.background}
+
+
 def test_scenes_of_any_size_and_place_are_read_too():
     from lora_workbench.base_model import reader
 

@@ -142,6 +142,10 @@ def test_a_prompt_that_names_no_colour_asks_for_none():
     forgot = made.judge("zorp")
     assert learned.worn == 1 and forgot.worn < 0.7, "of two that name one, one is in the training's own words"
     assert forgot.ground == learned.ground == 1
+    made.painter = InItsWords()
+    narrow = made.judge("zorp")
+    assert learned.worded == (1, 1, 1) and narrow.worded == (1, 0, 0)
+    assert learned.shown == 1 and narrow.shown == pytest.approx(1 / 3)
 
 
 class Forgetful(Drawn):
@@ -149,6 +153,13 @@ class Forgetful(Drawn):
 
     def paint(self, prompts, seeds, model=None):
         return super().paint([p if "wearing" in p else f"zorp {p.split(',')[-1]}" for p in prompts], seeds, model)
+
+
+class InItsWords(Drawn):
+    """Knows the character only in the words of the training."""
+
+    def paint(self, prompts, seeds, model=None):
+        return super().paint([p if "wearing" in p else p.replace("zorp", "circle") for p in prompts], seeds, model)
 
 
 def test_what_is_asked_is_not_what_was_trained():
