@@ -175,7 +175,8 @@ def test_the_card_and_the_page_tell_the_same_and_the_goals_are_reached():
     quality = assemble.card()["quality"]
     page = (assemble.HERE / "README.md").read_text(encoding="utf-8")
     rows = (("known", "known pairs"), ("held_out", "held-out pairs"),
-            ("anywhere", "known pairs, of any size and in any place"))  # fmt: skip
+            ("anywhere", "known pairs, of any size and in any place"),
+            ("related", "two things in a relation, each in its place"))  # fmt: skip
     for name, title in rows:
         parts = " | ".join(f"{quality[name][part]:.0%}" for part in ("all", "shape", "color", "background"))
         assert f"| {title} | {parts} |" in page
