@@ -32,7 +32,7 @@ ROWS = (
     ("Before", "Before", "without the LoRA"),
     ("Half", "Strength 0.5", "the same noise"),
     ("After", "Strength 1", "the same noise"),
-    ("New", "Words that no training picture has", ""),
+    ("New", "Words that no picture of it has", ""),
 )
 # Where nobody watches the line change, it is printed anew this often.
 PRINT_EVERY = 5.0  # seconds
