@@ -106,9 +106,12 @@ def card() -> dict[str, Any]:
         BaseModelError: It is damaged.
     """
     try:
-        return json.loads(CARD.read_text(encoding="utf-8")) if CARD.is_file() else {}
+        facts = json.loads(CARD.read_text(encoding="utf-8")) if CARD.is_file() else {}
+        if not isinstance(facts, dict):
+            raise ValueError("it holds no names and values")
     except ValueError as error:
         raise BaseModelError(f"The base model is damaged: {CARD} cannot be read ({error}). {_again(CARD)}") from error
+    return facts
 
 
 def write_card(facts: dict[str, Any]) -> None:

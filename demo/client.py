@@ -57,8 +57,15 @@ class Client:
             time.sleep(POLL)
 
     def get(self, path: str) -> Any:
-        """The JSON that `path` answers with."""
-        return json.loads(self._read(path))
+        """The JSON that `path` answers with.
+
+        Raises:
+            ServerError: It answers with something else: it is no ComfyUI.
+        """
+        try:
+            return json.loads(self._read(path))
+        except ValueError:
+            raise ServerError(f"What answers at {self.url} is no ComfyUI: name the port where that listens.") from None
 
     def file(self, entry: dict[str, str]) -> bytes:
         """The bytes of a file that a node showed: {"filename", "subfolder", "type"}."""

@@ -21,7 +21,7 @@ _LIST = ".lora_workbench.json"  # what was written into a folder: the digest of 
 def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) -> list[Path]:
     """Write pictures and a caption file beside each, those that are not there.
 
-    Both appear whole, the picture after its caption: what was being written when the power went is written anew.
+    Both appear whole, the picture after its caption: what was being written when it was stopped is written anew.
     Pictures that were written here by another version and that nobody has changed since are replaced, or go where there
     are fewer now; whatever else is there stays as it is.
 

@@ -53,28 +53,6 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
     return prompt
 
 
-def set_values(prompt: dict[str, Any], class_type: str, **values: Any) -> None:
-    """Change inputs of every node of one kind, except those that come from another node.
-
-    Args:
-        prompt: In API format; changed in place.
-        class_type: Which nodes.
-        values: The inputs; ones that a node lacks are an error.
-
-    Raises:
-        WorkflowError: No node of that kind is there, or it has no such input.
-    """
-    nodes = [node for node in prompt.values() if node["class_type"] == class_type]
-    if not nodes:
-        raise WorkflowError(f"The workflow has no node {class_type!r}.")
-    for node in nodes:
-        for name, value in values.items():
-            if name not in node["inputs"]:
-                raise WorkflowError(f"{class_type!r} has no input {name!r}.")
-            if not isinstance(node["inputs"][name], list):
-                node["inputs"][name] = value
-
-
 def find(prompt: dict[str, Any], class_type: str, title: str | None = None) -> str:
     """Return the id of the first node of one kind (and title).
 

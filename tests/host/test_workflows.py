@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops
 from support.browser import browser, load_workflow, open_page
+from support.prompts import set_values
 from support.server import ComfyServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +117,7 @@ def test_converts_to_the_prompt_that_the_browser_makes(file: Path, object_info: 
 
 
 def test_runs_to_its_end(file: Path, object_info: dict[str, Any], server: ComfyServer) -> None:
-    from lora_workbench.demo.workflow import find, set_values, to_prompt
+    from lora_workbench.demo.workflow import find, to_prompt
 
     prompt = to_prompt(read(file), object_info)
     there = {node["class_type"] for node in prompt.values()}

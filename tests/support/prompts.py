@@ -31,3 +31,25 @@ def defaults(server: Any, kind: str) -> dict[str, Any]:
             elif spec[0] == "COMBO":
                 found[name] = options["options"][0]
     return found
+
+
+def set_values(prompt: dict[str, Any], class_type: str, **values: Any) -> None:
+    """Change inputs of every node of one kind, except those that come from another node.
+
+    Args:
+        prompt: In API format; changed in place.
+        class_type: Which nodes.
+        values: The inputs; ones that a node lacks are an error.
+
+    Raises:
+        ValueError: No node of that kind is there, or it has no such input.
+    """
+    nodes = [node for node in prompt.values() if node["class_type"] == class_type]
+    if not nodes:
+        raise ValueError(f"The workflow has no node {class_type!r}.")
+    for node in nodes:
+        for name, value in values.items():
+            if name not in node["inputs"]:
+                raise ValueError(f"{class_type!r} has no input {name!r}.")
+            if not isinstance(node["inputs"][name], list):
+                node["inputs"][name] = value

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from lora_workbench.base_model import concepts
 from lora_workbench.demo import run
-from lora_workbench.demo.client import Client
+from lora_workbench.demo.client import Client, ServerError
 from lora_workbench.demo.pictures import write_pictures
 from lora_workbench.demo.sheet import picture_sheet
 from PIL import Image
@@ -33,25 +35,38 @@ def test_the_line_of_progress_stays_one_line(monkeypatch: pytest.MonkeyPatch) ->
     assert len(long) == len(short) == 20 and short.rstrip() == "\r[demo] done", "what was longer is wiped out"
 
 
-def test_this_machine_is_not_looked_for_behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def answering(body: bytes) -> Iterator[int]:
+    """A server that answers everything with `body`; yields its port."""
+
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b'{"here": true}')
+            self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass
 
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody there
-    monkeypatch.setenv("no_proxy", "")
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            assert Client(server.server_port).get("/") == {"here": True}
+            yield server.server_port
         finally:
             server.shutdown()
+
+
+def test_this_machine_is_not_looked_for_behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody there
+    monkeypatch.setenv("no_proxy", "")
+    with answering(b'{"here": true}') as port:
+        assert Client(port).get("/") == {"here": True}
+
+
+def test_another_server_than_comfyui_is_told() -> None:
+    with answering(b"<html>something else</html>") as port, pytest.raises(ServerError, match=f"{port} is no ComfyUI"):
+        Client(port).wait_until_up()
 
 
 def test_a_caption_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
