@@ -130,7 +130,7 @@ def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True)
     done = card().get("vae_steps", 0) if go_on else 0
     if done >= steps:
         return
-    from . import host
+    from ..training.host import base_model as host
 
     torch.manual_seed(1)
     model = host.new_taesd()
@@ -198,7 +198,7 @@ def scaled(model: torch.nn.Module, sample: Tensor) -> torch.nn.Module:
 
 def finished() -> torch.nn.Module:
     """The shipped VAE, in fp32."""
-    from . import host
+    from ..training.host import base_model as host
 
     model = host.new_taesd().requires_grad_(False).eval()
     model.load_state_dict({name: tensor.float() for name, tensor in shipped(VAE).items()})

@@ -1,33 +1,22 @@
-"""Makes the scripts here run: the host importable, and this folder a package without its parent on the path."""
+"""Makes the scripts here run: the pack as a package without its parent on the path, and the host importable."""
 
 from __future__ import annotations
 
-import atexit
 import importlib.machinery
 import importlib.util
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def start() -> None:
-    """Make the host importable on the CPU, and this folder as package `base_model` without its parent on the path."""
+    """Make the pack importable as `lora_workbench`, and the host on the CPU."""
+    # Our folder `nodes` must not shadow the host's nodes.py, nor our names here any other's.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "base_model")]
-    spec = importlib.machinery.ModuleSpec("base_model", None, is_package=True)
-    spec.submodule_search_locations = [str(ROOT / "base_model")]
-    sys.modules["base_model"] = importlib.util.module_from_spec(spec)
-    if "COMFYUI_PATH" not in os.environ:
-        raise SystemExit("Set COMFYUI_PATH to a ComfyUI, such as the one dev.py unpacks into .host.")
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    import comfy.options
+    spec = importlib.machinery.ModuleSpec("lora_workbench", None, is_package=True)
+    spec.submodule_search_locations = [str(ROOT)]
+    sys.modules["lora_workbench"] = importlib.util.module_from_spec(spec)
+    from lora_workbench.training.host.standalone import start_standalone
 
-    comfy.options.enable_args_parsing(False)
-    from comfy.cli_args import args
-
-    args.cpu = True
-    args.base_directory = tempfile.mkdtemp(prefix="lora-workbench-base-")
-    atexit.register(shutil.rmtree, args.base_directory, ignore_errors=True)
+    start_standalone(cpu=True)

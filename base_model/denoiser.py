@@ -47,7 +47,7 @@ EMA = 0.999
 
 def new_denoiser() -> torch.nn.Module:
     """The host's MMDiT with seeded weights, as Stability initialises it: gates and output begin at zero."""
-    from . import host
+    from ..training.host import base_model as host
 
     model = host.new_mmdit(denoiser_config())
     source = torch.Generator().manual_seed(1)
@@ -129,7 +129,7 @@ def encode_captions(captions: list[str], length: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: A caption has more tokens.
     """
-    from . import host
+    from ..training.host import base_model as host
 
     clip = host.text_encoder(text_encoder_weights())
     encoder = clip.cond_stage_model.clip_l

@@ -28,10 +28,10 @@ def write_readme(table: str) -> None:
 
 def evaluate(count: int, write: bool) -> None:
     """Measure, tell, and write it down where that is asked for."""
-    from base_model import assemble
-    from base_model.painter import GUIDANCE, SAMPLER, SCHEDULER, STEPS, Painter
-    from base_model.progress import say
-    from base_model.quality import ROWS, contact_sheet, measure, paint_unread, quality_table
+    from lora_workbench.base_model import assemble
+    from lora_workbench.base_model.painter import GUIDANCE, SAMPLER, SCHEDULER, STEPS, Painter
+    from lora_workbench.base_model.progress import say
+    from lora_workbench.base_model.quality import ROWS, contact_sheet, measure, paint_unread, quality_table
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows holds on to what is mapped
         checkpoint = Path(folder) / "base.safetensors"

@@ -21,7 +21,7 @@ class Painter:
     """A checkpoint, loaded as CheckpointLoaderSimple loads it."""
 
     def __init__(self, checkpoint: Path) -> None:
-        from . import host
+        from ..training.host import base_model as host
 
         with torch.inference_mode():
             self.model, self.clip, self.vae = host.load_checkpoint(str(checkpoint))
@@ -54,7 +54,7 @@ class Painter:
             seeds: Of each one's noise, drawn as KSampler draws it for a single picture.
             model: A MODEL to use instead of the checkpoint's own, with a LoRA on it, say.
         """
-        from . import host
+        from ..training.host import base_model as host
 
         painted = []
         with torch.inference_mode():

@@ -26,8 +26,7 @@ def sample_pictures() -> Any:
     """Two hundred pictures of the world, [B, 3, 128, 128], -1 to 1."""
     import numpy as np
     import torch
-
-    from base_model import world
+    from lora_workbench.base_model import world
 
     rng = random.Random(7)
     drawn = [world.draw_scene(world.placed(world.random_scene(rng), rng)) for _ in range(200)]
@@ -46,8 +45,8 @@ def main() -> None:
     if args.fresh and "vae" not in args.only:
         parser.error("--fresh begins with the VAE, which all else is made for: leave one of the two away")
     start()
-    from base_model import autoencoder, denoiser
-    from base_model.progress import Checkpoints
+    from lora_workbench.base_model import autoencoder, denoiser
+    from lora_workbench.base_model.progress import Checkpoints
 
     state = Checkpoints(args.work)
     if args.fresh:
