@@ -39,8 +39,8 @@ def evaluate(count: int, write: bool) -> None:
         painter = Painter(checkpoint)
     sampler = f"{SAMPLER}, {SCHEDULER}, {STEPS} steps, CFG {GUIDANCE}"
     quality: dict[str, Any] = {"sampler": sampler, "pictures": count}
-    started = time.monotonic()
     for name, _, draw, held_out in ROWS:
+        started = time.monotonic()
         quality[name], shown = measure(painter, count, draw, held_out)
         say(f"{name}: {quality[name]} ({(time.monotonic() - started) / count:.1f} s a picture)")
         for _, prompt, right in shown:

@@ -19,4 +19,4 @@ def start_host() -> None:
     from lora_workbench.training.host.standalone import start_standalone
 
     start_standalone(cpu=not torch.cuda.is_available())
-    import torch._dynamo
+    import torch._dynamo  # torch loads it with the first optimizer: 150 MB that are no trainer's growth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import struct
 import time
@@ -11,6 +12,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp  # ComfyUI's own server stands on it, so it is there
@@ -42,7 +44,7 @@ class Client:
         """Wait until the server answers.
 
         Raises:
-            ServerError: It did not within `timeout` seconds.
+            ServerError: Nothing did within `timeout` seconds, or what answers is no ComfyUI.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -64,8 +66,12 @@ class Client:
         """
         try:
             return json.loads(self._read(path))
-        except ValueError:
-            raise ServerError(f"What answers at {self.url} is no ComfyUI: name the port where that listens.") from None
+        except OSError as error:  # also a connection that broke
+            if not isinstance(error, urllib.error.HTTPError) or error.code != HTTPStatus.NOT_FOUND:
+                raise
+        except (ValueError, http.client.HTTPException):
+            pass
+        raise ServerError(f"What answers at {self.url} is no ComfyUI: name the port where that listens.")
 
     def file(self, entry: dict[str, str]) -> bytes:
         """The bytes of a file that a node showed: {"filename", "subfolder", "type"}."""

@@ -224,7 +224,18 @@ def test_quality_is_the_share_of_each_that_is_right(name: str):
     assert not red[:136, :136].any() and red[:136, 136:272].any(), "those read wrong have a red edge"
 
 
-def test_the_card_and_the_page_tell_the_same_and_the_goals_are_reached():
+def test_the_last_column_asks_for_more_overlap(monkeypatch: pytest.MonkeyPatch):
+    from lora_workbench.base_model import reader
+
+    assert quality.STRICTER > reader._CLEAR
+    monkeypatch.setattr(quality, "STRICTER", 1.01)  # no drawn thing comes near the other
+    _, _, draw, held_out = quality.ROWS[0]
+    painter = DrawsScenes(draw)
+    found, _ = quality.measure(painter, 40, painter.draw, held_out)
+    assert (found["all"], found["stricter"]) == (0.25, 0)
+
+
+def test_the_card_and_the_page_tell_the_same_and_of_goals_that_are_reached():
     found = assemble.card()["quality"]
     assert quality.quality_table(found) in (assemble.HERE / "README.md").read_text(encoding="utf-8")
     assert found["pictures"] >= 100 and found["known"]["all"] >= 0.95 and found["held_out"]["all"] >= 0.85

@@ -63,7 +63,7 @@ def test_the_hosts_trainer_is_given_what_is_best_for_it(how: str, bench: Any) ->
 
 @pytest.mark.parametrize("concept", ["zorp", "gub"])
 def test_the_page_tells_of_a_trainer_ahead_of_the_hosts_as_it_comes(concept: str) -> None:
-    """In fidelity on every seed, with less than five points lost or spoiled. At its best the host's is as close."""
+    """In fidelity on every seed; in the mean of them less than five points are lost or spoiled."""
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     table = page.split(f"<!-- learning {concept} 0.3.75 -->")[1].split("<!-- end")[0]
     seeds = int(re.search(r"^(\d+) seeds", table, re.M)[1])

@@ -36,14 +36,12 @@ def test_the_line_of_progress_stays_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @contextlib.contextmanager
-def answering(body: bytes) -> Iterator[int]:
-    """A server that answers everything with `body`; yields its port."""
+def answering(body: bytes, head: bytes = b"HTTP/1.0 200 OK\r\n\r\n") -> Iterator[int]:
+    """A server that answers everything with `head` and `body`; yields its port."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(head + body)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -64,9 +62,23 @@ def test_this_machine_is_not_looked_for_behind_a_proxy(monkeypatch: pytest.Monke
         assert Client(port).get("/") == {"here": True}
 
 
-def test_another_server_than_comfyui_is_told() -> None:
-    with answering(b"<html>something else</html>") as port, pytest.raises(ServerError, match=f"{port} is no ComfyUI"):
-        Client(port).wait_until_up()
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"body": b"<html>something else</html>"},
+        {"body": b"", "head": b"HTTP/1.0 404 Not Found\r\n\r\n"},
+        {"body": b"", "head": b"SSH-2.0-something\r\n"},
+    ],
+)
+def test_another_server_than_comfyui_is_told(answer: dict[str, bytes]) -> None:
+    with answering(**answer) as port, pytest.raises(ServerError, match=f"{port} is no ComfyUI"):
+        Client(port).wait_until_up(timeout=0)
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.0 503 Service Unavailable\r\n\r\n"], ids=["hangs up", "busy"])
+def test_a_server_that_is_not_up_yet_is_waited_for(head: bytes) -> None:
+    with answering(b"", head) as port, pytest.raises(ServerError, match="did not answer"):
+        Client(port).wait_until_up(timeout=0)
 
 
 def test_a_caption_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

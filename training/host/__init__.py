@@ -1,1 +1,1 @@
-"""The only place of the engine that knows ComfyUI: everything that imports `comfy`, `folder_paths` or `server`."""
+"""The only place of the engine, and of the base model's scripts, that imports `comfy`, `folder_paths` or `server`."""
