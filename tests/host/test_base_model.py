@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "lora_workbench_base.safetensors"
 
 # What the demo's LoRA must reach on the prompts and noise that its settings were chosen on: some room below what two
-# seeds of them reached (0.65 and 0.60; docs/defaults.md). One that keeps nothing loses more
-# than half, and more than half leak. How much is lost takes many prompts to tell: 96 are too few for five points.
+# seeds of them reached (0.65 and 0.60; docs/defaults.md). One that keeps nothing loses more than half, and more than
+# half leak. How much is lost takes many prompts to tell: 96 are too few for five points.
 LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST, MOST_LEAKED, SCENES = 0.55, 0.8, 0.05, 0.2, 192
 
 
@@ -78,7 +78,7 @@ def test_the_demo_says_what_is_wrong_with_the_base_model(name: str, harm: str, t
     assert not list((tmp_path / "base").rglob("*.safetensors"))
 
 
-def test_the_quality_is_measured_by_its_script(comfy_host: Any) -> None:
+def test_the_quality_is_measured_by_its_script(comfy_host: Any, tmp_path: Path) -> None:
     """In a process of its own, as a person runs it; nothing is written."""
     from lora_workbench.base_model import quality
 
@@ -88,9 +88,10 @@ def test_the_quality_is_measured_by_its_script(comfy_host: Any) -> None:
     assert done.returncode == 0, done.stderr
     for name, *_ in quality.ROWS:
         assert re.search(rf"^{name}: .*'shape'.* s a picture\)$", done.stdout, re.M), done.stdout
-    without = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
-    done = subprocess.run(command, capture_output=True, text=True, env=without)
-    assert done.returncode == 1 and done.stderr.startswith("Set COMFYUI_PATH"), done.stderr
+    for elsewhere, told in (("", "it is not set"), (str(tmp_path), f"{tmp_path} is none")):
+        done = subprocess.run(command, capture_output=True, text=True, env={**there, "COMFYUI_PATH": elsewhere})
+        assert done.returncode == 1 and done.stderr.startswith("Set COMFYUI_PATH"), done.stderr
+        assert told in done.stderr and "Traceback" not in done.stderr
 
 
 def complaints(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> list[str]:

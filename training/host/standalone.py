@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 
 def start_standalone(*, cpu: bool) -> None:
@@ -20,9 +21,11 @@ def start_standalone(*, cpu: bool) -> None:
     Raises:
         SystemExit: COMFYUI_PATH does not say where ComfyUI is.
     """
-    if "COMFYUI_PATH" not in os.environ:
-        raise SystemExit("Set COMFYUI_PATH to a ComfyUI, such as the one dev.py unpacks into .host.")
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    folder = os.environ.get("COMFYUI_PATH", "")
+    if not folder or not (Path(folder) / "comfy").is_dir():
+        there = f"{folder} is none" if folder else "it is not set"
+        raise SystemExit(f"Set COMFYUI_PATH to a ComfyUI, such as the one dev.py unpacks into .host: {there}.")
+    sys.path.insert(0, folder)
     import comfy.options
 
     comfy.options.enable_args_parsing(False)  # or the host would parse this program's command line
