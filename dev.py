@@ -242,7 +242,7 @@ def environment(host: Path) -> dict[str, str]:
 def demo_base(python: Path) -> Path:
     """ComfyUI's base directory with the pack's own model and the demo's pictures in it."""
     base = make_base(HOST_ROOT / "base")
-    run([python, ROOT / "demo" / "prepare.py", "--base", base])
+    run([python, ROOT / "lab", "prepare", "--base", base])
     return base
 
 
@@ -272,7 +272,7 @@ def demo(args: argparse.Namespace) -> None:
                                   stdout=sink, stderr=subprocess.STDOUT)
         try:
             wait_for(server, port, log)
-            run([python, ROOT / "demo" / "run.py", "--port", str(port), "--base", base],
+            run([python, ROOT / "lab", "demo", "--port", str(port), "--base", base],
                 env=environment(host))
             say("`python dev.py serve` opens a ComfyUI that has both")
         finally:
@@ -318,7 +318,7 @@ def test(args: argparse.Namespace) -> None:
 def bench(args: argparse.Namespace) -> None:
     """Run the benchmarks, with the arguments that follow."""
     python, host = prepare(args)
-    run([python, ROOT / "benchmarks" / "run.py", *args.rest], cwd=ROOT, env=environment(host))
+    run([python, ROOT / "lab", "bench", *args.rest], cwd=ROOT, env=environment(host))
 
 
 def main() -> None:

@@ -1,8 +1,12 @@
 """What the user sees: one thin class per node, listed here."""
 
+import threading
+
 from comfy_api.latest import ComfyExtension, io
 
-from ..training.host.routes import hang_up_routes
+from ..training.host.paths import sweep_folders
+from ..training.host.server import add_routes
+from ..training.review.routes import all_routes
 from .apply_lora import ApplyLoRA
 from .auto_caption import AutoCaption
 from .bucket_images import BucketImages
@@ -48,5 +52,7 @@ class LoRAWorkbench(ComfyExtension):
 
 async def comfy_entrypoint() -> LoRAWorkbench:
     """Give ComfyUI the pack, and its server what the gallery in the browser asks."""
-    hang_up_routes()
+    add_routes(all_routes())
+    # Beside the start, which must not wait for a cache of many thousand files.
+    threading.Thread(target=sweep_folders, name="lora-workbench-sweep", daemon=True).start()
     return LoRAWorkbench()

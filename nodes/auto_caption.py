@@ -8,19 +8,20 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.cache import TensorCache
-from ..training.captioners import Captioner
-from ..training.captioners.download import download
-from ..training.captioners.onnx_tagger import OnnxTagger, TagSettings
-from ..training.captioners.vision_language import SentenceSettings, VisionLanguage
-from ..training.captioning import CaptioningConfig, caption_dataset
-from ..training.dataset import Dataset as DatasetObject
+from ..training.cache.store import TensorCache
+from ..training.captions.auto import CaptioningConfig, caption_dataset
+from ..training.captions.captioner import Captioner
+from ..training.captions.download import download
+from ..training.captions.onnx_tagger import OnnxTagger, TagSettings
+from ..training.captions.text_encoder import TextGenerator
+from ..training.captions.vision_language import SentenceSettings, VisionLanguage
+from ..training.data.dataset import Dataset as DatasetObject
 from ..training.errors import UserError
 from ..training.events import Cancelled
 from ..training.host.held import held
 from ..training.host.paths import cache_folder, captioner_folders, captioners_root
-from ..training.host.progress import NodeSink, host_interrupt, node_text
-from ..training.host.text_generation import TextGenerator
+from ..training.host.progress import NodeSink, host_interrupt
+from ..training.host.server import node_text
 from .schema import Dataset, advanced, config_from, schema, widgets
 
 log = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..training.buckets import BucketConfig, assign_buckets, bucket_report
-from ..training.dataset import Dataset as DatasetObject
-from ..training.host.progress import node_text
-from ..training.sheet import bucket_sheet
-from ..training.tensors import image_tensor
+from ..training.data.buckets import BucketConfig, assign_buckets, bucket_report
+from ..training.data.dataset import Dataset as DatasetObject
+from ..training.data.tensors import image_tensor
+from ..training.host.server import node_text
+from ..training.review.bucket_sheet import bucket_sheet
 from .schema import Dataset, config_from, schema, widgets
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.caption_edits import CaptionEdit, edit_captions
-from ..training.dataset import Dataset as DatasetObject
-from ..training.host.progress import node_text
+from ..training.captions.edits import CaptionEdit, edit_captions
+from ..training.data.dataset import Dataset as DatasetObject
+from ..training.host.server import node_text
 from .schema import Dataset, config_from, schema, widgets
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..training.dataset import Dataset as DatasetObject
-from ..training.host.progress import node_text
-from ..training.mixing import concat
+from ..training.data.dataset import Dataset as DatasetObject
+from ..training.data.mixing import concat
+from ..training.host.server import node_text
 from .schema import Dataset, schema
 
 

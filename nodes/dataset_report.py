@@ -7,15 +7,17 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..training.dataset import Dataset as DatasetObject
-from ..training.doctor import examine, without
+from ..training.data.dataset import Dataset as DatasetObject
+from ..training.data.dataset import without
+from ..training.data.tensors import image_tensor
 from ..training.errors import UserError
 from ..training.events import Cancelled
-from ..training.host.progress import NodeSink, host_interrupt, node_text
+from ..training.host.progress import NodeSink, host_interrupt
+from ..training.host.server import node_text
 from ..training.host.tokens import token_counter
-from ..training.looks import look_at_all
-from ..training.report_sheet import report_sheet
-from ..training.tensors import image_tensor
+from ..training.review.doctor import examine
+from ..training.review.looks import look_at_all
+from ..training.review.report_sheet import report_sheet
 from .schema import Dataset, schema
 
 log = logging.getLogger(__name__)

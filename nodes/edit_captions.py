@@ -7,9 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.dataset import Dataset as DatasetObject
-from ..training.host.routes import gallery, node_id, watched
+from ..training.data.dataset import Dataset as DatasetObject
+from ..training.host.server import executing_node
 from ..training.host.tokens import token_counter
+from ..training.review.routes import gallery, watched
 from .schema import Dataset, schema
 
 log = logging.getLogger(__name__)
@@ -41,14 +42,14 @@ class EditCaptions(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str:
         """Change when an edit was saved since the last run, and only then."""
-        return watched().fingerprint(node_id())
+        return watched().fingerprint(executing_node())
 
     @classmethod
     def execute(cls, dataset: DatasetObject, clip: Any = None) -> io.NodeOutput:
         """Show the dataset and apply what is saved."""
         key = gallery().show(dataset, token_counter(clip) if clip is not None else None)
         edits = gallery().edits(key)
-        watched().reads(node_id(), edits)
+        watched().reads(executing_node(), edits)
         edited = edits.applied_to(dataset)
         captions = sum(entry.caption is not None and not entry.excluded for entry in edits.entries().values())
         left_out = len(dataset.pictures) - len(edited.pictures)

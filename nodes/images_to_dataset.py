@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..training.data.tensors import dataset_from_images
 from ..training.host.paths import temp_images_folder
-from ..training.tensors import dataset_from_images
 from .schema import Dataset, schema
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.captions import CaptionPolicy, live_caption
-from ..training.dataset import Dataset as DatasetObject
-from ..training.host.progress import node_text
+from ..training.captions.live import live_caption
+from ..training.data.dataset import CaptionPolicy
+from ..training.data.dataset import Dataset as DatasetObject
+from ..training.host.server import node_text
 from .schema import Dataset, config_from, schema, widgets
 
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.config import parse_color
+from ..training.data.folders import DATASETS_KEY, dataset_folders, resolve_dataset_folder
+from ..training.data.scan import folder_fingerprint, scan_folder
 from ..training.errors import UserError
 from ..training.events import Cancelled
-from ..training.host.paths import dataset_folders, resolve_dataset_folder
-from ..training.host.progress import NodeSink, host_interrupt, node_text
-from ..training.scan import folder_fingerprint, scan_folder
+from ..training.host.paths import input_folders
+from ..training.host.progress import NodeSink, host_interrupt
+from ..training.host.server import node_text
+from ..training.settings import parse_color
 from .schema import Dataset, advanced, schema
 
 log = logging.getLogger(__name__)
 
 _NONE = "(no folder in ComfyUI's input folder yet)"
+
+
+def _roots() -> list[Path]:
+    return input_folders(DATASETS_KEY)
 
 
 class LoadDataset(io.ComfyNode):
@@ -38,7 +45,7 @@ class LoadDataset(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=dataset_folders() or [_NONE],
+                    options=dataset_folders(_roots()) or [_NONE],
                     tooltip="A folder below ComfyUI's input folder, or one of the folders that lora_datasets names in "
                     "extra_model_paths.yaml.",
                 ),
@@ -65,7 +72,7 @@ class LoadDataset(io.ComfyNode):
         if folder is None:
             return True
         try:
-            path = resolve_dataset_folder("" if folder == _NONE else folder)
+            path = resolve_dataset_folder("" if folder == _NONE else folder, _roots())
         except UserError as error:
             return str(error)
         return True if path.is_dir() else f"The folder {folder!r} is not there any more. Choose another one."
@@ -76,14 +83,14 @@ class LoadDataset(io.ComfyNode):
         if folder is None:  # named by another node; the host asks before that node has run
             return str(time.time_ns())
         try:
-            return folder_fingerprint(resolve_dataset_folder(folder))
+            return folder_fingerprint(resolve_dataset_folder(folder, _roots()))
         except UserError as error:
             return str(error)
 
     @classmethod
     def execute(cls, folder: str, trigger: str = "", background: str = "#ffffff") -> io.NodeOutput:
         """Scan the folder."""
-        path = resolve_dataset_folder(folder)
+        path = resolve_dataset_folder(folder, _roots())
         sink = NodeSink(cls.hidden.unique_id)
         try:
             dataset = scan_folder(path, trigger=trigger.strip(), background=parse_color(background), sink=sink)

@@ -8,10 +8,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training.config import TrainConfig
-from ..training.dataset import Dataset as DatasetObject
+from ..training.data.dataset import Dataset as DatasetObject
 from ..training.host.paths import cache_folder, runs_folder
 from ..training.host.progress import NodeSink
-from ..training.session import train_lora
+from ..training.train import train_lora
 from .schema import Dataset, LoraModel, LossMap, Run, config_from, schema, valid_name, widgets
 
 # How many runs of each name were cancelled since ComfyUI started.

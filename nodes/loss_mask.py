@@ -6,12 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.dataset import Dataset as DatasetObject
+from ..training.data.dataset import Dataset as DatasetObject
+from ..training.data.masks import SOURCES, with_masks
+from ..training.data.tensors import write_masks
 from ..training.errors import UserError
 from ..training.host.paths import temp_images_folder
-from ..training.host.progress import node_text
-from ..training.masks import SOURCES, with_masks
-from ..training.tensors import write_masks
+from ..training.host.server import node_text
 from .schema import Dataset, schema
 
 

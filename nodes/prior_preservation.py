@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..training.dataset import Dataset as DatasetObject
-from ..training.host.progress import node_text
-from ..training.mixing import with_own_prior
+from ..training.data.dataset import Dataset as DatasetObject
+from ..training.data.mixing import with_own_prior
+from ..training.host.server import node_text
 from .schema import Dataset, schema
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..training.host.save import save_lora
+from ..training.files.save import save_lora
 from .schema import LoraModel, schema, valid_name
 
 

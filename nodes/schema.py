@@ -7,8 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..training.disk import safe_name
 from ..training.errors import UserError
-from ..training.export import safe_name
 
 CATEGORY = "LoRA Workbench"
 

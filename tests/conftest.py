@@ -8,8 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
-from importlib.util import module_from_spec
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,20 +24,13 @@ DEFAULT_HOST = ROOT / ".host" / "ComfyUI-0.3.75"
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 
 
-def _register_package(name: str, folder: Path) -> None:
-    """Make `folder` importable as package `name` without touching sys.path and without running its __init__.
-
-    The pack's `__init__.py` needs a host, which unit tests do not have.
-    """
-    if name in sys.modules:
-        return
-    spec = ModuleSpec(name, loader=None, is_package=True)
-    spec.submodule_search_locations = [str(folder)]
-    sys.modules[name] = module_from_spec(spec)
-
-
-_register_package("lora_workbench", ROOT)
-_register_package("support", ROOT / "tests" / "support")
+# By its file, since it is what makes the pack importable.
+_spec = spec_from_file_location("_pack", ROOT / "lab" / "pack.py")
+assert _spec and _spec.loader
+_pack = module_from_spec(_spec)
+_spec.loader.exec_module(_pack)
+_pack.register()
+_pack.register("support", ROOT / "tests" / "support")
 
 
 class _RootIsAPlainFolder:
@@ -125,7 +117,7 @@ def tiny_checkpoint(small_models_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def base_checkpoint() -> Path:
     """The shipped base model, put together into a checkpoint."""
-    from lora_workbench.base_model.assemble import assemble
+    from lora_workbench.lab.base_model.assemble import assemble
 
     file = ROOT / ".host" / "base_model.safetensors"
     assemble(file)
@@ -155,7 +147,7 @@ def server(
             os.link(source, target)
         except OSError:  # another disk
             shutil.copyfile(source, target)
-    subprocess.run([sys.executable, str(ROOT / "demo" / "prepare.py"), "--base", str(base)], check=True)
+    subprocess.run([sys.executable, str(ROOT / "lab"), "prepare", "--base", str(base)], check=True)
     photo = write_photos(base / "input" / "photos" / "2_photo", longest=256)[0]
     with Image.open(photo) as image:
         Image.linear_gradient("L").resize(image.size).save(photo.with_name(f"{photo.stem}_mask.png"))

@@ -6,12 +6,10 @@ refused here, in words, whoever set it.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from .errors import SettingError
+from .settings import check_fields, knob
 
 OPTIMIZERS = ("AdamW", "AdamW8bit", "Lion", "Lion8bit", "Prodigy", "Adafactor", "CAME", "ScheduleFreeAdamW")
 SCHEDULERS = (
@@ -28,51 +26,8 @@ PRECISIONS = ("auto", "bf16", "fp32")
 ON_CANCEL = ("keep and go on", "stop the queue")
 
 
-def knob(
-    default: Any,
-    doc: str,
-    *,
-    min: float | None = None,
-    max: float | None = None,
-    step: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    advanced: bool = False,
-) -> Any:
-    """Declare one setting of a frozen dataclass.
-
-    Args:
-        default: Its value when nothing is said.
-        doc: What it does and what to choose, shown as the tooltip.
-        min: Smallest value allowed.
-        max: Largest value allowed.
-        step: Step of the number widget.
-        choices: The values allowed, for a choice.
-        advanced: Whether the node hides it until asked.
-    """
-    metadata = {"doc": doc, "min": min, "max": max, "step": step, "choices": choices, "advanced": advanced}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_fields(config: Any) -> None:
-    """Hold every setting of a config against its own bounds.
-
-    Raises:
-        SettingError: A value is outside its range or not among its choices.
-    """
-    for field in dataclasses.fields(config):
-        value, rule = getattr(config, field.name), field.metadata
-        label = field.name.replace("_", " ")
-        if rule.get("choices") and value not in rule["choices"]:
-            raise SettingError(f"{label} is {value!r}: choose one of {', '.join(rule['choices'])}.")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if not math.isfinite(value):
-            raise SettingError(f"{label} is {value}: it must be a finite number.")
-        low, high = rule.get("min"), rule.get("max")
-        if low is not None and value < low:
-            raise SettingError(f"{label} is {value}: it must be at least {low}.")
-        if high is not None and value > high:
-            raise SettingError(f"{label} is {value}: it must be at most {high}.")
 
 
 @dataclass(frozen=True)
@@ -242,20 +197,5 @@ class TrainConfig:
         return self.on_cancel == ON_CANCEL[0]
 
 
-_COLORS = {"white": (255, 255, 255), "grey": (128, 128, 128), "gray": (128, 128, 128), "black": (0, 0, 0)}
 
 
-def parse_color(text: str) -> tuple[int, int, int]:
-    """Read a colour: `#rrggbb`, `white`, `grey` or `black`.
-
-    Raises:
-        SettingError: It is neither.
-    """
-    word = text.strip().lower()
-    if word in _COLORS:
-        return _COLORS[word]
-    digits = word.removeprefix("#")
-    if len(digits) == 6 and all(digit in "0123456789abcdef" for digit in digits):
-        red, green, blue = (int(digits[at : at + 2], 16) for at in (0, 2, 4))
-        return red, green, blue
-    raise SettingError(f"background is {text!r}: write it as #rrggbb, or white, grey or black.")

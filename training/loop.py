@@ -6,64 +6,31 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from .adapters import LoraNetwork
-from .batches import Batch
+from .adapters.network import LoraNetwork
+from .cache.captions import CaptionStore
+from .cache.latents import LatentStore
 from .config import TrainConfig
-from .dataset import Dataset
-from .errors import UserError
+from .data.batches import Batch
+from .data.dataset import Dataset
 from .events import Cancelled, Sink, StepEvent
-from .latents import CaptionStore, LatentStore
 from .objective import Draw, draw, padding_mask, prediction_losses, timesteps_in_force
 from .optimizers import make_optimizer, make_scheduler
 from .plan import Plan
+from .run.state import Diverged, Run
 
 log = logging.getLogger(__name__)
 
 
-class Diverged(UserError):
-    """The loss or a gradient is no longer a number."""
 
 
-@dataclass
-class Run:
-    """All the state of a run between two optimizer steps.
-
-    Attributes:
-        network: The LoRA being trained.
-        optimizer: With its moments.
-        scheduler: With its position.
-        total: Optimizer steps planned.
-        step: Optimizer steps done.
-        micro_step: Micro-batches done.
-        epoch: Epochs finished.
-        images: Pictures seen, repeats counted.
-        losses: Mean loss of each step.
-        rates: Learning rate of each step.
-        epoch_losses: Mean loss of each finished epoch.
-        concept_losses: The same of each concept; what is to be kept apart from what is to be learned.
-    """
-
-    network: LoraNetwork
-    optimizer: Optimizer
-    scheduler: Any
-    total: int
-    step: int = 0
-    micro_step: int = 0
-    epoch: int = 0
-    images: int = 0
-    losses: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    epoch_losses: list[float] = field(default_factory=list)
-    concept_losses: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -359,7 +326,3 @@ def size_conditions(picture: Any, flipped: bool) -> dict[str, int]:
     }
 
 
-def parameters_snapshot(network: LoraNetwork) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield (path, down, up) of each layer as fp32 copies on the CPU, safe to hand on while training goes on."""
-    for layer in network.layers:
-        yield layer.path, layer.down.detach().float().cpu().clone(), layer.up.detach().float().cpu().clone()

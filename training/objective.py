@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .dataset import Placement
+from .data.dataset import Placement
 from .draws import generator
 
 

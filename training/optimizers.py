@@ -13,7 +13,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .adapters import LoraNetwork
+from .adapters.network import LoraNetwork
 from .config import TrainConfig
 from .errors import UserError
 

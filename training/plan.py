@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 
-from .batches import Batch, epoch_batches, steps_of
-from .captions import caption_for
+from .captions.live import caption_for
 from .config import TrainConfig
-from .dataset import Dataset
+from .data.batches import Batch, epoch_batches, steps_of
+from .data.dataset import Dataset
 
 
 class Plan:

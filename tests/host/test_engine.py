@@ -48,7 +48,7 @@ def test_same_seed_same_bits(name, comfy_host, small_models_folder, tmp_path):
     [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True, "avx512_bf16": False}, torch.float32)],
 )
 def test_auto_is_bf16_where_the_processor_has_it(flags, expected, comfy_host, monkeypatch):
-    from lora_workbench.training.session import compute_precision
+    from lora_workbench.training.train import compute_precision
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
     cpu = torch.device("cpu")
@@ -237,7 +237,7 @@ def test_an_exception_in_backward_leaves_the_model_as_it_was(comfy_host, small_m
 
 
 def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(comfy_host, small_models_folder, tmp_path):
-    from lora_workbench.training.loop import Diverged
+    from lora_workbench.training.run.state import Diverged
 
     good = []
 
@@ -259,8 +259,8 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(comfy_host, s
 
 def test_schedule_free_is_saved_at_its_average_and_trains_on_untouched(comfy_host, small_models_folder, tmp_path):
     """However often it is saved, the run ends at the same bits; after a divergence its average is a number."""
-    from lora_workbench.training.loop import Diverged
     from lora_workbench.training.optimizers import weights_to_keep
+    from lora_workbench.training.run.state import Diverged
 
     def save(run, _ended):
         with weights_to_keep(run.optimizer):
@@ -308,7 +308,7 @@ def test_a_rehearsal_that_fails_holds_nothing(comfy_host):
 
 
 def test_a_broken_latent_is_named(comfy_host, small_models_folder, tmp_path):
-    from lora_workbench.training.loop import Diverged
+    from lora_workbench.training.run.state import Diverged
 
     with rig("sd3", small_models_folder, tmp_path, pictures=2) as it:
         shape = small_models.latent_shape("sd3", 16, 16)

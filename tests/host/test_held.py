@@ -12,7 +12,7 @@ from PIL import Image
 
 def test_the_host_can_evict_a_captioner_and_it_comes_back(comfy_host: Any, tmp_path: Path) -> None:
     import comfy.model_management as management
-    from lora_workbench.training.captioners.vision_language import SentenceSettings, VisionLanguage
+    from lora_workbench.training.captions.vision_language import SentenceSettings, VisionLanguage
     from lora_workbench.training.host.held import held
     from support.captioners import KNOWN, tiny_blip
 

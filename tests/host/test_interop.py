@@ -76,7 +76,7 @@ def make(small_models_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def lora_of(it: Any) -> Any:
     """The LORA_MODEL of a rig, as a session makes it."""
     from lora_workbench.training.host.keys import layer_names, restricted_key_map
-    from lora_workbench.training.session import PREFIX, lora_model
+    from lora_workbench.training.train import PREFIX, lora_model
 
     names = layer_names(it.patcher, [PREFIX + layer.path for layer in it.network.layers])
     return lora_model(it.trainer.run, names, {"ss_note": "a test"}, restricted_key_map(it.patcher, names))
@@ -95,7 +95,7 @@ def save(
     lora: Any, name: str = "interop", *, precision: str = "fp32", layout: str = "kohya", overwrite: bool = True
 ) -> Path:
     """Our SaveLoRA."""
-    from lora_workbench.training.host.save import save_lora
+    from lora_workbench.training.files.save import save_lora
 
     return save_lora(lora, name, precision=precision, layout=layout, overwrite=overwrite)
 

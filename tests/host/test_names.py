@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lora_workbench.training import export
+from lora_workbench.training.files import export
 from lora_workbench.training.lora import LayerNames, LoraModel
 from support import small_models
 from torch import nn

@@ -55,7 +55,7 @@ def test_the_twin_is_the_same_denoiser(name, small_models_folder):
 
 def give_sizes(it: Rig) -> None:
     """Let each picture have a size and crop of its own, in a bucket that is no square, and mirror some."""
-    from lora_workbench.training.dataset import Placement
+    from lora_workbench.training.data.dataset import Placement
 
     trainer, pictures = it.trainer, []
     for n, picture in enumerate(it.trainer.dataset.pictures):

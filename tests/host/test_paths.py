@@ -30,7 +30,7 @@ def put(folder: Path, name: str = "a.png") -> None:
 
 
 def test_folders_with_pictures_are_listed(places):
-    from lora_workbench.training.host.paths import dataset_folders
+    from lora_workbench.training.data.folders import dataset_folders
 
     inside, outside = places
     put(inside / "photos" / "10_zorp")
@@ -55,8 +55,8 @@ def test_a_folder_that_cannot_be_read_is_no_trouble(places, monkeypatch):
 
 
 def test_what_may_be_read(places):
+    from lora_workbench.training.data.folders import resolve_dataset_folder
     from lora_workbench.training.errors import UserError
-    from lora_workbench.training.host.paths import resolve_dataset_folder
 
     inside, outside = places
     put(outside.parent / "linked")
@@ -70,8 +70,8 @@ def test_what_may_be_read(places):
 
 
 def test_a_link_in_the_input_folder_is_followed(places):
-    from lora_workbench.training.host.paths import dataset_folders, resolve_dataset_folder
-    from lora_workbench.training.scan import scan_folder
+    from lora_workbench.training.data.folders import dataset_folders, resolve_dataset_folder
+    from lora_workbench.training.data.scan import scan_folder
 
     inside, outside = places
     put(outside.parent / "linked")

@@ -27,8 +27,8 @@ def checkpoint(comfy_host, tiny_checkpoint) -> tuple[Any, Any, Any]:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    from lora_workbench.training.buckets import BucketConfig, assign_buckets
-    from lora_workbench.training.scan import scan_folder
+    from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
+    from lora_workbench.training.data.scan import scan_folder
 
     folder = tmp_path_factory.mktemp("data") / "1_photo"
     folder.mkdir()
@@ -39,7 +39,7 @@ def dataset(tmp_path_factory):
 def train(parts, dataset, folder, sink=None, **settings):
     from lora_workbench.training.config import TrainConfig
     from lora_workbench.training.events import SilentSink
-    from lora_workbench.training.session import train_lora
+    from lora_workbench.training.train import train_lora
 
     config = TrainConfig(**{"name": "run", "steps": 2, "rank": 4, "learning_rate": 1e-2, **settings})
     with torch.inference_mode():
@@ -146,7 +146,7 @@ def test_a_bucket_that_the_vae_cannot_take(checkpoint, dataset, tmp_path):
 
 
 def test_a_full_disk_costs_a_file_and_not_the_training(checkpoint, dataset, tmp_path, monkeypatch):
-    from lora_workbench.training import export
+    from lora_workbench.training.files import export
 
     real = export.os.replace
 

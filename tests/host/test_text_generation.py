@@ -22,13 +22,13 @@ def seeing(comfy_host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_clip_captions_as_the_hosts_own_node_writes(seeing: Any, tmp_path: Path) -> None:
     from comfy_extras.nodes_textgen import TextGenerate
-    from lora_workbench.training.cache import TensorCache
-    from lora_workbench.training.captioners.vision_language import SentenceSettings
-    from lora_workbench.training.captioning import CaptioningConfig, caption_dataset
+    from lora_workbench.training.cache.store import TensorCache
+    from lora_workbench.training.captions.auto import CaptioningConfig, caption_dataset
+    from lora_workbench.training.captions.text_encoder import TextGenerator
+    from lora_workbench.training.captions.vision_language import SentenceSettings
+    from lora_workbench.training.data.scan import scan_folder
+    from lora_workbench.training.data.tensors import image_tensor
     from lora_workbench.training.events import SilentSink
-    from lora_workbench.training.host.text_generation import TextGenerator
-    from lora_workbench.training.scan import scan_folder
-    from lora_workbench.training.tensors import image_tensor
 
     pictures = [Image.new("RGB", (64, 64), color) for color in ("#d01010", "#1030d0", "#20a040")]
     for number, picture in enumerate(pictures):
@@ -55,8 +55,8 @@ def test_a_clip_captions_as_the_hosts_own_node_writes(seeing: Any, tmp_path: Pat
 
 
 def test_the_identity_follows_the_settings_and_the_weights(seeing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_workbench.training.captioners.vision_language import SentenceSettings
-    from lora_workbench.training.host.text_generation import TextGenerator
+    from lora_workbench.training.captions.text_encoder import TextGenerator
+    from lora_workbench.training.captions.vision_language import SentenceSettings
     from support.seeing_clip import seeing_clip
 
     def identity(clip: Any, **settings: Any) -> str:
@@ -70,9 +70,9 @@ def test_the_identity_follows_the_settings_and_the_weights(seeing: Any, monkeypa
 
 def test_a_clip_that_sees_nothing_is_refused(comfy_host: Any, tiny_checkpoint: Path) -> None:
     import comfy.sd
-    from lora_workbench.training.captioners.vision_language import SentenceSettings
+    from lora_workbench.training.captions.text_encoder import TextGenerator
+    from lora_workbench.training.captions.vision_language import SentenceSettings
     from lora_workbench.training.errors import UserError
-    from lora_workbench.training.host.text_generation import TextGenerator
 
     clip = comfy.sd.load_checkpoint_guess_config(str(tiny_checkpoint), output_vae=False, output_model=False)[1]
     with pytest.raises(UserError, match=r"writes no text|sees no pictures"):

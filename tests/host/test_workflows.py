@@ -99,7 +99,7 @@ def test_every_node_of_the_pack_is_in_an_example(object_info: dict[str, Any]) ->
 
 
 def test_every_node_exists_on_this_host(file: Path, object_info: dict[str, Any]) -> None:
-    from lora_workbench.demo.workflow import NOTES
+    from lora_workbench.lab.demo.workflow import NOTES
 
     workflow = read(file)
     assert {node["type"] for node in workflow["nodes"]} - NOTES - set(object_info) == set()
@@ -108,7 +108,7 @@ def test_every_node_exists_on_this_host(file: Path, object_info: dict[str, Any])
 
 
 def test_converts_to_the_prompt_that_the_browser_makes(file: Path, object_info: dict[str, Any], page: Any) -> None:
-    from lora_workbench.demo.workflow import to_prompt
+    from lora_workbench.lab.demo.workflow import to_prompt
 
     workflow = read(file)
     load_workflow(page, workflow)
@@ -117,7 +117,7 @@ def test_converts_to_the_prompt_that_the_browser_makes(file: Path, object_info: 
 
 
 def test_runs_to_its_end(file: Path, object_info: dict[str, Any], server: ComfyServer) -> None:
-    from lora_workbench.demo.workflow import find, to_prompt
+    from lora_workbench.lab.demo.workflow import find, to_prompt
 
     prompt = to_prompt(read(file), object_info)
     there = {node["class_type"] for node in prompt.values()}
@@ -144,7 +144,7 @@ def test_runs_to_its_end(file: Path, object_info: dict[str, Any], server: ComfyS
 
 
 def test_a_changed_node_is_noticed(object_info: dict[str, Any]) -> None:
-    from lora_workbench.demo.workflow import WorkflowError, to_prompt
+    from lora_workbench.lab.demo.workflow import WorkflowError, to_prompt
 
     workflow = read(FILES[0])
     for node in workflow["nodes"]:

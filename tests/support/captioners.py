@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lora_workbench.training.captioners.vision_language import QUESTION
+from lora_workbench.training.captions.vision_language import QUESTION
 from PIL import Image
 
 KNOWN = {"#ff0000": "a photo of red cat", "#0000ff": "a blue dog"}

@@ -51,16 +51,17 @@ def rig(
         patcher: A MODEL to use instead of a freshly built one.
         settings: Fields of TrainConfig.
     """
-    from lora_workbench.training.adapters import LoraNetwork
+    from lora_workbench.training.adapters.network import LoraNetwork
+    from lora_workbench.training.cache.captions import CaptionStore
+    from lora_workbench.training.cache.latents import LatentStore, cache_folders
     from lora_workbench.training.config import TrainConfig
-    from lora_workbench.training.dataset import Dataset, Picture, Placement
+    from lora_workbench.training.data.dataset import Dataset, Picture, Placement
     from lora_workbench.training.events import SilentSink
     from lora_workbench.training.host.frozen import differentiable
     from lora_workbench.training.host.model import HostModel
     from lora_workbench.training.host.text import pack, unpack
-    from lora_workbench.training.latents import CaptionStore, LatentStore, cache_folders
     from lora_workbench.training.loop import Trainer
-    from lora_workbench.training.session import compute_precision
+    from lora_workbench.training.train import compute_precision
 
     patcher = patcher or small_models.build(name, models)
     model = HostModel(patcher)

@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lora_workbench.training.captions import CaptionPolicy
 from lora_workbench.training.config import TrainConfig
-from lora_workbench.training.dataset import Dataset, Picture, Placement
+from lora_workbench.training.data.dataset import CaptionPolicy, Dataset, Picture, Placement
 from lora_workbench.training.plan import Plan
 
 SMALL, LARGE = (Placement((side, side), (side, side), (0, 0)) for side in (256, 512))

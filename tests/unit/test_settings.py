@@ -7,19 +7,14 @@ import math
 
 import pytest
 import torch
-from lora_workbench.training.adapters import LoraLayer, LoraNetwork
-from lora_workbench.training.config import TrainConfig, parse_color
+from lora_workbench.training.adapters.lora import LoraLayer
+from lora_workbench.training.adapters.network import LoraNetwork
+from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.draws import generator, seed_for
 from lora_workbench.training.errors import SettingError, UserError
 from lora_workbench.training.events import StepEvent, clock, describe
-from lora_workbench.training.optimizers import (
-    SOURCES,
-    Source,
-    decay,
-    make_optimizer,
-    make_scheduler,
-    optimizer_class,
-)
+from lora_workbench.training.optimizers import SOURCES, Source, decay, make_optimizer, make_scheduler, optimizer_class
+from lora_workbench.training.settings import parse_color
 
 
 def test_every_setting_has_a_doc_and_a_default_within_its_bounds():

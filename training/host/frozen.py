@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..adapters import LoraLayer, adapted_conv, adapted_linear
+from ..adapters.lora import LoraLayer, adapted_conv, adapted_linear
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import comfy.model_sampling
 import torch
 from torch import Tensor, nn
 
-from ..adapters import is_target
+from ..adapters.targets import is_target
 from .frozen import is_conv, is_linear, torch_attention
 
 log = logging.getLogger(__name__)

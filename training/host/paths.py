@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 
 import folder_paths
 
-from ..errors import UserError
-from ..images import IMAGE_SUFFIXES
-
-# Datasets outside the input folder: a key for extra_model_paths.yaml.
-DATASETS_KEY = "lora_datasets"
-
-_LISTED_DEPTH = 2
-_LIST_HOLDS = 1.0  # seconds
-_listed: list[tuple[float, tuple[str, ...]]] = []
+from ..disk import sweep_unfinished
 
 
 def runs_folder() -> Path:
@@ -75,71 +65,16 @@ def forget_lora_list() -> None:
     folder_paths.filename_list_cache.pop("loras", None)
 
 
-def _roots() -> list[Path]:
-    roots = [Path(folder_paths.get_input_directory())]
-    if DATASETS_KEY in folder_paths.folder_names_and_paths:
-        roots += [Path(root) for root in folder_paths.get_folder_paths(DATASETS_KEY)]
-    return roots
+def input_folders(key: str) -> list[Path]:
+    """ComfyUI's input folder, and after it those that a key of extra_model_paths.yaml names."""
+    folders = [Path(folder_paths.get_input_directory())]
+    if key in folder_paths.folder_names_and_paths:
+        folders += [Path(folder) for folder in folder_paths.get_folder_paths(key)]
+    return folders
 
 
-def dataset_folders() -> list[str]:
-    """Names of folders a dataset can be read from: below ComfyUI's input folder and the `lora_datasets` paths.
-
-    Folders two levels deep are listed if a picture lies in or up to two levels below them; hidden ones are not. Those
-    outside input are listed by absolute path. ComfyUI asks several times for each prompt, so an answer holds a moment.
-    """
-    now = time.monotonic()
-    if _listed and now - _listed[0][0] < _LIST_HOLDS:
-        return list(_listed[0][1])
-    found: list[str] = []
-    for number, root in enumerate(_roots()):
-        any_picture, below = _with_pictures(root, _LISTED_DEPTH + 2)
-        for folder in below:
-            name = folder.relative_to(root)
-            if len(name.parts) <= _LISTED_DEPTH:
-                found.append(name.as_posix() if number == 0 else folder.as_posix())
-        if number > 0 and any_picture:
-            found.append(root.as_posix())
-    _listed[:] = [(now, tuple(found))]
-    return found
-
-
-def _with_pictures(folder: Path, depth: int) -> tuple[bool, list[Path]]:
-    """Whether a picture lies in a folder or below it, and every folder below of which that is true."""
-    own, found = False, []
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name.casefold())
-    except OSError:  # gone, or not ours to read
-        return False, []
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            inside, below = _with_pictures(Path(entry.path), depth - 1) if depth > 0 else (False, [])
-            if inside:
-                own = True
-                found += [Path(entry.path), *below]
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-            own = True
-    return own, found
-
-
-def resolve_dataset_folder(name: str) -> Path:
-    """Return the folder a name stands for, if it is one we may read.
-
-    Raises:
-        UserError: The name is empty or leads out of ComfyUI's input folder and the `lora_datasets` paths.
-    """
-    if not name.strip():
-        raise UserError(
-            "No dataset folder is chosen: put a folder of pictures into ComfyUI's input folder and choose it here."
-        )
-    # A link that someone made inside these folders is meant to be followed; only `..` must not lead out.
-    roots = [Path(os.path.abspath(root)) for root in _roots()]
-    folder = Path(os.path.abspath(roots[0] / name))  # an absolute name stays as it is
-    if not any(folder == root or root in folder.parents for root in roots):
-        raise UserError(
-            f"The folder {name!r} lies outside ComfyUI's input folder. Move it there, or list its parent under "
-            f"{DATASETS_KEY} in extra_model_paths.yaml."
-        )
-    return folder
+def sweep_folders() -> None:
+    """Remove what processes that are gone left unfinished in the folders that we write to."""
+    sweep_unfinished(runs_folder())
+    sweep_unfinished(loras_folder(), deep=False)
+    sweep_unfinished(temp_images_folder(), deep=False)

@@ -9,6 +9,7 @@ import comfy.model_management
 import comfy.utils
 
 from ..events import StepEvent, describe
+from .server import node_text
 
 # Text is sent at most this often; the bar goes with every step and the host throttles it as it likes.
 _TEXT_EVERY = 0.2  # seconds
@@ -59,15 +60,6 @@ class NodeSink:
             return
         self._last_text = now
         node_text(self.node_id, text)
-
-
-def node_text(node_id: str | None, text: str) -> None:
-    """Write a line of text into a node of the graph; without a server or a node, nowhere."""
-    from server import PromptServer  # exists only in a running server
-
-    instance = getattr(PromptServer, "instance", None)
-    if instance is not None and node_id is not None:
-        instance.send_progress_text(text, node_id)
 
 
 def is_host_interrupt(error: BaseException) -> bool:

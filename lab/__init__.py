@@ -1,0 +1,1 @@
+"""What measures the pack and shows it off; nothing in nodes/ or training/ imports it."""

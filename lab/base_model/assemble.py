@@ -1,0 +1,226 @@
+"""Puts the shipped weights and a seeded text encoder together into a checkpoint that ComfyUI loads like any other.
+
+The VAE and the denoiser are trained and shipped (vae.safetensors and denoiser.safetensors, fp16). The text encoder is
+a CLIP-L whose 123 M weights are drawn from a seeded generator: it tells captions apart, which is all this small world
+needs, and need not be shipped. A checksum of the whole proves that every machine assembles the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .progress import save_whole
+
+HERE = Path(__file__).resolve().parent
+VAE, DENOISER = HERE / "vae.safetensors", HERE / "denoiser.safetensors"
+PREFIXES = {VAE: "first_stage_model.", DENOISER: "model.diffusion_model."}  # their places in the checkpoint
+CARD = HERE / "card.json"  # checksums, steps, measured quality
+
+DEPTH, PATCHES = 4, 16  # 4 blocks, 256 wide; positions for latents up to 32 × 32, pictures up to 256 px
+LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609  # the host's SD3 latent format
+TEXT_SEED = 20_240_601
+TEXT_PREFIX = "text_encoders.clip_l."
+
+# CLIP-L as OpenAI published it: the host fixes these sizes.
+TEXT_WIDTH, TEXT_LAYERS, TEXT_TOKENS, TEXT_VOCABULARY, TEXT_HIDDEN = 768, 12, 77, 49408, 3072
+
+
+class BaseModelError(RuntimeError):
+    """The shipped weights are missing or damaged; the text says what to do."""
+
+
+def denoiser_config() -> dict[str, Any]:
+    """The MMDiT's configuration, as the host's detection reads it off the weights."""
+    width = 64 * DEPTH
+    return {
+        "in_channels": 16, "patch_size": 2, "out_channels": 16, "depth": DEPTH, "input_size": None,
+        "adm_in_channels": 2048, "num_patches": PATCHES**2, "pos_embed_max_size": PATCHES,
+        "context_embedder_config": {"target": "torch.nn.Linear",
+                                    "params": {"in_features": 4096, "out_features": width}},
+        "pos_embed_scaling_factor": None, "qk_norm": "rms", "x_block_self_attn_layers": [],
+    }  # fmt: skip
+
+
+def text_encoder_weights() -> dict[str, Tensor]:
+    """Draw CLIP-L: token embedding of deviation 1, positions 0.3, layers 0.02, fp16.
+
+    Drawn one tensor after the other from one generator, in the order written here. A value is the sum of the four
+    16-bit parts of one raw 64-bit number of PCG64, which is nearly normal and, unlike a normal generator, made of
+    integers alone: every processor and library version draws the same bits.
+    """
+    source = np.random.PCG64(TEXT_SEED)
+    found: dict[str, Tensor] = {}
+
+    def draw(name: str, *shape: int, scale: float) -> None:
+        parts = source.random_raw(math.prod(shape)).view(np.uint16).reshape(-1, 4)
+        sums = parts.sum(axis=1, dtype=np.int32) - 2 * 65535
+        values = sums.astype(np.float32) * np.float32(scale / (65536 / math.sqrt(3)))
+        found[name] = torch.from_numpy(values.astype(np.float16)).reshape(shape)
+
+    def norm(name: str) -> None:
+        found[f"{name}.weight"] = torch.ones(TEXT_WIDTH).half()
+        found[f"{name}.bias"] = torch.zeros(TEXT_WIDTH).half()
+
+    draw("text_model.embeddings.token_embedding.weight", TEXT_VOCABULARY, TEXT_WIDTH, scale=1.0)
+    draw("text_model.embeddings.position_embedding.weight", TEXT_TOKENS, TEXT_WIDTH, scale=0.3)
+    for number in range(TEXT_LAYERS):
+        layer = f"text_model.encoder.layers.{number}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            draw(f"{layer}.self_attn.{part}.weight", TEXT_WIDTH, TEXT_WIDTH, scale=0.02)
+            draw(f"{layer}.self_attn.{part}.bias", TEXT_WIDTH, scale=0.02)
+        draw(f"{layer}.mlp.fc1.weight", TEXT_HIDDEN, TEXT_WIDTH, scale=0.02)
+        draw(f"{layer}.mlp.fc1.bias", TEXT_HIDDEN, scale=0.02)
+        draw(f"{layer}.mlp.fc2.weight", TEXT_WIDTH, TEXT_HIDDEN, scale=0.02)
+        draw(f"{layer}.mlp.fc2.bias", TEXT_WIDTH, scale=0.02)
+        norm(f"{layer}.layer_norm1")
+        norm(f"{layer}.layer_norm2")
+    norm("text_model.final_layer_norm")
+    draw("text_projection.weight", TEXT_WIDTH, TEXT_WIDTH, scale=0.02)
+    return found
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def card() -> dict[str, Any]:
+    """Read the model card's numbers: checksums, steps, measured quality; empty before the first training.
+
+    Raises:
+        BaseModelError: It is damaged.
+    """
+    try:
+        facts = json.loads(CARD.read_text(encoding="utf-8")) if CARD.is_file() else {}
+        if not isinstance(facts, dict):
+            raise ValueError("it holds no names and values")
+    except ValueError as error:
+        raise BaseModelError(f"The base model is damaged: {CARD} cannot be read ({error}). {_again(CARD)}") from error
+    return facts
+
+
+def write_card(facts: dict[str, Any]) -> None:
+    """Write the model card's numbers, whole or not at all."""
+    part = CARD.with_suffix(".part")
+    part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    part.replace(CARD)
+
+
+def shipped(file: Path) -> dict[str, Tensor]:
+    """Read one of the two shipped files and hold it against its checksum.
+
+    Raises:
+        BaseModelError: It is missing, cut off or changed.
+    """
+    for needed in (file, CARD):
+        if not needed.is_file():
+            raise BaseModelError(f"The base model is not complete, {needed} is not there. {_again(needed)}")
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise BaseModelError(f"The base model is damaged: {file} cannot be read ({error}). {_again(file)}") from error
+    if checksum(tensors) != card().get("sha256", {}).get(file.name):
+        raise BaseModelError(
+            f"The base model is damaged: {file} is not the one that {CARD.name} beside it tells of. "
+            + _again(file, CARD)
+        )
+    return tensors
+
+
+def _again(*files: Path) -> str:
+    names = " ".join(f"lab/base_model/{file.name}" for file in files)
+    return f"Install the pack again, or get what is damaged from its repository (git checkout {names})."
+
+
+def ship(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
+    """Write one of the two shipped files in fp16, and its checksum and some facts into the card.
+
+    Nothing is written where that was done before; what was measured of other weights goes from the card.
+    """
+    halves = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
+    known, digest = card(), checksum(halves)
+    sums = known.setdefault("sha256", {})
+    if sums.get(file.name) != digest:
+        known.pop("quality", None)
+    elif file.is_file() and "checkpoint" in sums and {**known, **facts} == known:
+        return
+    save_whole(halves, file)
+    known |= facts
+    sums[file.name] = digest
+    sums.pop("checkpoint", None)
+    write_card(known)
+    if file in PREFIXES and fits_together() and all(shipped_file.is_file() for shipped_file in PREFIXES):
+        known["sha256"]["checkpoint"] = checksum(full_checkpoint())  # reads the card
+        write_card(known)
+
+
+def fits_together() -> bool:
+    """Whether the denoiser was trained on the latents of the VAE that is shipped beside it."""
+    known = card()
+    made_for = known.get("denoiser", {}).get("vae")
+    return bool(made_for) and known.get("sha256", {}).get(VAE.name, "").startswith(made_for)
+
+
+def full_checkpoint() -> dict[str, Tensor]:
+    """Join the shipped weights with the seeded text encoder.
+
+    Raises:
+        BaseModelError: The shipped weights are missing or damaged, or the denoiser was trained on another VAE.
+    """
+    joined: dict[str, Tensor] = {}
+    for file, prefix in PREFIXES.items():
+        joined |= {prefix + name: tensor for name, tensor in shipped(file).items()}
+    if not fits_together():
+        raise BaseModelError(
+            f"The base model's files do not belong together: the denoiser was trained on the latents of another VAE. "
+            f"{_again(VAE, DENOISER, CARD)} Who trains it (python lab train) has the denoiser to train yet."
+        )
+    joined |= {f"{TEXT_PREFIX}transformer.{name}": tensor for name, tensor in text_encoder_weights().items()}
+    joined[f"{TEXT_PREFIX}logit_scale"] = torch.tensor(4.6055).half()  # CLIP's; unused, but the host asks for it
+    return joined
+
+
+def assemble(target: Path) -> str:
+    """Write the checkpoint, unless it is there and right already; returns its checksum.
+
+    Raises:
+        BaseModelError: The shipped weights are missing or damaged, or the disk is full.
+        PermissionError: The file may not be written: on Windows, while ComfyUI has it open.
+    """
+    wanted = card().get("sha256", {}).get("checkpoint", "")
+    if target.is_file():
+        try:
+            if checksum(load_file(target)) == wanted:
+                return str(wanted)
+        except (SafetensorError, OSError):
+            pass  # cut off by a full disk or a crash: written anew below
+    tensors = full_checkpoint()
+    found = checksum(tensors)
+    if wanted != found:
+        raise BaseModelError(
+            f"The assembled checkpoint differs from the published one ({found[:12]}…): {CARD} is not of these weights, "
+            f"or numpy draws other numbers here than it should. {_again(CARD)}"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_whole(tensors, target)
+    except PermissionError:
+        raise  # on Windows, where ComfyUI has it open: who called knows what to do
+    except (SafetensorError, OSError) as error:
+        raise BaseModelError(f"The base model could not be written to {target}: {error}") from error
+    return found

@@ -1,0 +1,78 @@
+"""What the learning benchmark trains and judges with, on a few steps and pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def learning(comfy_host: Any) -> Any:
+    from lora_workbench.lab.bench import learning
+
+    return learning
+
+
+def test_both_trainers_are_run_and_judged(learning: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_workbench.lab.demo import pictures
+    from lora_workbench.lab.judge import judge
+
+    monkeypatch.setattr(judge, "ALIKE", 4)
+    monkeypatch.setattr(judge, "_REFERENCES", (20, 1000))
+    monkeypatch.setattr(pictures, "KEPT_COUNT", 24)
+    bench = learning.Bench("zorp", tmp_path, count=3, scenes=4)
+    rounds = counted_rounds(monkeypatch)
+
+    cold, judged = bench.run(bench.ours, 0, cold=True, steps=2)
+    assert cold.steps == 2 and judged.drift > 0, "it is another model"
+    encoded = len(list((tmp_path / "cache").rglob("*.safetensors")))
+    assert encoded >= len(bench.pictures) + 24, "pictures to learn and to keep"
+    alone = bench.ours(0, cold=True, steps=2, prior={"share": 0}, batch_size=learning.LEARNED)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) < encoded, "none to keep, and begun anew"
+    assert alone.lora.keys() == cold.lora.keys()
+
+    native, judged = bench.run(bench.native, 0, 2, **learning.FASTER, **learning.BY_STEPS)
+    assert judged.drift > 0 and native.lora
+    assert rounds.count("step") == 2, "as many steps, each of as many pictures as ours learns from"
+    assert rounds.count("backward") == 2 * learning.LEARNED
+    assert bench.judge.preservation(bench.painter.model).drift == 0, "the base paints what it did before"
+
+    shown = []
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "native_lora", lambda _, *lists, **__: shown.extend(lists) or {})
+        bench.native(0, 2, mixed=True)
+    for things in shown:
+        times = Counter(map(id, things))
+        assert sorted(times.values()) == [1] * 24 + [2] * 12, "its own as often as those to keep"
+
+
+def counted_rounds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What TrainLoraNode's own trainer does from now on: its backwards and its optimizer's steps."""
+    import comfy_extras.nodes_train as native
+
+    done: list[str] = []
+    backward, step = torch.Tensor.backward, torch.optim.AdamW.step
+
+    def within(name: str, plain: Any) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            done.append(name)
+            return plain(self, *args, **kwargs)
+
+        return call
+
+    train = native.TrainLoraNode.execute.__func__
+
+    def execute(cls: Any, **inputs: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "backward", within("backward", backward))
+            patch.setattr(torch.optim.AdamW, "step", within("step", step))
+            return train(cls, **inputs)
+
+    monkeypatch.setattr(native.TrainLoraNode, "execute", classmethod(execute))
+    return done

@@ -1,0 +1,99 @@
+"""An epoch deals every picture as often as it repeats, in an order that only the seed and the epoch decide."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lora_workbench.training.data import batches
+from lora_workbench.training.data.dataset import Dataset, Picture, Placement
+from lora_workbench.training.errors import SettingError
+
+
+def _dataset(flip: bool = False) -> Dataset:
+    def picture(index: int) -> Picture:
+        bucket = [(512, 512), (448, 576), (576, 448)][index % 3]
+        return Picture(
+            Path(f"{index}.png"), (9, 9), "", repeats=1 + index % 4, placement=Placement(bucket, bucket, (0, 0)),
+            flip=flip,
+        )  # fmt: skip
+
+    return Dataset(tuple(picture(index) for index in range(23)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+def test_an_epoch_is_complete_and_unmixed(batch_size: int) -> None:
+    dataset = _dataset()
+    dealt = batches.epoch_batches(dataset, batch_size, seed=3, epoch=1)
+    seen = Counter(index for batch in dealt for index in batch.indices)
+    assert seen == {index: picture.repeats for index, picture in enumerate(dataset.pictures)}
+    for batch in dealt:
+        assert {dataset.pictures[index].placement.bucket for index in batch.indices} == {batch.bucket}
+        assert 1 <= len(batch) <= batch_size and len(batch.flips) == len(batch)
+    # One short batch in a bucket at most.
+    assert max(Counter(batch.bucket for batch in dealt if len(batch) < batch_size).values(), default=0) <= 1
+
+
+@pytest.mark.parametrize(("repeats", "count", "each"), [(0.25, 20, 5), (0.1, 30, 3), (1.5, 8, 12), (7 / 3, 3, 7)])
+def test_parts_of_a_repeat_take_turns(repeats: float, count: int, each: int) -> None:
+    place = Placement((512, 512), (512, 512), (0, 0))
+    pictures = tuple(Picture(Path(f"{n}.png"), (9, 9), "", repeats=repeats, placement=place) for n in range(count))
+    epochs = [
+        Counter(i for batch in batches.epoch_batches(Dataset(pictures), 4, 0, epoch) for i in batch.indices)
+        for epoch in range(30)
+    ]
+    assert {sum(seen.values()) for seen in epochs} == {each}
+    total = sum(epochs, Counter())
+    assert all(total[index] == pytest.approx(30 * repeats, abs=1) for index in range(count)), "some come too seldom"
+
+
+def test_order_is_a_matter_of_seed_and_epoch() -> None:
+    dataset = _dataset()
+    first = batches.epoch_batches(dataset, 2, seed=3, epoch=1)
+    assert first == batches.epoch_batches(dataset, 2, seed=3, epoch=1)
+    assert first != batches.epoch_batches(dataset, 2, seed=3, epoch=2)
+    assert first != batches.epoch_batches(dataset, 2, seed=4, epoch=1)
+    buckets = [batch.bucket for batch in first]
+    assert buckets != sorted(buckets), "batches come bucket by bucket"
+    for batch in batches.epoch_batches(dataset, 100, seed=3, epoch=1):
+        assert list(batch.indices) != sorted(batch.indices), "pictures come in the order of the folder"
+
+
+def test_flip_changes_nothing_else() -> None:
+    plain = batches.epoch_batches(_dataset(), 2, seed=3, epoch=1)
+    flipped = batches.epoch_batches(_dataset(flip=True), 2, seed=3, epoch=1)
+    assert [batch.indices for batch in plain] == [batch.indices for batch in flipped]
+    assert not any(flip for batch in plain for flip in batch.flips)
+    # The flips have a generator of their own: other draws for the order leave them alone.
+    whole = batches.epoch_batches(_dataset(flip=True), 100, seed=3, epoch=1)
+    assert [flip for batch in whole for flip in batch.flips] == [flip for batch in flipped for flip in batch.flips]
+    draws = [
+        flip for epoch in range(20) for b in batches.epoch_batches(_dataset(True), 2, 3, epoch) for flip in b.flips
+    ]
+    assert 0.45 < sum(draws) / len(draws) < 0.55
+    # Of two datasets put together one may be mirrored, and the other hold writing.
+    some = _dataset(True)
+    some = some.with_pictures(replace(p, flip=number < 10) for number, p in enumerate(some.pictures))
+    dealt = batches.epoch_batches(some, 2, seed=3, epoch=1)
+    mirrored = {index for batch in dealt for index, flip in zip(batch.indices, batch.flips, strict=True) if flip}
+    assert mirrored and max(mirrored) < 10
+    assert [b.flips for b in flipped] != [b.flips for b in batches.epoch_batches(_dataset(True), 2, 3, 2)]
+
+
+def test_steps_group_batches_and_keep_the_rest() -> None:
+    dealt = batches.epoch_batches(_dataset(), 4, seed=0, epoch=0)
+    steps = batches.steps_of(dealt, 3)
+    assert [batch for step in steps for batch in step] == dealt
+    assert {len(step) for step in steps[:-1]} == {3} and 1 <= len(steps[-1]) <= 3
+    assert batches.steps_of([], 3) == []
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(SettingError, match="batch size is 0"):
+        batches.epoch_batches(_dataset(), 0, 0, 0)
+    with pytest.raises(SettingError, match="gradient accumulation is 0"):
+        batches.steps_of([], 0)
+    with pytest.raises(AssertionError, match="not bucketed"):
+        batches.epoch_batches(replace(_dataset(), pictures=(Picture(Path("a"), (1, 1), ""),)), 1, 0, 0)

@@ -1,0 +1,122 @@
+"""Datasets put together: how often each is seen, and that no prior picture is left out for ever."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lora_workbench.training.data.batches import epoch_batches
+from lora_workbench.training.data.dataset import CaptionPolicy, Dataset, Picture, Placement
+from lora_workbench.training.data.mixing import concat, with_own_prior, with_prior
+from lora_workbench.training.errors import UserError
+
+PLACE = Placement((512, 512), (512, 512), (0, 0))
+
+
+def made(name: str, count: int, repeats: float = 1, **more: object) -> Dataset:
+    pictures = tuple(
+        Picture(Path(f"/{name}/{n}.png"), (512, 512), name, repeats, concept=name, placement=PLACE)
+        for n in range(count)
+    )
+    return Dataset(pictures, name=name, root=Path(f"/{name}"), **more)
+
+
+def seen(dataset: Dataset, epoch: int) -> Counter[str]:
+    return Counter(
+        dataset.pictures[index].concept for batch in epoch_batches(dataset, 2, 0, epoch) for index in batch.indices
+    )
+
+
+def test_datasets_follow_one_another_with_their_weights():
+    both = concat([made("a", 3, 2, trigger="zorp"), made("b", 4)], [1.0, 0.5])
+    assert both.trigger == "zorp" and both.root is None and len(both.pictures) == 7
+    assert [picture.repeats for picture in both.pictures] == [2, 2, 2, 0.5, 0.5, 0.5, 0.5]
+    assert seen(both, 0) == {"a": 6, "b": 2}
+    assert concat([made("a", 3)]) == made("a", 3)
+
+
+def test_each_dataset_keeps_its_trigger_and_its_caption_policy():
+    live = CaptionPolicy(shuffle=True)
+    one, two = made("a", 1, trigger="zorp", policy=live), made("b", 1, trigger="quib")
+    both = concat([concat([one, two]), made("c", 1, trigger="zorp")])
+    assert [both.trigger_of(picture) for picture in both.pictures] == ["zorp", "quib", "zorp"]
+    assert [both.policy_of(picture) for picture in both.pictures] == [live, None, None]
+    alike = concat([one, made("b", 1, trigger="zorp", policy=live)])
+    assert alike.policy == live and {picture.own_trigger for picture in alike.pictures} == {None}
+
+
+@pytest.mark.parametrize("count", [3, 10, 37])
+def test_prior_pictures_are_as_many_as_those_to_learn_and_take_turns(count):
+    mixed = with_prior(made("zorp", 4, 5), made("creature", count), weight=0.5)
+    assert {picture.weight for picture in mixed.pictures if picture.is_prior} == {0.5}
+    assert {picture.weight for picture in mixed.pictures if not picture.is_prior} == {1.0}
+    total: Counter[int] = Counter()
+    for epoch in range(10):
+        assert seen(mixed, epoch) == {"zorp": 20, "creature": 20}
+        total.update(index for batch in epoch_batches(mixed, 2, 0, epoch) for index in batch.indices)
+    assert set(total) == set(range(4 + count)), "some were never seen"
+
+
+def test_their_share_can_be_chosen():
+    mixed = with_prior(made("zorp", 4, 5), made("creature", 40), share=0.5)
+    assert [seen(mixed, epoch) for epoch in range(4)] == [{"zorp": 20, "creature": 10}] * 4
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda: with_own_prior(made("a", 1)), "no trigger word"),
+        (lambda: with_own_prior(made("a", 1, trigger="zorp")), "No caption has the trigger"),
+        (lambda: with_own_prior(made("a", 1, trigger="zorp"), prompts=["a Zorp!"]), "has the trigger"),
+        (lambda: concat([made("a", 1), made("b", 1)], [1, 0]), "A weight is 0"),
+        (lambda: concat([made("a", 1), replace(made("b", 1), background=(0, 0, 0))]), "different background"),
+        (lambda: concat([made("a", 1), made("b", 1).with_pictures((Picture(Path("x"), (1, 1), ""),))]), "has buckets"),
+        (lambda: with_prior(made("a", 1), made("b", 0)), "without pictures"),
+        (lambda: with_prior(made("a", 1), made("b", 1), weight=0), "weight is 0"),
+    ],
+)
+def test_what_does_not_fit_is_said(act, words):
+    with pytest.raises(UserError, match=words):
+        act()
+
+
+def test_without_further_pictures_each_is_seen_once_more_without_its_trigger():
+    pictures = made("zorp", 2, 5, trigger="zorp").pictures
+    captions = ("Zorp wearing a hat, zorp, on grass", "a zorpling, zorp")
+    dataset = made("zorp", 2, 5, trigger="zorp").with_pictures(
+        tuple(replace(picture, caption=caption) for picture, caption in zip(pictures, captions, strict=True))
+    )
+    for word, expected in (
+        ("a creature", ["a creature wearing a hat, a creature, on grass", "a zorpling, a creature"]),
+        ("", ["wearing a hat, on grass", "a zorpling"]),
+    ):
+        mixed = with_own_prior(dataset, word, weight=0.5, share=2)
+        assert mixed.pictures[:2] == dataset.pictures
+        prior = mixed.pictures[2:]
+        assert [picture.caption for picture in prior] == expected
+        assert {(p.is_prior, p.target, p.weight, p.repeats) for p in prior} == {(True, "model", 0.5, 10)}
+
+
+def test_prompts_stand_in_for_captions_each_in_its_turn():
+    dataset = made("a", 2, 6)
+    for prompts in (["a dog"], ["a dog", "", "a cat", "a cow"]):
+        prior = with_own_prior(dataset, prompts=prompts).pictures[2:]
+        assert {picture.caption for picture in prior} == {prompt for prompt in prompts if prompt}
+        assert {picture.path for picture in prior} == {picture.path for picture in dataset.pictures}
+        assert sum(picture.repeats for picture in prior) == 12
+
+
+def test_what_stands_for_itself_a_second_time_is_a_copy():
+    dataset = made("zorp", 2, trigger="zorp")
+    dataset = dataset.with_pictures(tuple(replace(picture, caption="zorp") for picture in dataset.pictures))
+    mixed = with_own_prior(with_prior(dataset, made("class", 3)), "a creature")
+    assert len(mixed.pictures) == 7
+    assert [picture.concept for picture in mixed.without_copies()] == ["zorp"] * 2 + ["class"] * 3
+
+
+def test_datasets_of_one_parent_keep_their_names_apart():
+    both = concat([made("set/a", 1), made("set/b", 1)])
+    assert both.root == Path("/set")
+    assert concat([made("a", 1), Dataset(made("b", 1).pictures)]).root is None

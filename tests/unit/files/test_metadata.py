@@ -1,0 +1,204 @@
+"""What a LoRA file says about itself, held against how its readers take it."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lora_workbench.training.data.dataset import Dataset, Picture, Placement
+from lora_workbench.training.files.metadata import RunFacts, architecture_facts, build_metadata
+
+
+def picture(name: str, caption: str, concept: str, repeats: int, bucket: tuple[int, int], **more: Any) -> Picture:
+    placement = Placement(bucket, bucket, (0, 0))
+    return Picture(Path(name), (100, 100), caption, repeats, concept, placement=placement, **more)
+
+
+def make_dataset(**more: Any) -> Dataset:
+    pictures = (
+        picture("a.png", "Zxc, red hat , ,", "10_girl", 10, (512, 512), class_word="girl", flip=True),
+        picture("b.png", "zxc, dog", "10_girl", 10, (640, 384), class_word="girl"),
+        picture("c.png", "zxc", "style", 3, (512, 512)),
+    )
+    return Dataset(pictures, name="pics", trigger="zxc", bucket_step=64, resolution=512, **more)
+
+
+def make_facts(**more: Any) -> RunFacts:
+    return RunFacts(
+        **{
+            "output_name": "my_lora",
+            "session_id": 42,
+            "started_at": 1700000000.5,
+            "finished_at": 1700000100.25,
+            "model_class": "SD15",
+            "rank": 8,
+            "alpha": 4.0,
+            "optimizer": "torch.optim.AdamW(weight_decay=0.01)",
+            "losses": (0.5, 0.25),
+            "epoch_losses": (0.375,),
+            "batch_size": 2,
+            "gradient_accumulation": 3,
+        }
+        | more
+    )
+
+
+def build(**more: Any) -> dict[str, str]:
+    return build_metadata(make_facts(**more), make_dataset())
+
+
+def test_every_value_is_text() -> None:
+    metadata = build()
+    assert all(isinstance(key, str) and isinstance(value, str) for key, value in metadata.items())
+    assert metadata["ss_text_encoder_lr"] == "None"
+    assert metadata["ss_gradient_checkpointing"] == "False" and metadata["ss_flip_aug"] == "True"
+    assert metadata["ss_network_dim"] == "8" and metadata["ss_network_alpha"] == "4.0"
+    assert metadata["ss_optimizer"] == "torch.optim.AdamW(weight_decay=0.01)"
+    assert float(metadata["ss_training_started_at"]) == 1700000000.5
+
+
+def test_lora_plus_is_told_as_kohya_tells_it() -> None:
+    assert json.loads(build()["ss_network_args"]) == {}
+    assert json.loads(build(lora_plus=4.0)["ss_network_args"]) == {"loraplus_lr_ratio": "4"}
+
+
+def test_tags_are_counted_as_kohya_does() -> None:
+    tags = json.loads(build()["ss_tag_frequency"])
+    assert tags == {"10_girl": {"zxc": 2, "red hat": 1, "dog": 1}, "3_style": {"zxc": 1}}
+
+
+def test_folders_and_datasets() -> None:
+    metadata = build()
+    assert json.loads(metadata["ss_dataset_dirs"]) == {
+        "10_girl": {"n_repeats": 10, "img_count": 2},
+        "3_style": {"n_repeats": 3, "img_count": 1},
+    }
+    (dataset,) = json.loads(metadata["ss_datasets"])
+    assert dataset["resolution"] == [512, 512] and dataset["tag_frequency"]["3_style"] == {"zxc": 1}
+    first, second = dataset["subsets"]
+    assert (first["class_tokens"], first["num_repeats"], first["img_count"]) == ("girl", 10, 2)
+    assert second["class_tokens"] is None
+    assert metadata["ss_num_train_images"] == "23"
+    assert metadata["ss_total_batch_size"] == "6" and metadata["ss_batch_size_per_device"] == "2"
+
+
+def test_regularisation_pictures_are_told_apart() -> None:
+    dataset = make_dataset()
+    prior = picture("d.png", "a girl", "1_girls", 2.5, (512, 512), is_prior=True, weight=0.5)
+    metadata = build_metadata(make_facts(), dataset.with_pictures((*dataset.pictures, prior, prior)))
+    assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"]) == ("23", "5")
+    assert json.loads(metadata["ss_reg_dataset_dirs"]) == {"1_girls": {"n_repeats": 2.5, "img_count": 2}}
+    assert metadata["ss_prior_loss_weight"] == "0.5"
+    assert list(json.loads(metadata["ss_tag_frequency"])) == ["10_girl", "3_style"]
+    (told,) = json.loads(metadata["ss_datasets"])
+    assert [subset["is_reg"] for subset in told["subsets"]] == [False, False, True]
+
+
+def test_pictures_without_a_folder_go_by_the_datasets_name() -> None:
+    dataset = Dataset((picture("a.png", "x", "", 1, (512, 512)),), name="pics", resolution=512)
+    assert json.loads(build_metadata(make_facts(), dataset)["ss_dataset_dirs"]) == {
+        "1_pics": {"n_repeats": 1, "img_count": 1}
+    }
+
+
+def test_buckets() -> None:
+    metadata = build()
+    info = json.loads(metadata["ss_bucket_info"])
+    assert info["buckets"] == {
+        "0": {"resolution": [512, 512], "count": 13},
+        "1": {"resolution": [640, 384], "count": 10},
+    }
+    assert info["mean_img_ar_error"] == pytest.approx((640 / 384 - 1) / 3)
+    assert ast.literal_eval(metadata["ss_resolution"]) == (512, 512)
+    assert metadata["ss_enable_bucket"] == "True"
+    assert (metadata["ss_min_bucket_reso"], metadata["ss_max_bucket_reso"]) == ("384", "640")
+
+
+def test_an_unbucketed_dataset_claims_no_buckets() -> None:
+    metadata = build_metadata(make_facts(), Dataset((Picture(Path("a.png"), (8, 8), ""),)))
+    assert metadata["ss_enable_bucket"] == "False"
+    assert not {"ss_bucket_info", "ss_resolution", "ss_min_bucket_reso"} & set(metadata)
+
+
+def test_readers_get_json_objects_where_they_parse_them() -> None:
+    """Automatic1111 parses what begins with a brace, and wants these three to be objects."""
+    metadata = build()
+    for key in ("ss_bucket_info", "ss_dataset_dirs", "ss_tag_frequency"):
+        assert metadata[key].startswith("{") and isinstance(json.loads(metadata[key]), dict)
+
+
+def test_modelspec() -> None:
+    metadata = build()
+    spec = {key.removeprefix("modelspec."): value for key, value in metadata.items() if "modelspec." in key}
+    date = spec.pop("date")
+    assert len(date) == len("2023-11-14T22:13:20") and date[10] == "T"
+    assert spec == {
+        "sai_model_spec": "1.0.1",
+        "architecture": "stable-diffusion-v1/lora",
+        "implementation": "diffusers",
+        "title": "my_lora",
+        "resolution": "512x512",
+        "prediction_type": "epsilon",
+        "trigger_phrase": "zxc",
+    }
+
+
+def test_only_what_is_known_is_written() -> None:
+    assert not [key for key in build() if "model_name" in key or "model_hash" in key or "guidance" in key]
+    assert "ss_num_batches_per_epoch" not in build()
+    assert build(batches_per_epoch=12)["ss_num_batches_per_epoch"] == "12"
+    assert build(guidance=3.5)["ss_guidance_scale"] == "3.5"
+    dataset = Dataset(make_dataset().pictures, resolution=512)
+    assert "modelspec.trigger_phrase" not in build_metadata(make_facts(), dataset)
+
+
+def test_our_own_keys() -> None:
+    metadata = build()
+    assert json.loads(metadata["lora_workbench.epoch_losses"]) == [0.375]
+    assert float(metadata["lora_workbench.final_loss"]) == 0.25
+    assert float(metadata["lora_workbench.mean_loss"]) == 0.375
+
+
+@pytest.mark.parametrize(
+    ("model_class", "version", "architecture"),
+    [
+        ("SD15", "sd_v1", "stable-diffusion-v1"),
+        ("SD20", "sd_v2", "stable-diffusion-v2-512"),
+        ("SDXL", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+        ("KOALA_700M", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+        ("Flux", "flux1", "flux-1-dev"),
+        ("FluxSchnell", "flux1", "flux-1-schnell"),
+        ("Chroma", "chroma", "chroma"),
+        ("Lumina2", "lumina2", "lumina-2"),
+        ("BrandNewModel", "brandnewmodel", "brandnewmodel"),
+    ],
+)
+def test_published_names(model_class: str, version: str, architecture: str) -> None:
+    facts = architecture_facts(model_class)
+    assert (facts.base_version, facts.architecture) == (version, architecture)
+    metadata = build(model_class=model_class)
+    assert metadata["ss_base_model_version"] == version
+    assert metadata["modelspec.architecture"] == f"{architecture}/lora"
+
+
+def test_v_prediction() -> None:
+    metadata = build(model_class="SD20", v_prediction=True)
+    assert metadata["ss_base_model_version"] == "sd_v2_v" and metadata["ss_v2"] == "True"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
+    assert metadata["modelspec.prediction_type"] == "v"
+    assert build(model_class="SDXL", v_prediction=True)["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert build(v_prediction=True)["ss_base_model_version"] == "sd_v1_v"
+
+
+def test_flow_models_have_no_prediction_type() -> None:
+    assert "modelspec.prediction_type" not in build(model_class="Flux")
+
+
+def test_a_date_is_no_count() -> None:
+    dataset = make_dataset()
+    dated = dataset.with_pictures(replace(picture, concept="20240501_trip", repeats=1) for picture in dataset.pictures)
+    assert list(json.loads(build_metadata(make_facts(), dated)["ss_dataset_dirs"])) == ["1_20240501_trip"]

@@ -1,0 +1,149 @@
+"""The LoRA itself: two small matrices beside a frozen layer, acting on activations.
+
+    y = f(x) + (alpha / rank) · up(drop(down(x)))                        (Hu et al. 2021, arXiv:2106.09685)
+
+Nothing here ever forms `W + ΔW`: a step costs little more than the frozen model's own. Frozen weights are reached
+through a `Frozen` that lends them for one operation, because the host may keep them as inference tensors, on the
+CPU, quantized or paged out; backward borrows again instead of saving them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..draws import generator
+from .frozen import Frozen, FrozenConv, compute_dtype
+
+
+class LoraLayer:
+    """The trainable pair of one layer.
+
+    Attributes:
+        path: Path of the frozen layer inside the host's model.
+        down: [rank, in] for a linear layer, [rank, in, 1, 1] for a 1×1 convolution; fp32.
+        up: [out, rank] or [out, rank, 1, 1]; fp32, zeros at the start so that training begins at the base model.
+        scale: alpha / rank.
+        is_off: Whether the frozen layer runs alone for now.
+    """
+
+    def __init__(self, path: str, down: Tensor, up: Tensor, scale: float, dropout: float) -> None:
+        self.path = path
+        self.down = down.requires_grad_(True)
+        self.up = up.requires_grad_(True)
+        self.scale = scale
+        self.dropout = dropout
+        self.index = 0
+        self.is_off = False
+        self._draw = (0, 0)
+
+    def begin_micro_step(self, seed: int, micro_step: int) -> None:
+        """Fix what dropout draws until the next call, so that a recomputed block drops the same values."""
+        self._draw = (seed, micro_step)
+
+    def keep_mask(self, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
+        """Draw which inner values stay, scaled so that their mean is kept; None without dropout."""
+        if not self.dropout:
+            return None
+        seed, micro_step = self._draw
+        draws = torch.rand(
+            shape, device=device, generator=generator(seed, "dropout", micro_step, self.index, device=device)
+        )
+        return (draws >= self.dropout).float() / (1 - self.dropout)
+
+
+
+
+class AdaptedLinear(torch.autograd.Function):
+    """A frozen linear layer with or without its LoRA, as one operation.
+
+    Forward adds the LoRA into the layer's output in place; backward adds its share into the input's gradient in
+    place. Saved for backward: the input (only where there is a LoRA) and its image under `down`. The frozen
+    weight is borrowed again, never saved.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        down: Tensor | None,
+        up: Tensor | None,
+        frozen: Frozen,
+        layer: LoraLayer | None,
+    ) -> Tensor:
+        """Compute `x Wᵀ + b + scale · keep ⊙ (x downᵀ) upᵀ` for x of shape [..., in]."""
+        ctx.frozen, ctx.layer = frozen, layer
+        ctx.input_dtype = x.dtype
+        x = x.to(compute_dtype(x))
+        rows = x.reshape(-1, x.shape[-1])
+        with frozen.lend(x) as (weight, bias):
+            # Into a tensor of its own: some models add into the result in place, which a view would forbid.
+            y = x.new_empty(*x.shape[:-1], weight.shape[0])
+            flat = y.view(-1, weight.shape[0])
+            if bias is None:
+                torch.mm(rows, weight.t(), out=flat)
+            else:
+                torch.addmm(bias, rows, weight.t(), out=flat)
+        if layer is None or down is None or up is None:
+            return y
+        inner = rows @ down.to(x.dtype).t()
+        keep = layer.keep_mask(inner.shape, x.device)
+        if keep is not None:
+            keep = keep.to(x.dtype)
+            inner = inner * keep
+        flat.addmm_(inner, up.to(x.dtype).t(), alpha=layer.scale)
+        ctx.save_for_backward(rows, inner, down, up, keep)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Return the gradients of x, down and up."""
+        grad_x = grad_down = grad_up = None
+        if ctx.needs_input_grad[0]:
+            with ctx.frozen.lend(grad) as (weight, _):
+                grad_x = grad @ weight
+        saved = ctx.saved_tensors  # may be asked for once only when the block is checkpointed
+        if saved:
+            rows, inner, down, up, keep = saved
+            flat = grad.reshape(-1, grad.shape[-1])
+            # The scale goes on what is small, not on a copy of the whole gradient.
+            grad_up = (flat.t() @ inner).to(up.dtype).mul_(ctx.layer.scale)
+            grad_inner = (flat @ up.to(grad.dtype)).mul_(ctx.layer.scale)
+            if keep is not None:
+                grad_inner = grad_inner * keep
+            grad_down = (grad_inner.t() @ rows).to(down.dtype)
+            if grad_x is not None:
+                grad_x.view(-1, grad_x.shape[-1]).addmm_(grad_inner, down.to(grad.dtype))
+        if grad_x is not None:
+            grad_x = grad_x.to(ctx.input_dtype)
+        return grad_x, grad_down, grad_up, None, None
+
+
+
+
+def adapted_linear(x: Tensor, frozen: Frozen, layer: LoraLayer | None) -> Tensor:
+    """Run a frozen linear layer, with its LoRA when it has one."""
+    layer = None if layer is None or layer.is_off else layer
+    down, up = (layer.down, layer.up) if layer else (None, None)
+    return AdaptedLinear.apply(x, down, up, frozen, layer)  # type: ignore[no-any-return]
+
+
+def adapted_conv(x: Tensor, frozen: Frozen, layer: LoraLayer | None) -> Tensor:
+    """Run a frozen convolution, with its LoRA (1×1, stride 1) when it has one."""
+    y: Tensor = FrozenConv.apply(x, frozen)
+    if layer is None or layer.is_off:
+        return y
+    inner = F.conv2d(x.to(y.dtype), layer.down.to(y.dtype))
+    keep = layer.keep_mask(inner.shape, x.device)
+    if keep is not None:
+        inner = inner * keep.to(inner.dtype)
+    return y.add_(F.conv2d(inner, layer.up.to(y.dtype)), alpha=layer.scale)
+
+
+
+
+
+

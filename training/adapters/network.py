@@ -1,0 +1,91 @@
+"""Every trainable layer of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..draws import generator
+from ..errors import UserError
+from .lora import LoraLayer
+
+
+class LoraNetwork:
+    """All trainable pairs of a run, in the order of the model's layers."""
+
+    def __init__(self, layers: Iterable[LoraLayer], rank: int, alpha: float) -> None:
+        self.layers = list(layers)
+        self.rank = rank
+        self.alpha = alpha
+        for index, layer in enumerate(self.layers):
+            layer.index = index
+
+    @classmethod
+    def create(
+        cls,
+        targets: dict[str, nn.Module],
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        seed: int,
+        device: torch.device,
+    ) -> LoraNetwork:
+        """Make a fresh pair for each target.
+
+        `down` is drawn from U(-1/√in, 1/√in) (kaiming uniform with a = √5, as kohya and PEFT draw it) with one
+        generator per layer, `up` is zero.
+
+        Raises:
+            UserError: There is nothing to train.
+        """
+        if not targets:
+            raise UserError(
+                "This MODEL has no layer a LoRA can be trained on: no attention or feed-forward layer was found in "
+                "it. Connect the MODEL of an image model's checkpoint or diffusion-model loader."
+            )
+        layers = []
+        for index, (path, module) in enumerate(targets.items()):
+            if isinstance(module, nn.Conv2d):
+                down_shape: tuple[int, ...] = (rank, module.in_channels, 1, 1)
+                up_shape: tuple[int, ...] = (module.out_channels, rank, 1, 1)
+            else:
+                fan_in, fan_out = int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+                down_shape, up_shape = (rank, fan_in), (fan_out, rank)
+            bound = 1 / math.sqrt(down_shape[1])
+            down = torch.rand(down_shape, generator=generator(seed, "init", index)) * (2 * bound) - bound
+            up = torch.zeros(up_shape)
+            layers.append(LoraLayer(path, down.to(device), up.to(device), alpha / rank, dropout))
+        return cls(layers, rank, alpha)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Yield every trainable tensor, down before up, layer by layer."""
+        for layer in self.layers:
+            yield layer.down
+            yield layer.up
+
+    def begin_micro_step(self, seed: int, micro_step: int) -> None:
+        """Tell each layer where in the run it is."""
+        for layer in self.layers:
+            layer.begin_micro_step(seed, micro_step)
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Run the frozen model alone until the block ends."""
+        for layer in self.layers:
+            layer.is_off = True
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.is_off = False
+
+
+def parameters_snapshot(network: LoraNetwork) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield (path, down, up) of each layer as fp32 copies on the CPU, safe to hand on while training goes on."""
+    for layer in network.layers:
+        yield layer.path, layer.down.detach().float().cpu().clone(), layer.up.detach().float().cpu().clone()

@@ -1,0 +1,88 @@
+"""Encoded captions, each made once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..errors import UserError
+from ..events import Cancelled, Sink
+from .store import TensorCache
+
+
+class CaptionEncoder(Protocol):
+    """What turns captions into conditioning."""
+
+    identity: str
+
+    def encode(self, caption: str) -> Any: ...  # noqa: D102 - see training/host/text.py
+
+
+@dataclass(frozen=True)
+class CaptionStore:
+    """The encoded captions of a dataset.
+
+    Attributes:
+        keys: Cache key of each distinct caption.
+        loose: Conditioning that cannot be stored on disk, by caption.
+        encoded: How many had to be encoded this time.
+    """
+
+    cache: TensorCache
+    keys: dict[str, str]
+    loose: dict[str, Any]
+    encoded: int
+    unpack: Any
+
+    def load(self, caption: str) -> Any:
+        """Return the conditioning of one caption."""
+        if caption in self.loose:
+            return self.loose[caption]
+        found = self.cache.get(self.keys[caption])
+        if found is None:
+            raise UserError(
+                f"The cached caption {caption[:40]!r} has gone from {self.cache.folder} while training. "
+                "Queue again: it will be made anew."
+            )
+        return self.unpack(*found)
+
+
+def store_captions(
+    captions: list[str], text: CaptionEncoder, cache: TensorCache, sink: Sink, pack: Any, unpack: Any
+) -> CaptionStore:
+    """Encode each distinct caption the cache does not hold yet.
+
+    Args:
+        captions: Captions of all pictures; duplicates are encoded once.
+        text: The text encoder.
+        cache: Where they are kept.
+        sink: Is told of the progress and asked for a cancel.
+        pack: Takes a conditioning apart, or returns None when it cannot be stored.
+        unpack: Its inverse.
+
+    Raises:
+        Cancelled: The person pressed cancel between two captions.
+    """
+    distinct = list(dict.fromkeys(captions))
+    keys: dict[str, str] = {}
+    loose: dict[str, Any] = {}
+    encoded = 0
+    for done, caption in enumerate(distinct):
+        if sink.cancelled():
+            raise Cancelled
+        sink.phase("encoding captions", done, len(distinct))
+        key = hashlib.sha256(f"caption-1|{text.identity}|{caption}".encode()).hexdigest()
+        keys[caption] = key
+        if key in cache:
+            continue
+        conditioning = text.encode(caption)
+        encoded += 1
+        # What an embedding file holds is no part of the key.
+        packed = pack(conditioning) if "embedding:" not in caption else None
+        if packed is None:
+            loose[caption] = conditioning
+        else:
+            cache.put(key, *packed)
+    sink.phase("encoding captions", len(distinct), len(distinct))
+    return CaptionStore(cache, keys, loose, encoded, unpack)

@@ -1,0 +1,200 @@
+"""Edits of all captions of a dataset at once: trigger, prefix, replace, tags removed or pruned, brackets, shuffle.
+
+A caption is a sentence or a list of tags between commas. An edit that is about tags leaves the order of the rest and
+writes ", " between tags.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..data.words import calls, join_tags, split_tags, tag_counts, with_trigger
+from ..draws import seed_for
+from ..errors import SettingError
+from ..settings import check_fields, knob
+
+OPERATIONS = (
+    "trigger first",
+    "add before",
+    "add after",
+    "replace",
+    "replace (regular expression)",
+    "remove tags",
+    "keep only tags",
+    "prune frequent tags",
+    "prune tags implied by the trigger",
+    "remove duplicate tags",
+    "shuffle tags",
+    "underscores to spaces",
+    "spaces to underscores",
+    "escape brackets",
+    "unescape brackets",
+)
+
+
+@dataclass(frozen=True)
+class CaptionEdit:
+    """One edit, done to every caption."""
+
+    operation: str = knob(OPERATIONS[0], "What is done to every caption. Chain several of these nodes in order.",
+                          choices=OPERATIONS)
+    text: str = knob(
+        "",
+        "What the operation is about: the trigger word, the text to add or to find, or tags between commas. * in a tag "
+        "stands for anything.",
+    )
+    replacement: str = knob("", "What comes in the place of the text found; \\1 is the first group of a regular "
+                                "expression.")
+    share: float = knob(
+        0.6,
+        "Prune: tags that more than this share of the captions have are removed. The trigger always stays.",
+        min=0.0, max=1.0, step=0.05,
+    )
+    keep_tokens: int = knob(1, "Shuffle: so many tags at the beginning stay where they are.", min=0, max=1000)
+    seed: int = knob(0, "Shuffle: another seed, another order.", min=0, max=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        needs = {"trigger first", "add before", "add after", "replace", "replace (regular expression)", "remove tags",
+                 "keep only tags"}  # fmt: skip
+        if self.operation in needs and not self.text.strip():
+            raise SettingError(f"The operation {self.operation!r} needs its text: type it into the field text.")
+        if self.operation == "replace (regular expression)":
+            try:
+                re.compile(self.text)
+            except re.error as error:
+                raise SettingError(f"The regular expression {self.text!r} is not valid: {error}.") from error
+
+
+
+
+
+
+
+
+def edit_captions(captions: Sequence[str], edit: CaptionEdit, triggers: str | Sequence[str] = "") -> list[str]:
+    """Do one edit to every caption; the list that came in stays as it is.
+
+    A caption of several lines is several captions of one picture: each line is edited by itself.
+
+    Args:
+        captions: One for each picture.
+        edit: What to do.
+        triggers: The trigger word of each, or of all, which pruning and shuffling leave alone.
+
+    Raises:
+        SettingError: The replacement names a group that the regular expression has not.
+    """
+    each = [triggers] * len(captions) if isinstance(triggers, str) else list(triggers)
+    split = [caption.split("\n") for caption in captions]
+    lines = [line for group in split for line in group]
+    of_lines = [trigger for group, trigger in zip(split, each, strict=True) for _ in group]
+    edited = iter(_EDITS[edit.operation](lines, edit, of_lines))
+    return ["\n".join(next(edited) for _ in group) for group in split]
+
+
+
+
+_Edit = Callable[[list[str], CaptionEdit, list[str]], list[str]]
+
+
+def _each(change: Callable[[str, CaptionEdit], str]) -> _Edit:
+    """An edit of each line by itself."""
+    return lambda captions, edit, _triggers: [change(caption, edit) for caption in captions]
+
+
+def _trigger_first(caption: str, edit: CaptionEdit) -> str:
+    """Put the trigger in front, from wherever it stands as a tag; within a sentence or a tag it stays where it is."""
+    trigger = edit.text.strip()
+    tags = [tag for tag in split_tags(caption) if tag.casefold() != trigger.casefold()]
+    if len(tags) < len(split_tags(caption)):
+        return join_tags([trigger, *tags])
+    return with_trigger(caption, trigger)
+
+
+def escape_brackets(text: str) -> str:
+    """Put a backslash before each bracket that has none, so that ComfyUI does not take it for a weight."""
+    return re.sub(r"(?<!\\)([()\[\]])", r"\\\1", text)
+
+
+def matches(tags: str, tag: str) -> bool:
+    """Whether a tag is one of those between commas, in whatever case; * stands for anything."""
+    return _pattern(tags).fullmatch(tag) is not None
+
+
+@lru_cache(maxsize=64)
+def _pattern(tags: str) -> re.Pattern[str]:
+    choices = "|".join(re.escape(tag).replace(r"\*", ".*") for tag in split_tags(tags))
+    return re.compile(choices or r"(?!)", re.IGNORECASE)
+
+
+def _replace_by_expression(caption: str, edit: CaptionEdit) -> str:
+    try:
+        return re.sub(edit.text, edit.replacement, caption).strip()
+    except (re.error, IndexError) as error:
+        raise SettingError(
+            f"The replacement {edit.replacement!r} does not fit the expression {edit.text!r}: {error}."
+        ) from error
+
+
+def _without(caption: str, edit: CaptionEdit) -> str:
+    return join_tags([tag for tag in split_tags(caption) if not matches(edit.text, tag)])
+
+
+def _only(caption: str, edit: CaptionEdit) -> str:
+    return join_tags([tag for tag in split_tags(caption) if matches(edit.text, tag)])
+
+
+def _prune(captions: list[str], edit: CaptionEdit, triggers: list[str], *, implied: bool) -> list[str]:
+    pruned = list(captions)
+    # What one trigger implies is counted where that trigger is; what is frequent is counted over all.
+    groups = dict.fromkeys(triggers) if implied else {"": None}
+    for trigger in groups:
+        chosen = [
+            number for number, caption in enumerate(captions)
+            if not implied or (triggers[number] == trigger and calls(caption, trigger))
+        ]  # fmt: skip
+        counts = tag_counts([captions[number] for number in chosen])
+        often = {tag for tag, count in counts.items() if count > edit.share * len(chosen)}
+        for number in chosen:
+            own = triggers[number]
+            kept = [tag for tag in split_tags(captions[number]) if tag not in often or calls(tag, own)]
+            pruned[number] = join_tags(kept)
+    return pruned
+
+
+def _shuffle(captions: list[str], edit: CaptionEdit, triggers: list[str]) -> list[str]:
+    shuffled = []
+    for number, (caption, trigger) in enumerate(zip(captions, triggers, strict=True)):
+        tags = split_tags(caption)
+        kept = tags[: edit.keep_tokens]
+        rest = tags[edit.keep_tokens :]
+        random.Random(seed_for(edit.seed, "caption", number)).shuffle(rest)
+        ahead = [tag for tag in rest if calls(tag, trigger)]
+        shuffled.append(join_tags(ahead + kept + [tag for tag in rest if tag not in ahead]))
+    return shuffled
+
+
+_EDITS: dict[str, _Edit] = {
+    "trigger first": _each(_trigger_first),
+    "add before": _each(lambda caption, edit: edit.text + caption),
+    "add after": _each(lambda caption, edit: caption + edit.text),
+    "replace": _each(lambda caption, edit: caption.replace(edit.text, edit.replacement).strip()),
+    "replace (regular expression)": _each(_replace_by_expression),
+    "remove tags": _each(_without),
+    "keep only tags": _each(_only),
+    "prune frequent tags": lambda captions, edit, triggers: _prune(captions, edit, triggers, implied=False),
+    "prune tags implied by the trigger": lambda captions, edit, words: _prune(captions, edit, words, implied=True),
+    "remove duplicate tags": _each(lambda caption, _edit: join_tags(list(dict.fromkeys(split_tags(caption))))),
+    "shuffle tags": _shuffle,
+    "underscores to spaces": _each(lambda caption, _edit: caption.replace("_", " ")),
+    "spaces to underscores": _each(
+        lambda caption, _edit: join_tags([tag.replace(" ", "_") for tag in split_tags(caption)])
+    ),
+    "escape brackets": _each(lambda caption, _edit: escape_brackets(caption)),
+    "unescape brackets": _each(lambda caption, _edit: re.sub(r"\\([()\[\]])", r"\1", caption)),
+}

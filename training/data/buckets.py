@@ -1,0 +1,270 @@
+"""Buckets: a few picture sizes of about equal area, so that pictures of like shape are trained together.
+
+After kohya's sd-scripts (`make_bucket_resolutions`), with three things mended: no bucket loses area to
+the largest side, shapes are compared by ratio rather than by difference, and pictures too small are named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import SettingError, UserError
+from ..settings import check_fields, knob
+from .dataset import Dataset, Picture, Placement
+
+Size = tuple[int, int]
+
+# From here on an enlarged picture is pointed out: below it nobody sees a difference.
+NOTICEABLE = 1.05
+
+
+@dataclass(frozen=True)
+class BucketConfig:
+    """How pictures are sorted into buckets."""
+
+    resolution: int = knob(
+        512,
+        "Side in pixels of the square whose area every bucket comes close to. 512 suits SD 1.5, 1024 SDXL, "
+        "SD3 and Flux; smaller trains faster and shows less detail.",
+        min=64,
+        max=8192,
+        step=64,
+    )
+    min_side: int = knob(
+        0,
+        "Shortest side of a bucket in pixels. 0: half the resolution.",
+        min=0,
+        max=8192,
+        step=8,
+        advanced=True,
+    )
+    max_side: int = knob(
+        0,
+        "Longest side of a bucket in pixels. 0: twice the resolution.",
+        min=0,
+        max=16384,
+        step=8,
+        advanced=True,
+    )
+    step: int = knob(
+        64,
+        "Sides of buckets are multiples of this many pixels. 64 fits every model; 32 or 16 cut away less and "
+        "make more buckets.",
+        min=8,
+        max=512,
+        step=8,
+        advanced=True,
+    )
+    upscale: bool = knob(
+        True,
+        "Enlarge pictures that are smaller than their bucket. Off: they get a smaller bucket of their own, "
+        "and those with a side below min side are left out.",
+        advanced=True,
+    )
+    fit: str = knob(
+        "crop",
+        "crop fills the bucket and cuts off what sticks out, the same on both sides. pad shows the whole "
+        "picture and fills the rest with the background, which is not trained.",
+        choices=("crop", "pad"),
+        advanced=True,
+    )
+    flip: bool = knob(
+        False,
+        "Mirror each picture left to right half of the time. Not for text or faces with a parting.",
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse settings that do not go together.
+
+        Raises:
+            SettingError: Says which, and which values would do.
+        """
+        check_fields(self)
+        if self.step % 8:
+            below, above = self.step // 8 * 8, self.step // 8 * 8 + 8
+            raise SettingError(f"step is {self.step}: latents need a multiple of 8, such as {below} or {above}.")
+        if self.resolution % self.step:
+            below = self.resolution // self.step * self.step
+            nearest = " or ".join(str(side) for side in (below, below + self.step) if side)
+            raise SettingError(
+                f"resolution is {self.resolution}, which is not a multiple of the step {self.step}: use {nearest}."
+            )
+        low, high = side_limits(self.resolution, self.min_side, self.max_side, self.step)
+        if low > self.resolution:
+            raise SettingError(
+                f"min side is {low}, more than the resolution {self.resolution}: lower it, or set 0 for automatic."
+            )
+        if high < self.resolution:
+            raise SettingError(
+                f"max side is {high}, less than the resolution {self.resolution}: raise it, or set 0 for automatic."
+            )
+
+
+def side_limits(resolution: int, min_side: int, max_side: int, step: int) -> tuple[int, int]:
+    """The shortest and longest side of a bucket, with 0 replaced by half and twice the resolution."""
+    low = min_side or max(step, round(resolution / 2 / step) * step)
+    return low, max_side or round(resolution * 2 / step) * step
+
+
+def bucket_sizes(resolution: int, min_side: int = 0, max_side: int = 0, step: int = 64) -> list[Size]:
+    """List the buckets: the square, and for each width the greatest height that keeps within its area.
+
+    Args:
+        resolution: Side of the square in pixels, a multiple of `step`.
+        min_side: Shortest side allowed; 0 for half the resolution.
+        max_side: Longest side allowed; 0 for twice the resolution. A height that would have to be cut to it
+            makes no bucket: kohya cuts, and trains 512 x 1024 at a resolution of 1024.
+        step: Sides are multiples of it.
+
+    Returns:
+        (width, height) pairs, sorted, each with its mirror image (height, width).
+    """
+    low, high = side_limits(resolution, min_side, max_side, step)
+    area = resolution * resolution
+    sizes: set[Size] = set()
+    for width in range(-(-low // step) * step, high + 1, step):
+        height = area // width // step * step
+        if low <= height <= high:
+            sizes |= {(width, height), (height, width)}
+    return sorted(sizes)
+
+
+def choose_bucket(size: Size, buckets: Sequence[Size]) -> Size:
+    """The bucket whose shape is nearest to a picture's, by the ratio of their aspect ratios.
+
+    Kohya takes the difference of width / height, which finds portraits closer to one another than landscapes.
+    Of two equally near the larger area wins, then the wider.
+    """
+    wanted = math.log(size[0] / size[1])
+
+    def distance(bucket: Size) -> tuple[float, int, int]:
+        # Rounded, because mirror images of a shape differ in their last bit.
+        away = round(abs(math.log(bucket[0] / bucket[1]) - wanted), 9)
+        return away, -bucket[0] * bucket[1], -bucket[0]
+
+    return min(buckets, key=distance)
+
+
+def assign_buckets(dataset: Dataset, config: BucketConfig) -> Dataset:
+    """Give every picture its bucket and its place in it.
+
+    Args:
+        dataset: Any dataset; placements it has already are made anew.
+        config: The checked settings.
+
+    Returns:
+        The dataset bucketed, with the pictures that are too small (only with `upscale` off) in `skipped`.
+
+    Raises:
+        UserError: No picture is left.
+    """
+    sizes = bucket_sizes(config.resolution, config.min_side, config.max_side, config.step)
+    low, high = side_limits(config.resolution, config.min_side, config.max_side, config.step)
+    kept: list[Picture] = []
+    skipped: list[str] = []
+    for picture in dataset.pictures:
+        placement = _fill(picture.size, choose_bucket(picture.size, sizes), config.fit)
+        if not config.upscale and _enlarges(placement, picture.size):
+            own = _own_bucket(picture.size, config.resolution, high, config.step)
+            if min(own) < max(low, config.step):
+                width, height = picture.size
+                skipped.append(
+                    f"{picture.path} is {width} x {height} pixels, too small for the shortest side of {low}: "
+                    "turn upscale on, or lower min side."
+                )
+                continue
+            placement = _fill(picture.size, own, config.fit)
+        kept.append(replace(picture, placement=placement, flip=config.flip))
+    if not kept:
+        raise UserError(f"All {len(skipped)} pictures are too small to be trained without enlarging. {skipped[0]}")
+    return replace(
+        dataset,
+        pictures=tuple(kept),
+        skipped=(*dataset.skipped, *skipped),
+        bucket_step=config.step,
+        resolution=config.resolution,
+    )
+
+
+def lost_share(placement: Placement) -> float:
+    """What the bucket does not show or does not use, 0 to 1: cut from the picture, or padded onto it."""
+    bucket = placement.bucket[0] * placement.bucket[1]
+    scaled = placement.scaled[0] * placement.scaled[1]
+    return 1 - min(bucket, scaled) / max(bucket, scaled)
+
+
+def enlargement(picture: Picture) -> float:
+    """How many times as wide a placed picture is as its file; above 1 it was upscaled."""
+    assert picture.placement is not None, "not bucketed"
+    # The longer side, which rounding to whole pixels changes least.
+    side = 0 if picture.size[0] >= picture.size[1] else 1
+    return picture.placement.scaled[side] / picture.size[side]
+
+
+def bucket_report(dataset: Dataset) -> str:
+    """Describe the buckets for a person: one line for all, then sizes, counts, what is lost, what is enlarged."""
+    buckets = dataset.buckets()
+    total = f"{_count(len(dataset.pictures))} in {_count(len(buckets), 'bucket')}, {dataset.images_per_epoch} per epoch"
+    lines = [total + (f", {len(dataset.skipped)} left out" if dataset.skipped else "")]
+    lines.append(f"mean difference of width / height: {aspect_error(dataset):.3f}")
+    for (width, height), pictures in buckets.items():
+        shown = round(sum(picture.repeats for picture in pictures))
+        placements = [picture.placement for picture in pictures if picture.placement is not None]
+        lost = sum(map(lost_share, placements)) / len(placements)
+        word = "cut away" if placements[0].fit == "crop" else "padding"
+        line = f"{width} x {height}: {_count(len(pictures))}, {shown} per epoch, {lost:.1%} {word}"
+        upscaled = [times for times in map(enlargement, pictures) if times >= NOTICEABLE]
+        if upscaled:
+            line += f", {len(upscaled)} enlarged up to {max(upscaled):.1f} times"
+        lines.append(line)
+    if dataset.skipped:
+        lines += [f"{len(dataset.skipped)} left out:", *dataset.skipped]
+    return "\n".join(lines)
+
+
+def aspect_error(dataset: Dataset) -> float:
+    """Mean absolute difference of width / height between pictures and buckets (kohya's ss_bucket_info)."""
+    errors = [
+        abs(picture.size[0] / picture.size[1] - picture.placement.bucket[0] / picture.placement.bucket[1])
+        for picture in dataset.pictures
+        if picture.placement is not None
+    ]
+    return sum(errors) / len(errors) if errors else 0.0
+
+
+def _fill(size: Size, bucket: Size, fit: str) -> Placement:
+    """Scale a picture to cover its bucket (crop) or to lie inside it (pad), and centre it."""
+    ratios = (bucket[0] / size[0], bucket[1] / size[1])
+    if fit == "crop":
+        scale = max(ratios)
+        scaled = (max(bucket[0], round(size[0] * scale)), max(bucket[1], round(size[1] * scale)))
+        offset = ((scaled[0] - bucket[0]) // 2, (scaled[1] - bucket[1]) // 2)
+    else:
+        scale = min(ratios)
+        scaled = (
+            min(bucket[0], max(1, round(size[0] * scale))),
+            min(bucket[1], max(1, round(size[1] * scale))),
+        )
+        offset = ((bucket[0] - scaled[0]) // 2, (bucket[1] - scaled[1]) // 2)
+    return Placement(bucket, scaled, offset, fit)
+
+
+def _enlarges(placement: Placement, size: Size) -> bool:
+    return placement.scaled[0] > size[0] or placement.scaled[1] > size[1]
+
+
+def _own_bucket(size: Size, resolution: int, max_side: int, step: int) -> Size:
+    """The largest bucket that a picture fills without being enlarged; it keeps within the resolution's area.
+
+    Pictures above that area are shrunk to it first; a side is cut to `max_side`. A side may come out as 0.
+    """
+    scale = min(1.0, resolution / math.sqrt(size[0] * size[1]))
+    width, height = (min(int(side * scale), max_side) // step * step for side in size)
+    return width, height
+
+
+def _count(number: int, noun: str = "picture") -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,223 @@
+"""What a DATASET is: a manifest of pictures on disk, never the pictures themselves.
+
+A dataset is frozen. Every operation returns a new one, so a node can hand the same object to several others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..settings import check_fields, knob
+
+if TYPE_CHECKING:  # which needs datasets itself
+    pass
+
+# kohya's folder names, and fractions. More than four digits is a date or a number from a camera, not a count.
+REPEATS = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,3})?)_(.*)")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How one picture fills its bucket: scale to `scaled`, then cut or pad to `bucket`.
+
+    All sizes are (width, height) in pixels; offsets are (left, top). With fit `crop` the scaled picture covers
+    the bucket and `offset` is the corner of the cut-out inside it. With fit `pad` the scaled picture lies inside
+    the bucket and `offset` is where its corner comes to lie, so the rest is padding that carries no loss.
+    """
+
+    bucket: tuple[int, int]
+    scaled: tuple[int, int]
+    offset: tuple[int, int]
+    fit: str = "crop"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a dataset.
+
+    Attributes:
+        path: The file. Pictures that came as tensors lie as PNG in ComfyUI's temp folder.
+        size: (width, height) in pixels as a viewer shows it, with EXIF orientation applied.
+        caption: The text trained with it; of several lines all, or one at a time where the policy draws them.
+        repeats: How often it is seen in an epoch, above 0; 0.25 is every fourth epoch.
+        concept: Name of the folder it came from, such as `10_my_character`.
+        class_word: What the folder name says is shown, such as `my_character`; may be empty.
+        fingerprint: Changes when the file does: size and modification time, or a content hash.
+        placement: Where it lies in its bucket; None until BucketImages ran.
+        weight: What its loss is multiplied with.
+        is_prior: Whether it shows what the model shall keep (a regularisation image), not what it shall learn.
+        target: What is predicted from it, noised: itself (`picture`), or what the model makes of it without the LoRA
+            (`model`).
+        mask: The file whose white parts are what is to be learned, or `path` itself for its opaque parts; may be None.
+        outside: Weight of the loss where the mask is black, 0 to 1; 1: the mask is not used.
+        flip: Each draw shows it mirrored with probability one half.
+        own_trigger: Its trigger where datasets with several were put together; None: the dataset's.
+        own_policy: The same of how its caption changes.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    caption: str
+    repeats: float = 1
+    concept: str = ""
+    class_word: str = ""
+    fingerprint: str = ""
+    placement: Placement | None = None
+    weight: float = 1.0
+    is_prior: bool = False
+    target: str = "picture"
+    mask: Path | None = None
+    outside: float = 1.0
+    flip: bool = False
+    own_trigger: str | None = None
+    own_policy: CaptionPolicy | None = None
+
+    @property
+    def is_of_the_graph(self) -> bool:
+        """Whether it came as a tensor: its file is named by its content."""
+        return self.fingerprint == self.path.stem
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether parts of it count less."""
+        return self.mask is not None and self.outside < 1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A frozen manifest of pictures.
+
+    Attributes:
+        pictures: In natural order of their paths.
+        name: What to call it: the folder's name.
+        root: The folder it was read from, if any.
+        trigger: The word that calls the concept; empty when none was given.
+        background: (r, g, b), 0 to 255: what shows through transparent pixels and fills padding.
+        skipped: One sentence for each file that could not be used, with its name.
+        bucket_step: The step of bucket sides in pixels, 0 before bucketing.
+        resolution: The side in pixels of the square whose area each bucket comes close to, 0 before bucketing.
+        policy: How captions change while training; None: not at all.
+    """
+
+    pictures: tuple[Picture, ...]
+    name: str = "dataset"
+    root: Path | None = None
+    trigger: str = ""
+    background: tuple[int, int, int] = (255, 255, 255)
+    skipped: tuple[str, ...] = field(default=())
+    bucket_step: int = 0
+    resolution: int = 0
+    policy: CaptionPolicy | None = None
+
+    @property
+    def is_bucketed(self) -> bool:
+        """Whether every picture knows its bucket."""
+        return all(picture.placement is not None for picture in self.pictures)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Pictures seen in one epoch, repeats counted; the mean where some are seen in some epochs only."""
+        return round(sum(picture.repeats for picture in self.pictures))
+
+    def without_copies(self) -> tuple[Picture, ...]:
+        """The pictures less those that are shown a second time only to keep the model as it is."""
+        learned = {picture.path for picture in self.pictures if not picture.is_prior}
+        return tuple(p for p in self.pictures if not (p.is_prior and p.path in learned))
+
+    def trigger_of(self, picture: Picture) -> str:
+        """The word that calls what a picture shows; empty when none was given, and for what is only to be kept."""
+        if picture.is_prior:
+            return ""
+        return self.trigger if picture.own_trigger is None else picture.own_trigger
+
+    def policy_of(self, picture: Picture) -> CaptionPolicy | None:
+        """How a picture's caption changes while training; None: not at all."""
+        return picture.own_policy or self.policy
+
+    def concept_of(self, picture: Picture) -> str:
+        """What a picture's loss is counted for: its folder, and apart from that what is only to be kept."""
+        return (picture.concept or self.name) + (" (kept)" if picture.is_prior else "")
+
+    def concepts(self) -> dict[str, list[Picture]]:
+        """Pictures by the folder they came from, in order of first appearance."""
+        found: dict[str, list[Picture]] = {}
+        for picture in self.pictures:
+            found.setdefault(picture.concept, []).append(picture)
+        return found
+
+    def buckets(self) -> dict[tuple[int, int], list[Picture]]:
+        """Pictures by bucket (width, height), sorted by size; needs a bucketed dataset."""
+        found: dict[tuple[int, int], list[Picture]] = {}
+        for picture in self.pictures:
+            assert picture.placement is not None, "not bucketed"
+            found.setdefault(picture.placement.bucket, []).append(picture)
+        return dict(sorted(found.items()))
+
+    def describe(self) -> str:
+        """Say in one or two sentences what is in it, and what was left out."""
+        count = len(self.pictures)
+        text = f"{count} picture{'s' if count != 1 else ''}, {self.images_per_epoch} per epoch"
+        captions = len({picture.caption for picture in self.pictures if picture.caption})
+        text += f", {captions} different caption{'s' if captions != 1 else ''}."
+        if self.skipped:
+            text += f" Left out: {' '.join(self.skipped[:5])}"
+            text += f" … and {len(self.skipped) - 5} more." if len(self.skipped) > 5 else ""
+        return text
+
+    def with_pictures(self, pictures: Iterator[Picture] | tuple[Picture, ...]) -> Dataset:
+        """The same dataset with other pictures."""
+        return replace(self, pictures=tuple(pictures))
+
+
+@dataclass(frozen=True)
+class CaptionPolicy:
+    """How captions change from one time a picture is seen to the next."""
+
+    shuffle: bool = knob(
+        False, "Shuffle the tags each time, so that their order is not learned. Not for captions that are sentences."
+    )
+    keep_tokens: int = knob(
+        1, "So many tags at the beginning stay in place. ||| inside a caption says the same for that caption alone.",
+        min=0, max=1000,
+    )
+    tag_dropout: float = knob(
+        0.0, "Share of the tags left out each time, so that none is needed to call what is learned.",
+        min=0.0, max=1.0, step=0.01,
+    )
+    caption_dropout: float = knob(
+        0.0, "Share of the times a picture is seen with the trigger alone, or with no caption. 0.05 to 0.1 is usual.",
+        min=0.0, max=1.0, step=0.01,
+    )
+    wildcards: bool = knob(
+        True, "Draw one of {red|blue|green}, and one line of a caption that has several. Off: all of it, as it stands."
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a caption can differ from one time to the next, whatever it says."""
+        return self.shuffle or self.tag_dropout > 0 or self.caption_dropout > 0
+
+
+def name_in(dataset: Dataset, picture: Picture) -> str:
+    """A picture's path within its dataset's folder, with forward slashes.
+
+    Where there is no such folder: its file name behind what tells folders of one name apart.
+    """
+    folder = picture.path.parent
+    if dataset.root and dataset.root in picture.path.parents:
+        return picture.path.relative_to(dataset.root).as_posix()
+    mark = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    return f"{folder.name}-{mark}/{picture.path.name}"
+
+
+def without(dataset: Dataset, excluded: frozenset[str]) -> Dataset:
+    """The dataset without some pictures, by the names that `name_in` gives."""
+    return dataset.with_pictures(p for p in dataset.pictures if name_in(dataset, p) not in excluded)

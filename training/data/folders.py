@@ -1,0 +1,90 @@
+"""The folders a dataset can be read from."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from .images import IMAGE_SUFFIXES
+
+# Datasets outside the input folder: a key for extra_model_paths.yaml.
+DATASETS_KEY = "lora_datasets"
+
+_LISTED_DEPTH = 2
+_LIST_HOLDS = 1.0  # seconds
+_listed: dict[tuple[Path, ...], tuple[float, tuple[str, ...]]] = {}
+
+
+def dataset_folders(roots: Sequence[Path]) -> list[str]:
+    """Names of folders a dataset can be read from: below ComfyUI's input folder and the `lora_datasets` paths.
+
+    Folders two levels deep are listed if a picture lies in or up to two levels below them; hidden ones are not. Those
+    outside input are listed by absolute path. ComfyUI asks several times for each prompt, so an answer holds a moment.
+
+    Args:
+        roots: ComfyUI's input folder, and after it the `lora_datasets` paths.
+    """
+    now = time.monotonic()
+    asked, known = _listed.get(tuple(roots), (-math.inf, ()))
+    if now - asked < _LIST_HOLDS:
+        return list(known)
+    found: list[str] = []
+    for number, root in enumerate(roots):
+        any_picture, below = _with_pictures(root, _LISTED_DEPTH + 2)
+        for folder in below:
+            name = folder.relative_to(root)
+            if len(name.parts) <= _LISTED_DEPTH:
+                found.append(name.as_posix() if number == 0 else folder.as_posix())
+        if number > 0 and any_picture:
+            found.append(root.as_posix())
+    _listed[tuple(roots)] = (now, tuple(found))
+    return found
+
+
+def _with_pictures(folder: Path, depth: int) -> tuple[bool, list[Path]]:
+    """Whether a picture lies in a folder or below it, and every folder below of which that is true."""
+    own, found = False, []
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name.casefold())
+    except OSError:  # gone, or not ours to read
+        return False, []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            inside, below = _with_pictures(Path(entry.path), depth - 1) if depth > 0 else (False, [])
+            if inside:
+                own = True
+                found += [Path(entry.path), *below]
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            own = True
+    return own, found
+
+
+def resolve_dataset_folder(name: str, roots: Sequence[Path]) -> Path:
+    """Return the folder a name stands for, if it is one we may read.
+
+    Args:
+        name: Below the first root, or an absolute path.
+        roots: ComfyUI's input folder, and after it the `lora_datasets` paths.
+
+    Raises:
+        UserError: The name is empty or leads out of ComfyUI's input folder and the `lora_datasets` paths.
+    """
+    if not name.strip():
+        raise UserError(
+            "No dataset folder is chosen: put a folder of pictures into ComfyUI's input folder and choose it here."
+        )
+    # A link that someone made inside these folders is meant to be followed; only `..` must not lead out.
+    allowed = [Path(os.path.abspath(root)) for root in roots]
+    folder = Path(os.path.abspath(allowed[0] / name))  # an absolute name stays as it is
+    if not any(folder == root or root in folder.parents for root in allowed):
+        raise UserError(
+            f"The folder {name!r} lies outside ComfyUI's input folder. Move it there, or list its parent under "
+            f"{DATASETS_KEY} in extra_model_paths.yaml."
+        )
+    return folder

@@ -1,0 +1,120 @@
+"""Masks: which parts of a picture are to be learned, and how much the rest counts.
+
+A mask comes from a `<name>_mask` file beside the picture, from the picture's own transparency, or from the graph. White
+(or opaque) counts fully, black (or clear) as much as `Picture.outside` says, grey in between. The weights are
+normalised per picture (`objective.prediction_losses`), so that a small thing on a large picture is not learned less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import UnreadableImage, UserError
+from . import images
+from .dataset import Dataset, Picture
+
+SOURCES = ("mask file, else transparency", "mask file", "transparency")
+_ALIKE = 0.02  # how much the shapes of a picture and its mask may differ
+
+
+def with_masks(
+    dataset: Dataset, source: str, outside: float, given: Sequence[Path] = ()
+) -> tuple[Dataset, int]:
+    """Choose what masks each picture.
+
+    Args:
+        dataset: Pictures with their mask files, if any.
+        source: One of SOURCES.
+        outside: Weight of the loss outside the mask, 0 to 1.
+        given: Mask files from the graph, one for all pictures or one for each; used instead of the source.
+
+    Returns:
+        The dataset, and how many of its pictures have a mask. The others are trained whole.
+
+    Raises:
+        UserError: There are neither one nor as many masks as pictures.
+    """
+    learned = [picture for picture in dataset.pictures if not picture.is_prior]
+    if given and len(given) not in (1, len(learned)):
+        raise UserError(
+            f"There are {len(given)} masks for {len(learned)} pictures: connect one for all, or one for each."
+        )
+    masked = 0
+    pictures = []
+    for picture in dataset.pictures:
+        if picture.is_prior:  # all of it is to be kept
+            pictures.append(picture)
+            continue
+        mask = picture.mask if source != SOURCES[2] else None
+        if mask is None and source != SOURCES[1] and _is_transparent(picture.path):
+            mask = picture.path
+        if given:
+            mask = given[masked % len(given)]  # every one before had one too
+        masked += mask is not None
+        pictures.append(replace(picture, mask=mask, outside=outside))
+    return dataset.with_pictures(tuple(pictures)), masked
+
+
+def read_mask(picture: Picture) -> Image.Image:
+    """Decode a picture's mask: L, upright, of the picture's size.
+
+    Raises:
+        UnreadableImage: The file is missing, damaged or of another shape.
+    """
+    assert picture.mask is not None, "has no mask"
+    with images.opened(picture.mask) as image:
+        turn = images.orientation(image)
+        image.load()
+        if picture.mask == picture.path:
+            mask = image.convert("RGBA").getchannel("A")
+        else:
+            mask = images.opaque(image, (0, 0, 0)).convert("L")
+    mask = images.turned(mask, turn)
+    if abs((mask.width / mask.height) / (picture.size[0] / picture.size[1]) - 1) > _ALIKE:
+        raise UnreadableImage(
+            f"The mask {picture.mask.name} is {mask.width} x {mask.height} pixels and {picture.path.name} "
+            f"{picture.size[0]} x {picture.size[1]}, another shape: give it a mask of its own shape."
+        )
+    return mask if mask.size == picture.size else mask.resize(picture.size, Image.Resampling.BILINEAR)
+
+
+def latent_mask(picture: Picture, shape: tuple[int, int], flipped: bool) -> Tensor:
+    """How much of each latent position lies inside the mask.
+
+    Args:
+        picture: Bucketed and masked.
+        shape: (h, w) of its latent.
+        flipped: Whether the picture is mirrored.
+
+    Returns:
+        [h, w], 0 to 1.
+
+    Raises:
+        UnreadableImage: The mask cannot be read, or leaves nothing to learn.
+    """
+    assert picture.placement is not None, "not bucketed"
+    placed = images.place(read_mask(picture), picture.placement, 0)
+    pixels = torch.from_numpy(np.array(placed, dtype=np.float32) / 255)
+    inside = F.interpolate(pixels[None, None], size=shape, mode="area")[0, 0]
+    if picture.outside == 0 and float(inside.max()) == 0:
+        raise UnreadableImage(
+            f"{picture.mask} is black over all of {picture.path.name} that is trained, and the outside counts nothing: "
+            "correct the mask, or let the outside count a little."
+        )
+    return inside.flip(-1).contiguous() if flipped else inside
+
+
+def _is_transparent(path: Path) -> bool:
+    try:
+        with images.opened(path) as image:
+            return image.has_transparency_data
+    except UnreadableImage:  # told where it is encoded
+        return False

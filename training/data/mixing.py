@@ -1,0 +1,171 @@
+"""Datasets put together: with a weight each, or as pictures to learn and pictures to keep the model by."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import UserError
+from .dataset import Dataset, Picture
+
+# What is wanted of a prior picture, as a person chooses it, and as `Picture.target` says it.
+PRIOR_TARGETS = {"as the model paints them": "model", "as the pictures are": "picture"}
+
+
+def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) -> Dataset:
+    """Put datasets one after another.
+
+    Args:
+        datasets: At least one. Background and name are the first one's; where triggers or caption policies differ,
+            each picture keeps its own.
+        weights: How often each is seen, times its own repeats; 1 for each by default.
+
+    Raises:
+        UserError: One is bucketed and another is not, they have other backgrounds, or a weight is not above 0.
+    """
+    weights = weights or [1.0] * len(datasets)
+    first = datasets[0]
+    if any(weight <= 0 for weight in weights):
+        raise UserError("A weight is 0 or less: a dataset that shall not be seen is left out instead.")
+    if len({dataset.is_bucketed for dataset in datasets}) > 1:
+        raise UserError("One dataset has buckets and another has none: put BucketImages behind the concat.")
+    if len({dataset.background for dataset in datasets}) > 1:
+        raise UserError("The datasets have different background colours: give their loaders the same.")
+    owners: dict[str, set[Path | None]] = {}
+    for dataset in datasets:
+        for concept in dataset.concepts():
+            owners.setdefault(concept, set()).add(dataset.root)
+    one_policy = len({dataset.policy for dataset in datasets}) == 1
+
+    def taken(picture: Picture, dataset: Dataset, weight: float) -> Picture:
+        trigger = dataset.trigger if picture.own_trigger is None else picture.own_trigger
+        return replace(
+            picture,
+            repeats=_scaled(picture.repeats, weight),
+            # Two folders of one name in two datasets are two concepts.
+            concept=f"{dataset.name}/{picture.concept}" if len(owners[picture.concept]) > 1 else picture.concept,
+            own_trigger=None if trigger == first.trigger else trigger,
+            own_policy=picture.own_policy if one_policy else dataset.policy_of(picture),
+        )
+
+    pictures = [
+        taken(picture, dataset, weight)
+        for dataset, weight in zip(datasets, weights, strict=True)
+        for picture in dataset.pictures
+    ]
+    skipped = tuple(sentence for dataset in datasets for sentence in dataset.skipped)
+    return replace(
+        first, pictures=tuple(pictures), skipped=skipped, root=_common_root(datasets),
+        policy=first.policy if one_policy else None,
+    )  # fmt: skip
+
+
+def with_prior(
+    dataset: Dataset, prior: Dataset, *, weight: float = 1.0, share: float = 1.0, target: str = "model"
+) -> Dataset:
+    """Add regularisation images: pictures of the class, which the model shall go on painting as it does.
+
+    An epoch has `share` times as many of them as of the pictures to learn, whatever their number: few are repeated,
+    and of many other ones are seen in each epoch, so that none is left out for ever.
+
+    Args:
+        dataset: What is to be learned.
+        prior: What is to be kept.
+        weight: What the loss of a prior picture is multiplied with.
+        share: Prior pictures for each picture to learn.
+        target: What is predicted from a prior picture, `picture` or `model` (see `Picture`).
+
+    Raises:
+        UserError: One of them is empty, or a number is not above 0; and as `concat`.
+    """
+    if not dataset.pictures or not prior.pictures:
+        raise UserError("A dataset without pictures was connected: both need some.")
+    if weight <= 0 or share <= 0:
+        raise UserError(f"weight is {weight:g} and share {share:g}: both must be above 0.")
+    draws = sum(picture.repeats for picture in dataset.pictures if not picture.is_prior) * share
+    own = sum(picture.repeats for picture in prior.pictures)
+    balanced = prior.with_pictures(
+        tuple(
+            replace(p, repeats=p.repeats * draws / own, weight=weight, is_prior=True, target=target)
+            for p in prior.pictures
+        )
+    )
+    return concat([dataset, balanced])
+
+
+def with_own_prior(
+    dataset: Dataset, class_word: str = "", prompts: Sequence[str] = (), *, weight: float = 1.0, share: float = 1.0
+) -> Dataset:
+    """Add prior preservation without further pictures.
+
+    The pictures to learn are shown to the model a second time under captions without the trigger, and what is wanted
+    is what the model makes of them without the LoRA. So the trigger alone calls what is learned.
+
+    Args:
+        dataset: What is to be learned.
+        class_word: Put in the place of the trigger in each caption, such as `a creature`; empty: the trigger goes.
+        prompts: Captions to use instead, in turn.
+        weight: What the loss of these is multiplied with.
+        share: How many of them are seen for each picture to learn.
+
+    Raises:
+        UserError: There is neither a trigger nor a prompt, a prompt has the trigger in it, or as `with_prior`.
+    """
+    prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
+    triggers = sorted({dataset.trigger_of(p).strip() for p in dataset.pictures} - {""}, key=len, reverse=True)
+    if not prompts and not triggers:
+        raise UserError(
+            "The dataset has no trigger word, so its captions cannot be told without it: give LoadDataset a trigger, "
+            "or write prompts of what the model shall keep."
+        )
+    words = "|".join(map(re.escape, triggers))
+    called = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.I) if triggers else None
+    for prompt in prompts:
+        found = called.search(prompt) if called else None
+        if found:
+            raise UserError(f"The prompt {prompt!r} has the trigger {found[0]!r} in it: that is what is to be learned.")
+    learned = [picture for picture in dataset.pictures if not picture.is_prior]
+    if called and not prompts:
+        # Without it, what is to be learned and what is to be kept would have one caption.
+        learned = [picture for picture in learned if called.search(picture.caption)]
+        if not learned:
+            told = " or ".join(map(repr, triggers))
+            raise UserError(f"No caption has the trigger {told} in it: LoadDataset puts it there, if told.")
+    if prompts:
+        count = max(len(prompts), len(learned))  # so that every prompt and every picture has its turn
+        shown = [learned[number % len(learned)] for number in range(count)]
+        captions = [prompts[number % len(prompts)] for number in range(count)]
+    else:
+        assert called is not None
+        shown, word = learned, class_word.strip()
+        captions = [_tidy(called.sub(lambda _: word, picture.caption)) for picture in learned]
+    # All of such a picture is to be kept, whatever of it is learned.
+    prior = [replace(p, caption=caption, outside=1.0) for p, caption in zip(shown, captions, strict=True)]
+    return with_prior(dataset, dataset.with_pictures(tuple(prior)), weight=weight, share=share, target="model")
+
+
+def _tidy(caption: str) -> str:
+    """A caption out of which a word was taken, without doubled blanks and commas."""
+    lines = (re.sub(r"\s*,(\s*,)+", ",", re.sub(r"[ \t]+", " ", line)) for line in caption.splitlines())
+    return "\n".join(line.strip(" ,") for line in lines)
+
+
+def _scaled(repeats: float, weight: float) -> float:
+    """Whole numbers stay whole numbers."""
+    scaled = repeats * weight
+    return int(scaled) if float(scaled).is_integer() else scaled
+
+
+def _common_root(datasets: Sequence[Dataset]) -> Path | None:
+    """The nearest folder around all; names within the dataset are told by it, so that no two are alike."""
+    roots = {dataset.root for dataset in datasets}
+    if None in roots:
+        return None
+    try:
+        common = Path(os.path.commonpath([str(root) for root in roots]))
+    except ValueError:  # on different drives
+        return None
+    return None if common == Path(common.anchor) else common

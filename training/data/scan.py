@@ -1,0 +1,258 @@
+"""A folder of pictures as a dataset: kohya's `10_my_character` folders, captions beside the pictures.
+
+Only headers are read, so a folder of thousands is a dataset in seconds. A picture whose
+header is whole and whose body is not shows when it is encoded.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..disk import file_stamp
+from ..errors import UnreadableImage, UserError
+from ..events import Cancelled, Sink
+from .dataset import REPEATS, Dataset, Picture
+from .images import IMAGE_SUFFIXES, read_size
+from .words import fallback_caption, with_trigger
+
+log = logging.getLogger(__name__)
+
+# In the order they are looked for.
+CAPTION_SUFFIXES = (".txt", ".caption")
+MASK_SUFFIX = "_mask"
+_TOLD_EVERY = 100  # pictures
+
+# What operating systems and network drives leave behind; names that start with a dot go as well.
+_LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """One folder below the root: its pictures, each with its caption file and its mask, and what its name says."""
+
+    path: Path
+    concept: str
+    repeats: float
+    class_word: str
+    files: tuple[tuple[Path, Path | None, Path | None], ...]
+
+
+def scan_folder(
+    root: Path, *, trigger: str = "", background: tuple[int, int, int] = (255, 255, 255), sink: Sink | None = None
+) -> Dataset:
+    """Read a folder, at any depth, as a dataset.
+
+    A folder named `<N>_<class words>` shows everything below it N times an epoch; the nearest such name
+    decides, and the root's own counts too. The caption is the text beside the picture (`.txt` before
+    `.caption`), else the class words. Every real folder is read once, however many links lead to it, so that a
+    loop of links ends and no picture counts twice by accident.
+
+    Args:
+        root: The folder.
+        trigger: The word that calls the concept; put before each caption that lacks it.
+        background: (r, g, b), 0 to 255: what shows through transparent pixels.
+        sink: Is told of the progress and asked for a cancel.
+
+    Raises:
+        Cancelled: The person pressed cancel.
+        UserError: There is no such folder, it holds no usable picture, or a caption file cannot be read.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(root)))
+    if not os.path.exists(root):
+        raise UserError(f"There is no folder {root}: check the path.")
+    if not os.path.isdir(root):
+        raise UserError(f"{root} is a file: give the folder that holds the pictures.")
+    trigger = " ".join(trigger.split())
+    pictures: list[Picture] = []
+    skipped: list[str] = []
+    folders = list(_folders(root, skipped))
+    total, done = sum(len(folder.files) for folder in folders), 0
+    for folder in folders:
+        if folder.repeats == 0:
+            skipped.append(
+                f"{folder.path} was left out with its {_count(len(folder.files))}, because the number in "
+                "front of its name asks for 0 repeats: rename it to use them."
+            )
+            continue
+        for path, caption_file, mask in folder.files:
+            if sink and done % _TOLD_EVERY == 0:
+                if sink.cancelled():
+                    raise Cancelled
+                sink.phase("reading the folder", done, total)
+            done += 1
+            try:
+                size = read_size(path)
+            except UnreadableImage as error:
+                skipped.append(str(error))
+                continue
+            pictures.append(replace(_picture(path, size, caption_file, folder, trigger), mask=mask))
+    if not pictures:
+        raise _nothing_in(root, skipped)
+    pictures.sort(key=lambda picture: _natural(picture.path.relative_to(root)))
+    for sentence in skipped:
+        log.warning("%s", sentence)
+    repeats = REPEATS.fullmatch(root.name)
+    name = (repeats[2] if repeats else root.name) or root.name or "dataset"
+    return Dataset(tuple(pictures), name, root, trigger, background, tuple(skipped))
+
+
+def folder_fingerprint(root: Path) -> str:
+    """Name the state of a folder: 64 hex digits that change if and only if what `scan_folder` reads does.
+
+    Goes by names, sizes and modification times of the pictures and their caption files. A folder that is gone
+    is in the state `missing`; nothing is raised, because the host asks this before it runs a node.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(root)))
+    if not os.path.isdir(root):
+        return "missing"
+    lines = [
+        f"{path.relative_to(root).as_posix()}|{file_stamp(path)}"
+        for folder in _folders(root, [])
+        for files in folder.files
+        for path in files
+        if path is not None
+    ]
+    # A caption that two pictures share is one file. File names may hold bytes that are no text at all.
+    return hashlib.sha256("\n".join(sorted(set(lines))).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _picture(path: Path, size: tuple[int, int], caption_file: Path | None, folder: _Folder, trigger: str) -> Picture:
+    """One picture of the manifest, with its own caption or its folder's."""
+    caption = _read_caption(caption_file) if caption_file else ""
+    return Picture(
+        path=path,
+        size=size,
+        caption=with_trigger(caption, trigger) if caption else fallback_caption(folder.class_word, trigger),
+        repeats=folder.repeats,
+        concept=folder.concept,
+        class_word=folder.class_word,
+        fingerprint=file_stamp(path),
+    )
+
+
+
+
+def _folders(root: Path, skipped: list[str]) -> Iterator[_Folder]:
+    """Walk the folders with pictures, in an order that no file system decides; `skipped` is added to."""
+    seen: dict[str, str] = {}
+    # What each folder's name, or the nearest name above it, says: (repeats, class word).
+    says: dict[str, tuple[float, str]] = {}
+
+    def unreadable(error: OSError) -> None:
+        skipped.append(f"{error.filename} cannot be opened ({error.strerror}): change its permissions.")
+
+    for here, names, files in os.walk(root, followlinks=True, onerror=unreadable):
+        real = os.path.realpath(here)
+        if real in seen:
+            skipped.append(f"{here} leads to {seen[real]} and was not read a second time.")
+            names.clear()
+            continue
+        seen[real] = here
+        path = Path(here)
+        # Links last, so that a folder goes by its own name rather than by that of a link to it.
+        links = {name for name in names if os.path.islink(path / name)}
+        names[:] = [*sorted(set(names) - links), *sorted(links)]
+        names[:] = [name for name in names if not _is_litter(name)]
+        match = REPEATS.fullmatch(path.name)
+        says[here] = (_number(match[1]), match[2]) if match else says.get(str(path.parent), (1, ""))
+        found = _files(path, files)
+        if found:
+            concept = root.name if path == root else path.relative_to(root).as_posix()
+            yield _Folder(path, concept, *says[here], found)
+
+
+def _files(folder: Path, names: list[str]) -> tuple[tuple[Path, Path | None, Path | None], ...]:
+    """The pictures of one folder, each with the caption file it goes by and its mask; suffixes in either case."""
+    names = sorted(name for name in names if not _is_litter(name))
+    split = [os.path.splitext(name) for name in names]
+    captions = {
+        (stem, suffix.lower()): folder / (stem + suffix) for stem, suffix in split if suffix.lower() in CAPTION_SUFFIXES
+    }
+
+    def caption_of(stem: str) -> Path | None:
+        return next((captions[stem, end] for end in CAPTION_SUFFIXES if (stem, end) in captions), None)
+
+    pictures = [(stem, suffix) for stem, suffix in split if suffix.lower() in IMAGE_SUFFIXES]
+    stems = {stem for stem, _ in pictures}
+    # `cat_mask.png` beside a `cat.jpg` is no picture of its own.
+    masks = {
+        stem.removesuffix(MASK_SUFFIX): folder / (stem + suffix) for stem, suffix in pictures
+        if stem.endswith(MASK_SUFFIX) and stem.removesuffix(MASK_SUFFIX) in stems
+    }  # fmt: skip
+    taken = set(masks.values())
+    return tuple(
+        (folder / (stem + suffix), caption_of(stem), masks.get(stem)) for stem, suffix in pictures
+        if folder / (stem + suffix) not in taken
+    )  # fmt: skip
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def _read_caption(path: Path) -> str:
+    """The whole text of a caption file, without empty lines; kohya takes the first and drops the rest unsaid.
+
+    Raises:
+        UserError: The file cannot be opened, or is not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"The caption {path} cannot be opened: {error.strerror}.") from error
+    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    try:
+        text = data[start:].decode("utf-8")
+        bad = text.find("\0")  # UTF-16 without its mark decodes, to every other letter a zero
+        bad = len(text[:bad].encode()) if bad >= 0 else -1
+    except UnicodeDecodeError as error:
+        bad = error.start
+    if bad >= 0:
+        raise UserError(f"The caption {path} is not UTF-8 text (byte {start + bad}): save it as UTF-8.")
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+
+
+
+
+def _natural(path: Path) -> tuple[object, ...]:
+    """A sort key by which img2 comes before img10, the same on every system."""
+    parts = [
+        tuple(int(bit) if odd % 2 else bit for odd, bit in enumerate(re.split("([0-9]+)", part)))
+        for part in unicodedata.normalize("NFC", path.as_posix()).casefold().split("/")
+    ]
+    return (parts, path.as_posix())
+
+
+def _number(text: str) -> float:
+    """Whole numbers stay whole numbers."""
+    return float(text) if "." in text else int(text)
+
+
+
+
+def _nothing_in(root: Path, skipped: list[str]) -> UserError:
+    """The words for a folder without a single usable picture."""
+    if skipped:
+        return UserError(f"No picture in {root} can be used. {_first(skipped)}")
+    kinds = ", ".join(IMAGE_SUFFIXES)
+    return UserError(f"There are no pictures in {root} or the folders in it: files ending in {kinds} count.")
+
+
+def _first(sentences: list[str], most: int = 3) -> str:
+    """The first few of many sentences."""
+    rest = len(sentences) - most
+    return " ".join(sentences[:most]) + (f" And {rest} more." if rest > 0 else "")
+
+
+def _count(pictures: int) -> str:
+    return "1 picture" if pictures == 1 else f"{pictures} pictures"

@@ -1,0 +1,69 @@
+"""The run's folder: what a run makes is on disk, so that nothing hangs on the graph's memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..disk import disk_trouble, safe_name, write_whole
+from ..errors import UserError
+from ..files.export import write_lora
+from ..lora import LoraModel, RunSummary
+
+
+class RunFolder:
+    """`output/lora_workbench/<name>/`: config.json, losses.csv, summary.json and checkpoints.
+
+    Attributes:
+        name: The folder's name; a number is added when the wished one is taken.
+        path: Where it lies.
+    """
+
+    def __init__(self, root: Path, name: str) -> None:
+        wished = safe_name(name)
+        number = 1
+        while True:
+            self.name = wished if number == 1 else f"{wished}-{number}"
+            self.path = root / self.name
+            try:
+                self.path.mkdir(parents=True)
+                return
+            except FileExistsError:
+                number += 1
+            except OSError as error:
+                raise UserError(disk_trouble(error, root)) from error
+
+    def write_config(self, config: Any) -> None:
+        """Write the settings of the run."""
+        self._write("config.json", json.dumps(dataclasses.asdict(config), indent=1))
+
+    def write_losses(self, losses: list[float], rates: list[float]) -> None:
+        """Write step, loss and learning rate, one line a step."""
+        lines = ["step,loss,learning_rate"]
+        lines += [
+            f"{n},{loss:.9g},{rate:.9g}" for n, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1)
+        ]
+        self._write("losses.csv", "\n".join(lines) + "\n")
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Write how the run went."""
+        self._write("summary.json", json.dumps(dataclasses.asdict(summary), indent=1))
+
+    def save(self, lora: LoraModel, suffix: str = "") -> Path:
+        """Write the LoRA as it is now, fp32, under the run's name and a suffix such as `-000010`."""
+        return write_lora(
+            self.path / f"{self.name}{suffix}.safetensors", lora, precision="fp32", layout="kohya", overwrite=True
+        )
+
+    def discard(self) -> None:
+        """Remove the folder again: nothing was trained."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            write_whole(self.path / name, text)
+        except OSError as error:
+            raise UserError(disk_trouble(error, self.path)) from error
