@@ -39,7 +39,7 @@ class CaptionOperation(io.ComfyNode):
         if edit.operation == "trigger first":
             # What is to be kept must not be called by the trigger.
             after = [
-                picture.caption if picture.is_prior else caption
+                picture.caption if picture.is_regularization else caption
                 for picture, caption in zip(dataset.pictures, after, strict=True)
             ]
             alike = tuple(replace(picture, own_trigger=None) for picture in dataset.pictures)

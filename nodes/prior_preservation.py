@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..training.data.dataset import Dataset as DatasetObject
-from ..training.data.mixing import with_own_prior
+from ..training.data.mixing import with_prior_preservation
 from ..training.host.server import node_text
 from .schema import Dataset, schema
 
@@ -52,7 +52,7 @@ class PriorPreservation(io.ComfyNode):
         cls, dataset: DatasetObject, class_word: str, prompts: str, weight: float, share: float
     ) -> io.NodeOutput:
         """Add them."""
-        mixed = with_own_prior(dataset, class_word, prompts.splitlines(), weight=weight, share=share)
-        kept = next(picture.caption for picture in reversed(mixed.pictures) if picture.is_prior)
+        mixed = with_prior_preservation(dataset, class_word, prompts.splitlines(), weight=weight, share=share)
+        kept = next(picture.caption for picture in reversed(mixed.pictures) if picture.is_regularization)
         node_text(cls.hidden.unique_id, f'{mixed.describe()} Kept, for example: "{kept}"')
         return io.NodeOutput(mixed)

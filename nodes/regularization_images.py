@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..training.data.dataset import Dataset as DatasetObject
-from ..training.data.mixing import PRIOR_TARGETS, with_prior
+from ..training.data.mixing import PRESERVES_PRIOR, with_regularization
 from ..training.host.server import node_text
 from .schema import Dataset, schema
 
@@ -36,7 +36,7 @@ class RegularizationImages(io.ComfyNode):
                     tooltip="How many of them are seen for each picture to learn.",
                 ),
                 io.Combo.Input(
-                    "target", options=list(PRIOR_TARGETS), default="as the model paints them",
+                    "target", options=list(PRESERVES_PRIOR), default="as the model paints them",
                     tooltip="What is to come of them: what the model makes of each, noised, without the LoRA, which "
                     "keeps it as it is; or the pictures themselves, as kohya has it, which may teach it as well.",
                 ),
@@ -54,7 +54,9 @@ class RegularizationImages(io.ComfyNode):
         target: str = "as the model paints them",
     ) -> io.NodeOutput:
         """Put them together."""
-        mixed = with_prior(dataset, regularization, weight=weight, share=share, target=PRIOR_TARGETS[target])
+        mixed = with_regularization(
+            dataset, regularization, weight=weight, share=share, preserves_prior=PRESERVES_PRIOR[target]
+        )
         learned, kept = len(dataset.pictures), len(regularization.pictures)
         node_text(cls.hidden.unique_id, f"{learned} to learn, {kept} to keep. {mixed.describe()}")
         return io.NodeOutput(mixed)

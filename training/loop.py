@@ -225,7 +225,7 @@ class Trainer:
         weights = None
         if any(picture.weight != 1 for picture in pictures):
             weights = torch.tensor([picture.weight for picture in pictures], device=device)
-        by_model = [place for place, picture in enumerate(pictures) if picture.target == "model"]
+        by_model = [place for place, picture in enumerate(pictures) if picture.preserves_prior]
         names = tuple(picture.path.name for picture in pictures)
         concepts = tuple(self.dataset.concept_of(picture) for picture in pictures)
         return MicroBatch(x0, drawn, conds, mask, weights, by_model, names, concepts)

@@ -18,6 +18,7 @@ def knob(
     step: float | None = None,
     choices: tuple[str, ...] | None = None,
     advanced: bool = False,
+    kohya: str = "",
 ) -> Any:
     """Declare one setting of a frozen dataclass.
 
@@ -29,9 +30,24 @@ def knob(
         step: Step of the number widget.
         choices: The values allowed, for a choice.
         advanced: Whether the node hides it until asked.
+        kohya: Its key in the metadata of a LoRA file, such as `ss_seed`; empty: it is not written there as it is.
     """
-    metadata = {"doc": doc, "min": min, "max": max, "step": step, "choices": choices, "advanced": advanced}
+    metadata = {
+        "doc": doc, "min": min, "max": max, "step": step, "choices": choices, "advanced": advanced, "kohya": kohya,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
+
+
+class Settings:
+    """What the frozen dataclasses made of knobs have in common: they are checked when they are made."""
+
+    def __post_init__(self) -> None:
+        """Hold every setting against its bounds.
+
+        Raises:
+            SettingError: A value is outside its range or not among its choices.
+        """
+        check_fields(self)
 
 
 def check_fields(config: Any) -> None:

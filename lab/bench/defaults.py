@@ -21,7 +21,7 @@ from .learning import (
     Bench,
     Trained,
     about_runs,
-    demo_prior,
+    demo_regularization,
     demo_settings,
     say,
     table,
@@ -72,7 +72,7 @@ TRIED: dict[str, dict[str, Settings]] = {
     # How what the model knows is kept: see `Bench.ours`.
     "prior": {
         "nothing": {"prior": {"share": 0}, "batch_size": LEARNED},
-        "as they are, one to each learned, weight 1": {"prior": {"target": "picture", "weight": 1.0}},
+        "as they are, one to each learned, weight 1": {"prior": {"preserves_prior": False, "weight": 1.0}},
         "one to each learned, weight 2.5": {"prior": {"weight": 2.5}},
         "one to each learned, weight 5": {"prior": {"weight": 5.0}},
         "one to each learned, weight 8": {"prior": {"weight": 8.0}},
@@ -98,7 +98,7 @@ SETTINGS = (*TRIED, *NATIVE)
 
 def is_the_demos(settings: Settings) -> bool:
     """Whether a row is the demo itself."""
-    own, prior = demo_settings(), {**demo_prior(), "own": False}
+    own, prior = demo_settings(), {**demo_regularization(), "own": False}
     same_prior = all(prior[name] == value for name, value in settings.get("prior", {}).items())
     return same_prior and all(own[name] == value for name, value in settings.items() if name != "prior")
 

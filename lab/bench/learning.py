@@ -51,12 +51,12 @@ def demo_buckets() -> dict[str, Any]:
 
 
 @cache
-def demo_prior() -> dict[str, Any]:
-    """How the demo's workflow keeps what the model knows, as arguments of `with_prior`."""
-    from lora_workbench.training.data.mixing import PRIOR_TARGETS
+def demo_regularization() -> dict[str, Any]:
+    """How the demo's workflow keeps what the model knows, as arguments of `with_regularization`."""
+    from lora_workbench.training.data.mixing import PRESERVES_PRIOR
 
     weight, share, target = _values("RegularizationImages")
-    return {"weight": weight, "share": share, "target": PRIOR_TARGETS[target]}
+    return {"weight": weight, "share": share, "preserves_prior": PRESERVES_PRIOR[target]}
 
 
 def _settings(config: type, node_id: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _values(node_id: str) -> list[Any]:
 
 
 # Pictures of the character in a step of the demo, in the mean; the rest of its batch is to be kept.
-LEARNED = round(demo_settings()["batch_size"] / (1 + demo_prior()["share"]))
+LEARNED = round(demo_settings()["batch_size"] / (1 + demo_regularization()["share"]))
 # TrainLoraNode without checkpointing and with a LoRA in fp32, as ours has it; all else as it comes.
 FASTER: dict[str, Any] = {"lora_dtype": "fp32", "gradient_checkpointing": False}
 # What is best for it on zorp of what `dev.py bench defaults` tries (docs/defaults.md): what loses least of those that
@@ -142,32 +142,32 @@ class Bench:
 
         Args:
             seed: Of the run.
-            prior: How it keeps what it knows: arguments of `with_prior`, or of `with_own_prior` with `own` beside
-                them; {"share": 0} is not at all. As in the demo by default.
+            prior: How it keeps what it knows: arguments of `with_regularization`, or of `with_prior_preservation` with
+                `own` beside them; {"share": 0} is not at all. As in the demo by default.
             cold: Encode all pictures and captions, as the first run on them does.
             settings: Those that differ from the demo's.
         """
         import torch
         from lora_workbench.training.config import TrainConfig
         from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
-        from lora_workbench.training.data.mixing import with_own_prior, with_prior
+        from lora_workbench.training.data.mixing import with_prior_preservation, with_regularization
         from lora_workbench.training.data.scan import scan_folder
         from lora_workbench.training.events import SilentSink
         from lora_workbench.training.train import train_lora
 
         config = TrainConfig(**{**demo_settings(), "seed": seed, **settings})
-        keep = {**demo_prior(), **(prior or {})}
+        keep = {**demo_regularization(), **(prior or {})}
         if cold:
             shutil.rmtree(self.folder / "cache", ignore_errors=True)
         started = time.monotonic()
         with torch.inference_mode():  # as ComfyUI runs nodes
             dataset, kept = (scan_folder(self.folder / name) for name in ("pictures", "kept"))
             if keep.pop("own", False):
-                dataset = with_own_prior(
+                dataset = with_prior_preservation(
                     replace(dataset, trigger=self.concept), "", weight=keep["weight"], share=keep["share"]
                 )
             elif keep["share"]:
-                dataset = with_prior(dataset, kept, **keep)
+                dataset = with_regularization(dataset, kept, **keep)
             dataset = assign_buckets(dataset, BucketConfig(**demo_buckets()))
             result = train_lora(
                 self.painter.model, self.painter.clip, self.painter.vae, dataset, config, root=self.folder / "runs",

@@ -70,7 +70,8 @@ def test_what_lies_outside_a_mask_counts_less(outside, comfy_host, small_models_
 
 def test_the_loss_of_each_concept_is_told(comfy_host, small_models_folder, tmp_path):
     with rig("sd3", small_models_folder, tmp_path, pictures=4, epochs=2) as it:
-        named = [replace(p, concept="ab"[n % 2], is_prior=n == 3) for n, p in enumerate(it.trainer.dataset.pictures)]
+        pictures = it.trainer.dataset.pictures
+        named = [replace(p, concept="ab"[n % 2], is_regularization=n == 3) for n, p in enumerate(pictures)]
         it.trainer.dataset = replace(it.trainer.dataset, pictures=tuple(named))
         run = it.trainer.train()
     assert set(run.concept_losses) == {"a", "b", "b (kept)"}

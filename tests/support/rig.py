@@ -74,7 +74,7 @@ def rig(
     place = Placement((side, side), (side, side), (0, 0))
     dataset = Dataset(
         tuple(
-            Picture(Path(f"{n}.png"), (side + n, side), f"c{n}", placement=place, target=target)
+            Picture(Path(f"{n}.png"), (side + n, side), f"c{n}", placement=place, preserves_prior=target == "model")
             for n, target in enumerate(targets or ["picture"] * pictures)
         ),
         bucket_step=64,

@@ -13,7 +13,7 @@ from ..data.words import has_own_caption, with_trigger
 from ..disk import content_hash
 from ..errors import UserError
 from ..events import Cancelled, Sink
-from ..settings import check_fields, knob
+from ..settings import Settings, knob
 from .captioner import Captioner
 from .text_files import write_captions
 
@@ -22,7 +22,7 @@ WRITE = ("nowhere", "new .txt files", "all .txt files")
 
 
 @dataclass(frozen=True)
-class CaptioningConfig:
+class CaptioningConfig(Settings):
     """Which captions are made and where they go."""
 
     mode: str = knob(
@@ -36,9 +36,6 @@ class CaptioningConfig:
         "is, all .txt files writes over them.",
         choices=WRITE,
     )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True)

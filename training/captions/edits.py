@@ -15,7 +15,7 @@ from functools import lru_cache
 from ..data.words import calls, join_tags, split_tags, tag_counts, with_trigger
 from ..draws import seed_for
 from ..errors import SettingError
-from ..settings import check_fields, knob
+from ..settings import Settings, knob
 
 OPERATIONS = (
     "trigger first",
@@ -37,7 +37,7 @@ OPERATIONS = (
 
 
 @dataclass(frozen=True)
-class CaptionEdit:
+class CaptionEdit(Settings):
     """One edit, done to every caption."""
 
     operation: str = knob(OPERATIONS[0], "What is done to every caption. Chain several of these nodes in order.",
@@ -58,7 +58,7 @@ class CaptionEdit:
     seed: int = knob(0, "Shuffle: another seed, another order.", min=0, max=2**63 - 1)
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         needs = {"trigger first", "add before", "add after", "replace", "replace (regular expression)", "remove tags",
                  "keep only tags"}  # fmt: skip
         if self.operation in needs and not self.text.strip():

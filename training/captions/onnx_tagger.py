@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..data.words import join_tags
 from ..errors import UserError
-from ..settings import check_fields, knob
+from ..settings import Settings, knob
 from .edits import escape_brackets, matches
 
 GENERAL, CHARACTER, RATING = 0, 4, 9  # categories of selected_tags.csv
@@ -28,7 +28,7 @@ _FACES = frozenset({
 
 
 @dataclass(frozen=True)
-class TagSettings:
+class TagSettings(Settings):
     """Which of a tagger's tags become the caption."""
 
     general_threshold: float = knob(
@@ -42,9 +42,6 @@ class TagSettings:
     escape_brackets: bool = knob(
         True, "Write \\( for (, so that ComfyUI does not take it for a weight.", advanced=True
     )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True)

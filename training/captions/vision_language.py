@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from ..errors import UserError
-from ..settings import check_fields, knob
+from ..settings import Settings, knob
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _COMPLETING = ("blip", "git")  # a prompt is the beginning of their caption; for
 
 
 @dataclass(frozen=True)
-class SentenceSettings:
+class SentenceSettings(Settings):
     """How a captioner writes."""
 
     prompt: str = knob(
@@ -43,9 +43,6 @@ class SentenceSettings:
     batch_size: int = knob(
         1, "Pictures captioned together; halved by itself when memory is short.", min=1, max=64, advanced=True
     )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 class VisionLanguage:

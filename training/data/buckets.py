@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import SettingError, UserError
-from ..settings import check_fields, knob
+from ..settings import Settings, knob
 from .dataset import Dataset, Picture, Placement
 
 Size = tuple[int, int]
@@ -21,7 +21,7 @@ NOTICEABLE = 1.05
 
 
 @dataclass(frozen=True)
-class BucketConfig:
+class BucketConfig(Settings):
     """How pictures are sorted into buckets."""
 
     resolution: int = knob(
@@ -82,7 +82,7 @@ class BucketConfig:
         Raises:
             SettingError: Says which, and which values would do.
         """
-        check_fields(self)
+        super().__post_init__()
         if self.step % 8:
             below, above = self.step // 8 * 8, self.step // 8 * 8 + 8
             raise SettingError(f"step is {self.step}: latents need a multiple of 8, such as {below} or {above}.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..settings import check_fields, knob
+from ..settings import Settings, knob
 
 if TYPE_CHECKING:  # which needs datasets itself
     pass
@@ -50,9 +50,9 @@ class Picture:
         fingerprint: Changes when the file does: size and modification time, or a content hash.
         placement: Where it lies in its bucket; None until BucketImages ran.
         weight: What its loss is multiplied with.
-        is_prior: Whether it shows what the model shall keep (a regularisation image), not what it shall learn.
-        target: What is predicted from it, noised: itself (`picture`), or what the model makes of it without the LoRA
-            (`model`).
+        is_regularization: Whether it is a regularization picture: it preserves what the model knows.
+        preserves_prior: Whether it is trained towards the model's own prediction without the LoRA (prior
+            preservation) instead of towards itself.
         mask: The file whose white parts are what is to be learned, or `path` itself for its opaque parts; may be None.
         outside: Weight of the loss where the mask is black, 0 to 1; 1: the mask is not used.
         flip: Each draw shows it mirrored with probability one half.
@@ -69,8 +69,8 @@ class Picture:
     fingerprint: str = ""
     placement: Placement | None = None
     weight: float = 1.0
-    is_prior: bool = False
-    target: str = "picture"
+    is_regularization: bool = False
+    preserves_prior: bool = False
     mask: Path | None = None
     outside: float = 1.0
     flip: bool = False
@@ -126,12 +126,12 @@ class Dataset:
 
     def without_copies(self) -> tuple[Picture, ...]:
         """The pictures less those that are shown a second time only to keep the model as it is."""
-        learned = {picture.path for picture in self.pictures if not picture.is_prior}
-        return tuple(p for p in self.pictures if not (p.is_prior and p.path in learned))
+        learned = {picture.path for picture in self.pictures if not picture.is_regularization}
+        return tuple(p for p in self.pictures if not (p.is_regularization and p.path in learned))
 
     def trigger_of(self, picture: Picture) -> str:
         """The word that calls what a picture shows; empty when none was given, and for what is only to be kept."""
-        if picture.is_prior:
+        if picture.is_regularization:
             return ""
         return self.trigger if picture.own_trigger is None else picture.own_trigger
 
@@ -141,7 +141,7 @@ class Dataset:
 
     def concept_of(self, picture: Picture) -> str:
         """What a picture's loss is counted for: its folder, and apart from that what is only to be kept."""
-        return (picture.concept or self.name) + (" (kept)" if picture.is_prior else "")
+        return (picture.concept or self.name) + (" (kept)" if picture.is_regularization else "")
 
     def concepts(self) -> dict[str, list[Picture]]:
         """Pictures by the folder they came from, in order of first appearance."""
@@ -175,7 +175,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class CaptionPolicy:
+class CaptionPolicy(Settings):
     """How captions change from one time a picture is seen to the next."""
 
     shuffle: bool = knob(
@@ -196,9 +196,6 @@ class CaptionPolicy:
     wildcards: bool = knob(
         True, "Draw one of {red|blue|green}, and one line of a caption that has several. Off: all of it, as it stands."
     )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @property
     def is_live(self) -> bool:

@@ -42,7 +42,7 @@ def with_masks(
     Raises:
         UserError: There are neither one nor as many masks as pictures.
     """
-    learned = [picture for picture in dataset.pictures if not picture.is_prior]
+    learned = [picture for picture in dataset.pictures if not picture.is_regularization]
     if given and len(given) not in (1, len(learned)):
         raise UserError(
             f"There are {len(given)} masks for {len(learned)} pictures: connect one for all, or one for each."
@@ -50,7 +50,7 @@ def with_masks(
     masked = 0
     pictures = []
     for picture in dataset.pictures:
-        if picture.is_prior:  # all of it is to be kept
+        if picture.is_regularization:  # all of it is to be kept
             pictures.append(picture)
             continue
         mask = picture.mask if source != SOURCES[2] else None

@@ -11,8 +11,8 @@ from pathlib import Path
 from ..errors import UserError
 from .dataset import Dataset, Picture
 
-# What is wanted of a prior picture, as a person chooses it, and as `Picture.target` says it.
-PRIOR_TARGETS = {"as the model paints them": "model", "as the pictures are": "picture"}
+# What regularization pictures are trained towards, as a person chooses it, and whether that preserves the prior.
+PRESERVES_PRIOR = {"as the model paints them": True, "as the pictures are": False}
 
 
 def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) -> Dataset:
@@ -63,8 +63,8 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
     )  # fmt: skip
 
 
-def with_prior(
-    dataset: Dataset, prior: Dataset, *, weight: float = 1.0, share: float = 1.0, target: str = "model"
+def with_regularization(
+    dataset: Dataset, prior: Dataset, *, weight: float = 1.0, share: float = 1.0, preserves_prior: bool = True
 ) -> Dataset:
     """Add regularisation images: pictures of the class, which the model shall go on painting as it does.
 
@@ -76,7 +76,7 @@ def with_prior(
         prior: What is to be kept.
         weight: What the loss of a prior picture is multiplied with.
         share: Prior pictures for each picture to learn.
-        target: What is predicted from a prior picture, `picture` or `model` (see `Picture`).
+        preserves_prior: Whether they are trained towards the model's own prediction (see `Picture`).
 
     Raises:
         UserError: One of them is empty, or a number is not above 0; and as `concat`.
@@ -85,18 +85,19 @@ def with_prior(
         raise UserError("A dataset without pictures was connected: both need some.")
     if weight <= 0 or share <= 0:
         raise UserError(f"weight is {weight:g} and share {share:g}: both must be above 0.")
-    draws = sum(picture.repeats for picture in dataset.pictures if not picture.is_prior) * share
+    draws = sum(picture.repeats for picture in dataset.pictures if not picture.is_regularization) * share
     own = sum(picture.repeats for picture in prior.pictures)
     balanced = prior.with_pictures(
         tuple(
-            replace(p, repeats=p.repeats * draws / own, weight=weight, is_prior=True, target=target)
+            replace(p, repeats=p.repeats * draws / own, weight=weight, is_regularization=True,
+                    preserves_prior=preserves_prior)
             for p in prior.pictures
         )
     )
     return concat([dataset, balanced])
 
 
-def with_own_prior(
+def with_prior_preservation(
     dataset: Dataset, class_word: str = "", prompts: Sequence[str] = (), *, weight: float = 1.0, share: float = 1.0
 ) -> Dataset:
     """Add prior preservation without further pictures.
@@ -112,7 +113,7 @@ def with_own_prior(
         share: How many of them are seen for each picture to learn.
 
     Raises:
-        UserError: There is neither a trigger nor a prompt, a prompt has the trigger in it, or as `with_prior`.
+        UserError: There is neither a trigger nor a prompt, a prompt has the trigger in it, or as `with_regularization`.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
     triggers = sorted({dataset.trigger_of(p).strip() for p in dataset.pictures} - {""}, key=len, reverse=True)
@@ -127,7 +128,7 @@ def with_own_prior(
         found = called.search(prompt) if called else None
         if found:
             raise UserError(f"The prompt {prompt!r} has the trigger {found[0]!r} in it: that is what is to be learned.")
-    learned = [picture for picture in dataset.pictures if not picture.is_prior]
+    learned = [picture for picture in dataset.pictures if not picture.is_regularization]
     if called and not prompts:
         # Without it, what is to be learned and what is to be kept would have one caption.
         learned = [picture for picture in learned if called.search(picture.caption)]
@@ -144,7 +145,7 @@ def with_own_prior(
         captions = [_tidy(called.sub(lambda _: word, picture.caption)) for picture in learned]
     # All of such a picture is to be kept, whatever of it is learned.
     prior = [replace(p, caption=caption, outside=1.0) for p, caption in zip(shown, captions, strict=True)]
-    return with_prior(dataset, dataset.with_pictures(tuple(prior)), weight=weight, share=share, target="model")
+    return with_regularization(dataset, dataset.with_pictures(tuple(prior)), weight=weight, share=share)
 
 
 def _tidy(caption: str) -> str:

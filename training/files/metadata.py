@@ -254,8 +254,8 @@ def _run_entries(facts: RunFacts, known: ArchitectureFacts) -> dict[str, Any]:
 
 
 def _dataset_entries(facts: RunFacts, dataset: Dataset) -> dict[str, Any]:
-    learned = dataset.with_pictures(tuple(picture for picture in dataset.pictures if not picture.is_prior))
-    prior = dataset.with_pictures(tuple(picture for picture in dataset.pictures if picture.is_prior))
+    learned = dataset.with_pictures(tuple(picture for picture in dataset.pictures if not picture.is_regularization))
+    prior = dataset.with_pictures(tuple(picture for picture in dataset.pictures if picture.is_regularization))
     folders, prior_folders = _folders(learned), _folders(prior)
     # Of what is learned alone: galleries read the trigger from it.
     tags = {name: _tag_counts(pictures) for name, pictures in folders.items()}

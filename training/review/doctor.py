@@ -85,7 +85,7 @@ def examine(
     told_names = [name_in(dataset, picture) for picture in dataset.pictures]
     of_all = [*_unreadable(told_names, looks), *_kept(dataset, told_names)]
     # What is only to be kept has no trigger, may be of any kind and number, and is not learned: the rest is not for it.
-    learned = [number for number, picture in enumerate(dataset.pictures) if not picture.is_prior]
+    learned = [number for number, picture in enumerate(dataset.pictures) if not picture.is_regularization]
     dataset = dataset.with_pictures(dataset.pictures[number] for number in learned)
     names, looks = [told_names[number] for number in learned], [looks[number] for number in learned]
     findings = [
@@ -113,7 +113,7 @@ def _kept(dataset: Dataset, names: list[str]) -> list[Finding]:
     triggers = {dataset.trigger_of(picture) for picture in dataset.pictures}
     calling = tuple(
         name for name, picture in zip(names, dataset.pictures, strict=True)
-        if picture.is_prior and any(calls(picture.caption, trigger) for trigger in triggers)
+        if picture.is_regularization and any(calls(picture.caption, trigger) for trigger in triggers)
     )  # fmt: skip
     if not calling:
         return []

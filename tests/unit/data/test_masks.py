@@ -14,7 +14,7 @@ from lora_workbench.training.cache.store import TensorCache
 from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
 from lora_workbench.training.data.dataset import Dataset, Placement
 from lora_workbench.training.data.masks import SOURCES, latent_mask, read_mask, with_masks
-from lora_workbench.training.data.mixing import with_own_prior
+from lora_workbench.training.data.mixing import with_prior_preservation
 from lora_workbench.training.data.scan import folder_fingerprint, scan_folder
 from lora_workbench.training.data.tensors import write_masks
 from lora_workbench.training.errors import UserError
@@ -94,9 +94,9 @@ def test_masks_of_the_graph_are_one_for_all_or_one_for_each(folder, tmp_path):
     with pytest.raises(UserError, match="another shape"):
         read_mask(with_masks(dataset, SOURCES[0], 0.0, wide)[0].pictures[0])
     # What is to be kept is kept whole, and has no mask among those that are given.
-    kept = with_own_prior(replace(dataset, trigger="zorp"), prompts=["a thing"])
+    kept = with_prior_preservation(replace(dataset, trigger="zorp"), prompts=["a thing"])
     masked, count = with_masks(kept, SOURCES[0], 0.0, each)
-    assert count == 4 and {picture.is_masked for picture in masked.pictures if picture.is_prior} == {False}
+    assert count == 4 and {picture.is_masked for picture in masked.pictures if picture.is_regularization} == {False}
 
 
 def test_the_mask_lies_where_the_picture_does(folder):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from lora_workbench.training.data.batches import epoch_batches
 from lora_workbench.training.data.dataset import CaptionPolicy, Dataset, Picture, Placement
-from lora_workbench.training.data.mixing import concat, with_own_prior, with_prior
+from lora_workbench.training.data.mixing import concat, with_prior_preservation, with_regularization
 from lora_workbench.training.errors import UserError
 
 PLACE = Placement((512, 512), (512, 512), (0, 0))
@@ -49,9 +49,9 @@ def test_each_dataset_keeps_its_trigger_and_its_caption_policy():
 
 @pytest.mark.parametrize("count", [3, 10, 37])
 def test_prior_pictures_are_as_many_as_those_to_learn_and_take_turns(count):
-    mixed = with_prior(made("zorp", 4, 5), made("creature", count), weight=0.5)
-    assert {picture.weight for picture in mixed.pictures if picture.is_prior} == {0.5}
-    assert {picture.weight for picture in mixed.pictures if not picture.is_prior} == {1.0}
+    mixed = with_regularization(made("zorp", 4, 5), made("creature", count), weight=0.5)
+    assert {picture.weight for picture in mixed.pictures if picture.is_regularization} == {0.5}
+    assert {picture.weight for picture in mixed.pictures if not picture.is_regularization} == {1.0}
     total: Counter[int] = Counter()
     for epoch in range(10):
         assert seen(mixed, epoch) == {"zorp": 20, "creature": 20}
@@ -60,21 +60,21 @@ def test_prior_pictures_are_as_many_as_those_to_learn_and_take_turns(count):
 
 
 def test_their_share_can_be_chosen():
-    mixed = with_prior(made("zorp", 4, 5), made("creature", 40), share=0.5)
+    mixed = with_regularization(made("zorp", 4, 5), made("creature", 40), share=0.5)
     assert [seen(mixed, epoch) for epoch in range(4)] == [{"zorp": 20, "creature": 10}] * 4
 
 
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda: with_own_prior(made("a", 1)), "no trigger word"),
-        (lambda: with_own_prior(made("a", 1, trigger="zorp")), "No caption has the trigger"),
-        (lambda: with_own_prior(made("a", 1, trigger="zorp"), prompts=["a Zorp!"]), "has the trigger"),
+        (lambda: with_prior_preservation(made("a", 1)), "no trigger word"),
+        (lambda: with_prior_preservation(made("a", 1, trigger="zorp")), "No caption has the trigger"),
+        (lambda: with_prior_preservation(made("a", 1, trigger="zorp"), prompts=["a Zorp!"]), "has the trigger"),
         (lambda: concat([made("a", 1), made("b", 1)], [1, 0]), "A weight is 0"),
         (lambda: concat([made("a", 1), replace(made("b", 1), background=(0, 0, 0))]), "different background"),
         (lambda: concat([made("a", 1), made("b", 1).with_pictures((Picture(Path("x"), (1, 1), ""),))]), "has buckets"),
-        (lambda: with_prior(made("a", 1), made("b", 0)), "without pictures"),
-        (lambda: with_prior(made("a", 1), made("b", 1), weight=0), "weight is 0"),
+        (lambda: with_regularization(made("a", 1), made("b", 0)), "without pictures"),
+        (lambda: with_regularization(made("a", 1), made("b", 1), weight=0), "weight is 0"),
     ],
 )
 def test_what_does_not_fit_is_said(act, words):
@@ -92,17 +92,17 @@ def test_without_further_pictures_each_is_seen_once_more_without_its_trigger():
         ("a creature", ["a creature wearing a hat, a creature, on grass", "a zorpling, a creature"]),
         ("", ["wearing a hat, on grass", "a zorpling"]),
     ):
-        mixed = with_own_prior(dataset, word, weight=0.5, share=2)
+        mixed = with_prior_preservation(dataset, word, weight=0.5, share=2)
         assert mixed.pictures[:2] == dataset.pictures
         prior = mixed.pictures[2:]
         assert [picture.caption for picture in prior] == expected
-        assert {(p.is_prior, p.target, p.weight, p.repeats) for p in prior} == {(True, "model", 0.5, 10)}
+        assert {(p.is_regularization, p.preserves_prior, p.weight, p.repeats) for p in prior} == {(True, True, 0.5, 10)}
 
 
 def test_prompts_stand_in_for_captions_each_in_its_turn():
     dataset = made("a", 2, 6)
     for prompts in (["a dog"], ["a dog", "", "a cat", "a cow"]):
-        prior = with_own_prior(dataset, prompts=prompts).pictures[2:]
+        prior = with_prior_preservation(dataset, prompts=prompts).pictures[2:]
         assert {picture.caption for picture in prior} == {prompt for prompt in prompts if prompt}
         assert {picture.path for picture in prior} == {picture.path for picture in dataset.pictures}
         assert sum(picture.repeats for picture in prior) == 12
@@ -111,7 +111,7 @@ def test_prompts_stand_in_for_captions_each_in_its_turn():
 def test_what_stands_for_itself_a_second_time_is_a_copy():
     dataset = made("zorp", 2, trigger="zorp")
     dataset = dataset.with_pictures(tuple(replace(picture, caption="zorp") for picture in dataset.pictures))
-    mixed = with_own_prior(with_prior(dataset, made("class", 3)), "a creature")
+    mixed = with_prior_preservation(with_regularization(dataset, made("class", 3)), "a creature")
     assert len(mixed.pictures) == 7
     assert [picture.concept for picture in mixed.without_copies()] == ["zorp"] * 2 + ["class"] * 3
 

@@ -88,7 +88,7 @@ def test_folders_and_datasets() -> None:
 
 def test_regularisation_pictures_are_told_apart() -> None:
     dataset = make_dataset()
-    prior = picture("d.png", "a girl", "1_girls", 2.5, (512, 512), is_prior=True, weight=0.5)
+    prior = picture("d.png", "a girl", "1_girls", 2.5, (512, 512), is_regularization=True, weight=0.5)
     metadata = build_metadata(make_facts(), dataset.with_pictures((*dataset.pictures, prior, prior)))
     assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"]) == ("23", "5")
     assert json.loads(metadata["ss_reg_dataset_dirs"]) == {"1_girls": {"n_repeats": 2.5, "img_count": 2}}

@@ -30,7 +30,7 @@ def test_each_table_has_the_demo_once_and_settings_that_exist(bench: Any) -> Non
         for label, settings in rows.items():
             changed = {key: value for key, value in settings.items() if key != "prior"}
             assert TrainConfig(**{**bench.learning.demo_settings(), **changed}), label
-            known = {*bench.learning.demo_prior(), "own"}
+            known = {*bench.learning.demo_regularization(), "own"}
             assert set(settings.get("prior", {})) <= known, label
 
 

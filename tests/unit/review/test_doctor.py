@@ -262,7 +262,10 @@ def _plain(number: int) -> Look:
 def test_what_is_only_to_be_kept_is_not_held_against_the_set(sound):
     dataset = replace(scan_folder(sound), trigger="zorp")
     learned = [replace(p, caption=f"zorp, {p.path.stem} {number}") for number, p in enumerate(dataset.pictures)]
-    kept = [replace(p, caption="a thing", is_prior=True, path=p.path.with_name(f"k_{p.path.name}")) for p in learned]
+    kept = [
+        replace(p, caption="a thing", is_regularization=True, path=p.path.with_name(f"k_{p.path.name}"))
+        for p in learned
+    ]
     looks = [_plain(number * 977) for number in range(len(learned))]
     mixed = dataset.with_pictures((*learned, *kept))
     found = examine(mixed, looks + looks)

@@ -280,9 +280,9 @@ def test_what_is_shown_twice_is_edited_once(gallery, dataset):
     """A picture that Prior Preservation shows again under another caption keeps that one."""
     from dataclasses import replace
 
-    from lora_workbench.training.data.mixing import with_own_prior
+    from lora_workbench.training.data.mixing import with_prior_preservation
 
-    mixed = with_own_prior(replace(dataset, trigger="zorp"), "a creature")
+    mixed = with_prior_preservation(replace(dataset, trigger="zorp"), "a creature")
     key = gallery.show(mixed)
     assert [item.caption for item in gallery.page(key, 0, 100)] == [f"zorp, tag{number}" for number in range(5)]
     gallery.edits(key).change("2_zorp/0.png", base=0, caption="zorp, edited")
