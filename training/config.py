@@ -1,195 +1,218 @@
-"""Every setting of a run, each with its doc, default and bounds in one place.
+"""Every setting of a training run, each with its doc, default and bounds in one place.
 
-Node inputs, tooltips and saved metadata are all made from these dataclasses, and a value that does not fit is
-refused here, in words, whoever set it.
+Node inputs, tooltips, help tables and saved metadata are all made from these dataclasses. A value that does not fit is
+refused here, in words, whoever set it. To add a setting, add its field to the part it belongs to and its name to the
+end of `TrainConfig.ORDER`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from .errors import SettingError
-from .settings import check_fields, knob
+from .settings import Settings, knob, saved_settings
 
-OPTIMIZERS = ("AdamW", "AdamW8bit", "Lion", "Lion8bit", "Prodigy", "Adafactor", "CAME", "ScheduleFreeAdamW")
-SCHEDULERS = (
-    "constant",
-    "constant_with_warmup",
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "rex",
-)
+
+@dataclass(frozen=True)
+class Source:
+    """Where an optimizer comes from.
+
+    Attributes:
+        module: What to import.
+        name: The class in it.
+        package: What to install when the import fails; empty when torch has it.
+        settings: Arguments besides the learning rate and weight decay.
+    """
+
+    module: str
+    name: str
+    package: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+_BITSANDBYTES, _PYTORCH_OPTIMIZER = "bitsandbytes>=0.50", "pytorch-optimizer>=4.0"
+SOURCES = {
+    "AdamW": Source("torch.optim", "AdamW"),
+    "AdamW8bit": Source("bitsandbytes.optim", "AdamW8bit", _BITSANDBYTES),
+    "Lion": Source("pytorch_optimizer", "Lion", _PYTORCH_OPTIMIZER),
+    "Lion8bit": Source("bitsandbytes.optim", "Lion8bit", _BITSANDBYTES),
+    # Without the safeguard its estimate of the rate goes wrong when the schedule starts at zero.
+    "Prodigy": Source(
+        "pytorch_optimizer", "Prodigy", _PYTORCH_OPTIMIZER, (("safeguard_warmup", True), ("bias_correction", True))
+    ),
+    # The memory-saving form: learning rate from outside, no momentum.
+    "Adafactor": Source(
+        "pytorch_optimizer", "AdaFactor", _PYTORCH_OPTIMIZER,
+        (("betas", (None, 0.999)), ("scale_parameter", False), ("relative_step", False)),
+    ),
+    "CAME": Source("pytorch_optimizer", "CAME", _PYTORCH_OPTIMIZER),
+    "ScheduleFreeAdamW": Source("pytorch_optimizer", "ScheduleFreeAdamW", _PYTORCH_OPTIMIZER),
+}  # fmt: skip
+OPTIMIZERS = tuple(SOURCES)
+SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex")
 TIMESTEPS = ("auto", "uniform", "logit-normal")
 PRECISIONS = ("auto", "bf16", "fp32")
 ON_CANCEL = ("keep and go on", "stop the queue")
 
 
+@dataclass(frozen=True)
+class NetworkSettings(Settings):
+    """What is trained: the LoRA's size and strength."""
 
+    rank: int = knob(
+        16, "Size of the LoRA. 8 to 32 suits a character or a style. A larger rank learns more and overfits sooner.",
+        min=1, max=1024, saved_as="ss_network_dim",
+    )
+    alpha: float = knob(
+        0.0, "The LoRA is scaled by alpha / rank. 0 uses the rank, so that the scale is 1.",
+        min=0.0, max=4096.0, step=0.5, advanced=True, saved_as="ss_network_alpha",
+    )
+    dropout: float = knob(
+        0.0, "Share of the LoRA's inner values dropped at random in each step, against overfitting. 0.1 is common.",
+        min=0.0, max=0.95, step=0.01, advanced=True, saved_as="ss_network_dropout",
+    )
 
+    @property
+    def effective_alpha(self) -> float:
+        """Alpha, with 0 read as the rank."""
+        return self.alpha or float(self.rank)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """All of a training run but the model and the pictures."""
+class OptimizerSettings(Settings):
+    """How the weights are updated: optimizer, learning rate and schedule."""
+
+    learning_rate: float = knob(
+        1e-4,
+        "Step size of the optimizer. 1e-4 suits AdamW on most models. Use 1e-5 to 3e-5 for Lion and 1 for Prodigy.",
+        min=0.0, max=10.0, step=1e-6, saved_as="ss_learning_rate",
+    )
+    optimizer: str = knob(
+        "AdamW",
+        "AdamW is the safe choice. The 8-bit optimizers save memory. Prodigy finds its own rate (set learning_rate to "
+        "1). ScheduleFreeAdamW needs no scheduler.",
+        choices=OPTIMIZERS, advanced=True,
+    )
+    lora_plus: float = knob(
+        1.0,
+        "LoRA+: learning rate of the up matrices as a multiple of the down matrices'. 1 turns it off. 4 learns more in "
+        "the same steps; the paper suggests 16 with a lower learning rate.",
+        min=1.0, max=64.0, step=0.5, advanced=True,
+    )
+    scheduler: str = knob(
+        "cosine", "How the learning rate changes after warm-up. cosine falls smoothly to zero at the end.",
+        choices=SCHEDULERS, advanced=True, saved_as="ss_lr_scheduler",
+    )
+    scheduler_cycles: int = knob(
+        2, "Number of cycles of cosine_with_restarts. 1 is plain cosine.", min=1, max=1000, advanced=True
+    )
+    warmup_steps: int = knob(
+        0, "Optimizer steps in which the learning rate rises from zero. The scheduler constant ignores it.",
+        min=0, max=1_000_000, advanced=True, saved_as="ss_lr_warmup_steps",
+    )
+    weight_decay: float = knob(
+        0.01, "Pulls the weights towards zero in each step.", min=0.0, max=10.0, step=0.001, advanced=True
+    )
+    max_grad_norm: float = knob(
+        1.0, "Clips the gradient to this norm. 0 turns clipping off.",
+        min=0.0, max=1000.0, step=0.1, advanced=True, saved_as="ss_max_grad_norm",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other."""
+        super().__post_init__()
+        if self.learning_rate == 0:
+            raise SettingError("learning rate is 0, so nothing would be learned. Set it to 1e-4.")
+        if self.optimizer == "Prodigy" and self.learning_rate < 0.05:
+            raise SettingError(
+                f"learning rate is {self.learning_rate:g}, but Prodigy finds its own rate and uses this as a factor. "
+                "Set it to 1."
+            )
+        if self.optimizer == "Prodigy" and self.lora_plus != 1:
+            raise SettingError(
+                f"lora plus is {self.lora_plus:g}, but Prodigy uses one rate for all weights. Set lora plus to 1."
+            )
+
+
+@dataclass(frozen=True)
+class LossSettings(Settings):
+    """What the model is asked and how its answer is weighed."""
+
+    timesteps: str = knob(
+        "auto",
+        "Which noise levels are trained most. uniform trains all equally, logit-normal the middle ones. auto uses "
+        "logit-normal for flow models (SD3, Flux and newer) and uniform for the others, as each was trained.",
+        choices=TIMESTEPS, advanced=True, saved_as="lora_workbench.timesteps",
+    )
+    guidance: float = knob(
+        1.0, "Guidance value given to models that take one as an input (Flux dev and relatives). Others ignore it.",
+        min=0.0, max=100.0, step=0.1, advanced=True, saved_as="ss_guidance_scale",
+    )
+
+
+@dataclass(frozen=True)
+class MemorySettings(Settings):
+    """What the run computes in and keeps in memory."""
+
+    precision: str = knob(
+        "auto",
+        "Number format the frozen model computes in. auto uses bf16 where the hardware supports it, else fp32. The "
+        "LoRA itself is always fp32.",
+        choices=PRECISIONS, advanced=True, saved_as="ss_mixed_precision",
+    )
+    gradient_checkpointing: bool = knob(
+        False,
+        "Recomputes each block in the backward pass instead of keeping its activations. Uses far less memory and is "
+        "about a third slower.",
+        advanced=True, saved_as="ss_gradient_checkpointing",
+    )
+
+
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """How long a run takes, what it saves, and its name."""
 
     name: str = knob(
         "my_lora",
         "Name of the run and of its folder output/lora_workbench/<name>. A name that is taken gets a number.",
+        saved_as="ss_output_name",
     )
-    epochs: int = knob(10, "How often the whole dataset is gone through, repeats included.", min=1, max=100_000)
-    learning_rate: float = knob(
-        1e-4,
-        "Size of a step. 1e-4 suits AdamW on most models, a third to a tenth of it Lion, 1.0 Prodigy.",
-        min=0.0,
-        max=10.0,
-        step=1e-6,
-    )
-    rank: int = knob(
-        16, "Size of the LoRA. 8 to 32 suits a character or a style; larger learns more and overfits sooner.",
-        min=1, max=1024,
+    epochs: int = knob(
+        10, "Number of passes over the dataset, repeats included.", min=1, max=100_000, saved_as="ss_num_epochs"
     )
     batch_size: int = knob(
-        1, "Pictures trained together. More is steadier and needs more memory.", min=1, max=256
+        1, "Pictures trained together. A larger batch learns more steadily and needs more memory.",
+        min=1, max=256, saved_as="ss_batch_size_per_device",
     )
     steps: int = knob(
-        0,
-        "0: as many optimizer steps as the epochs make. Any other number counts instead of epochs.",
-        min=0,
-        max=10_000_000,
-        advanced=True,
+        0, "Number of optimizer steps. 0 trains as many as the epochs make; any other number replaces epochs.",
+        min=0, max=10_000_000, advanced=True, saved_as="ss_max_train_steps",
     )
     gradient_accumulation: int = knob(
-        1,
-        "Batches gathered before each optimizer step: the effect of a larger batch without its memory.",
-        min=1,
-        max=1024,
-        advanced=True,
-    )
-    alpha: float = knob(
-        0.0,
-        "Strength of the LoRA is alpha / rank. 0: the same as rank, so that strength is 1.",
-        min=0.0,
-        max=4096.0,
-        step=0.5,
-        advanced=True,
-    )
-    dropout: float = knob(
-        0.0,
-        "Share of the LoRA's inner values left out at random in each step, against overfitting. 0.1 is common.",
-        min=0.0,
-        max=0.95,
-        step=0.01,
-        advanced=True,
-    )
-    optimizer: str = knob(
-        "AdamW",
-        "AdamW is the safe choice. The 8-bit ones save memory, Prodigy finds its own rate (learning rate 1), "
-        "ScheduleFreeAdamW needs no scheduler.",
-        choices=OPTIMIZERS,
-        advanced=True,
-    )
-    lora_plus: float = knob(
-        1.0,
-        "LoRA+: how many times faster the half of the LoRA that starts at zero (up) learns than the other. 1: alike. "
-        "4 gets closer in the same steps, 16 is what the paper suggests with a lower learning rate.",
-        min=1.0,
-        max=64.0,
-        step=0.5,
-        advanced=True,
-    )
-    scheduler: str = knob(
-        "cosine",
-        "How the learning rate moves over the run, after warm-up. cosine falls smoothly to zero at the end.",
-        choices=SCHEDULERS,
-        advanced=True,
-    )
-    scheduler_cycles: int = knob(
-        2, "Cycles of cosine_with_restarts; one cycle is plain cosine.", min=1, max=1000, advanced=True
-    )
-    warmup_steps: int = knob(
-        0,
-        "Optimizer steps in which the learning rate rises from zero. The scheduler constant has none.",
-        min=0,
-        max=1_000_000,
-        advanced=True,
-    )
-    weight_decay: float = knob(
-        0.01, "Pull of the weights towards zero.", min=0.0, max=10.0, step=0.001, advanced=True
-    )
-    max_grad_norm: float = knob(
-        1.0, "Longer gradients are cut to this length. 0: never.", min=0.0, max=1000.0, step=0.1, advanced=True
-    )
-    timesteps: str = knob(
-        "auto",
-        "Which noise levels are trained most: uniform all alike, logit-normal the middle ones. auto takes logit-normal "
-        "for flow models (SD3, Flux and newer) and uniform for the others, as each was made.",
-        choices=TIMESTEPS,
-        advanced=True,
-    )
-    precision: str = knob(
-        "auto",
-        "What the frozen model computes in: auto takes bf16 where the device is made for it, else fp32. "
-        "The LoRA itself is always fp32.",
-        choices=PRECISIONS,
-        advanced=True,
-    )
-    gradient_checkpointing: bool = knob(
-        False,
-        "Compute each block twice instead of keeping its activations: far less memory, about a third slower.",
-        advanced=True,
-    )
-    guidance: float = knob(
-        1.0,
-        "Guidance value told to models that take one as an input (Flux dev and its kin); others ignore it.",
-        min=0.0,
-        max=100.0,
-        step=0.1,
-        advanced=True,
+        1, "Batches per optimizer step. It has the effect of a larger batch without its memory.",
+        min=1, max=1024, advanced=True, saved_as="ss_gradient_accumulation_steps",
     )
     seed: int = knob(
         0,
-        "Same inputs and same seed give the same LoRA, bit for bit; on a GPU when ComfyUI runs with --deterministic.",
-        min=0,
-        max=2**63 - 1,
-        advanced=True,
+        "Seed of every random draw. The same inputs and seed give the same LoRA, bit for bit; on a GPU only when "
+        "ComfyUI runs with --deterministic.",
+        min=0, max=2**63 - 1, advanced=True, saved_as="ss_seed",
     )
     save_every_epochs: int = knob(
-        0, "Keep a checkpoint in the run's folder after every so many epochs. 0: none.", min=0, max=100_000,
-        advanced=True,
+        0, "Saves a checkpoint in the run's folder every this many epochs. 0 saves none.",
+        min=0, max=100_000, advanced=True,
     )
     save_every_steps: int = knob(
-        0, "Keep a checkpoint in the run's folder after every so many steps. 0: none.", min=0, max=10_000_000,
-        advanced=True,
+        0, "Saves a checkpoint in the run's folder every this many steps. 0 saves none.",
+        min=0, max=10_000_000, advanced=True,
     )
     on_cancel: str = knob(
         ON_CANCEL[0],
-        "What ComfyUI's cancel button does to a running training: hand on the LoRA as far as it got, so that the "
-        "graph shows it, or stop the whole queue. What was trained is saved in the run's folder either way.",
-        choices=ON_CANCEL,
-        advanced=True,
+        "What ComfyUI's cancel button does during training. It either hands on the LoRA as far as it is trained, so "
+        "that the graph shows it, or stops the whole queue. The run's folder keeps the LoRA in both cases.",
+        choices=ON_CANCEL, advanced=True,
     )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.learning_rate == 0:
-            raise SettingError("learning rate is 0: nothing would be learned. 1e-4 is a good start.")
-        if self.optimizer == "Prodigy" and self.learning_rate < 0.05:
-            raise SettingError(
-                f"learning rate is {self.learning_rate:g} with Prodigy, which finds its own rate and takes this as "
-                "a factor: set it to 1."
-            )
-        if self.optimizer == "Prodigy" and self.lora_plus != 1:
-            raise SettingError(
-                f"lora plus is {self.lora_plus:g} with Prodigy, which finds one rate for all: set it to 1, or choose "
-                "AdamW."
-            )
-
-    @property
-    def effective_alpha(self) -> float:
-        """Alpha with its 0 read as rank."""
-        return self.alpha or float(self.rank)
 
     @property
     def keeps_on_cancel(self) -> bool:
@@ -197,5 +220,34 @@ class TrainConfig:
         return self.on_cancel == ON_CANCEL[0]
 
 
+@dataclass(frozen=True)
+class TrainConfig(NetworkSettings, OptimizerSettings, LossSettings, MemorySettings, RunSettings):
+    """All settings of a training run. A function that needs one part of them takes that part."""
+
+    # Saved workflows hold values by position: a new setting goes to the end.
+    ORDER: ClassVar[tuple[str, ...]] = (
+        "name", "epochs", "learning_rate", "rank", "batch_size", "steps", "gradient_accumulation", "alpha", "dropout",
+        "optimizer", "lora_plus", "scheduler", "scheduler_cycles", "warmup_steps", "weight_decay", "max_grad_norm",
+        "timesteps", "precision", "gradient_checkpointing", "guidance", "seed", "save_every_epochs",
+        "save_every_steps", "on_cancel",
+    )  # fmt: skip
 
 
+def kohya_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings of a run as kohya's trainer saves them, by metadata key.
+
+    Args:
+        config: The settings in force: no `auto`, no 0 that stands for another value.
+    """
+    source = SOURCES[config.optimizer]
+    arguments = [("weight_decay", config.weight_decay), *source.settings]
+    return {
+        **saved_settings(config),
+        # kohya writes none of these values as it is set.
+        "ss_network_dropout": config.dropout or None,
+        "ss_network_args": {} if config.lora_plus == 1 else {"loraplus_lr_ratio": f"{config.lora_plus:g}"},
+        "ss_unet_lr": config.learning_rate,
+        "ss_text_encoder_lr": None,
+        "ss_optimizer": f"{source.module}.{source.name}({','.join(f'{k}={v}' for k, v in arguments)})",
+        "ss_mixed_precision": "no" if config.precision == "fp32" else config.precision,
+    }

@@ -1,10 +1,4 @@
-"""What a training step draws and what it is held against.
-
-The loss is the mean squared error of the network's own prediction (noise, v or velocity), in fp32, as kohya,
-diffusers and the papers have it: DDPM (Ho et al. 2020), v-prediction (Salimans & Ho 2022), rectified flow
-(Esser et al. 2024). It is computed from the host's clean-image estimate divided by the slope of that estimate, so
-one formula serves every kind of prediction.
-"""
+"""The pieces of the objective: the model as a step uses it, what a step draws, and masks."""
 
 from __future__ import annotations
 
@@ -20,14 +14,19 @@ from .draws import generator
 
 
 class Denoiser(Protocol):
-    """The part of a model that the objective needs."""
+    """The model as a training step uses it; `training/host/model.py` is the one there is."""
 
-    is_flow: bool
+    device: torch.device
 
-    def sigma_table(self) -> Tensor: ...  # noqa: D102 - see training/host/model.py
+    @property
+    def is_flow(self) -> bool: ...  # noqa: D102
+
+    def sigma_table(self) -> Tensor: ...  # noqa: D102
+    def latents_in(self, latents: Tensor) -> Tensor: ...  # noqa: D102
+    def conditions(self, conditioning: Any, noise: Tensor, extra: dict[str, Any]) -> dict[str, Any]: ...  # noqa: D102
     def noised(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor: ...  # noqa: D102
-    def output_scale(self, sigma: Tensor, ndim: int) -> Tensor: ...  # noqa: D102
     def denoised(self, xt: Tensor, sigma: Tensor, conds: list[dict[str, Any]]) -> Tensor: ...  # noqa: D102
+    def output_scale(self, sigma: Tensor, ndim: int) -> Tensor: ...  # noqa: D102
 
 
 def timesteps_in_force(wanted: str, is_flow: bool) -> str:
@@ -43,6 +42,10 @@ class Draw:
 
     noise: Tensor
     sigma: Tensor
+
+    def to(self, device: torch.device) -> Draw:
+        """The same on a device."""
+        return Draw(self.noise.to(device), self.sigma.to(device))
 
 
 def draw(shape: tuple[int, ...], table: Tensor, timesteps: str, seed: int, micro_step: int) -> Draw:
@@ -68,34 +71,17 @@ def draw(shape: tuple[int, ...], table: Tensor, timesteps: str, seed: int, micro
     return Draw(noise, table[index])
 
 
-def prediction_losses(
-    denoiser: Denoiser,
-    x0: Tensor,
-    drawn: Draw,
-    conds: list[dict[str, Any]],
-    mask: Tensor | None = None,
-    target: Tensor | None = None,
-) -> Tensor:
-    """Return the loss of each picture, [B], fp32, differentiable.
+def mean_per_picture(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of each picture, [B].
 
     Args:
-        denoiser: The model.
-        x0: Clean latents [B, C, …] in the model's own scale.
-        drawn: Noise and noise levels, on the device of `x0`.
-        conds: Conditions of each picture.
-        mask: Weight of each latent position [B, 1, …]; the loss is the weighted mean. None: all alike.
-        target: Latents [B, C, …] that the clean-image estimate is held against; None: `x0`.
+        values: [B, C, …].
+        mask: Weight of each position [B, 1, …]; the mean is a weighted one. None: all positions weigh the same.
     """
-    xt = denoiser.noised(x0, drawn.noise, drawn.sigma)
-    target = x0 if target is None else target
-    error = (denoiser.denoised(xt, drawn.sigma, conds).float() - target) / denoiser.output_scale(
-        drawn.sigma, x0.ndim
-    )
-    squared = error.square()
     if mask is None:
-        return squared.flatten(1).mean(1)
-    weight = mask.expand_as(squared)
-    return (squared * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1e-6)
+        return values.flatten(1).mean(1)
+    weight = mask.expand_as(values)
+    return (values * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1e-6)
 
 
 def padding_mask(placement: Placement, latent: Tensor) -> Tensor | None:

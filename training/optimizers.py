@@ -6,7 +6,6 @@ import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,49 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .adapters.network import LoraNetwork
-from .config import TrainConfig
+from .config import SOURCES, OptimizerSettings
 from .errors import UserError
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where an optimizer comes from.
-
-    Attributes:
-        module: What to import.
-        name: The class in it.
-        package: What to install when the import fails; empty when torch has it.
-        settings: Arguments beside the learning rate and weight decay.
-    """
-
-    module: str
-    name: str
-    package: str = ""
-    settings: tuple[tuple[str, Any], ...] = ()
-
-
-SOURCES = {
-    "AdamW": Source("torch.optim", "AdamW"),
-    "AdamW8bit": Source("bitsandbytes.optim", "AdamW8bit", "bitsandbytes>=0.50"),
-    "Lion": Source("pytorch_optimizer", "Lion", "pytorch-optimizer>=4.0"),
-    "Lion8bit": Source("bitsandbytes.optim", "Lion8bit", "bitsandbytes>=0.50"),
-    # The warm-up of its own estimate goes wrong without the safeguard when the schedule starts at zero.
-    "Prodigy": Source(
-        "pytorch_optimizer",
-        "Prodigy",
-        "pytorch-optimizer>=4.0",
-        (("safeguard_warmup", True), ("bias_correction", True)),
-    ),
-    # With a learning rate from outside and no momentum: the memory-saving form everyone means.
-    "Adafactor": Source(
-        "pytorch_optimizer",
-        "AdaFactor",
-        "pytorch-optimizer>=4.0",
-        (("betas", (None, 0.999)), ("scale_parameter", False), ("relative_step", False)),
-    ),
-    "CAME": Source("pytorch_optimizer", "CAME", "pytorch-optimizer>=4.0"),
-    "ScheduleFreeAdamW": Source("pytorch_optimizer", "ScheduleFreeAdamW", "pytorch-optimizer>=4.0"),
-}
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
@@ -75,7 +33,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
         ) from error
 
 
-def make_optimizer(config: TrainConfig, network: LoraNetwork) -> Optimizer:
+def make_optimizer(config: OptimizerSettings, network: LoraNetwork) -> Optimizer:
     """Make the optimizer a config asks for.
 
     With LoRA+ (Hayou et al. 2024, arXiv:2402.12354) `up` has a rate of its own, in a second group; the first group's is
@@ -87,25 +45,23 @@ def make_optimizer(config: TrainConfig, network: LoraNetwork) -> Optimizer:
     make: Any = optimizer_class(config.optimizer)
     groups: list[Any] = list(network.parameters())
     if config.lora_plus != 1:
-        groups = [
-            {"params": [layer.down for layer in network.layers]},
-            {"params": [layer.up for layer in network.layers], "lr": config.learning_rate * config.lora_plus},
-        ]
+        down, up = network.parameter_groups()
+        groups = [{"params": down}, {"params": up, "lr": config.learning_rate * config.lora_plus}]
     optimizer: Optimizer = make(groups, lr=config.learning_rate, weight_decay=config.weight_decay, **settings)
     return optimizer
 
 
-def is_schedule_free(config: TrainConfig) -> bool:
+def is_schedule_free(config: OptimizerSettings) -> bool:
     """Whether the optimizer averages its weights instead of following a schedule (Defazio et al. 2024)."""
     return config.optimizer == "ScheduleFreeAdamW"
 
 
-def scheduler_in_force(config: TrainConfig) -> str:
+def scheduler_in_force(config: OptimizerSettings) -> str:
     """The schedule that is really followed: schedule-free optimizers keep a constant rate."""
     return "constant" if is_schedule_free(config) else config.scheduler
 
 
-def warmup_in_force(config: TrainConfig, steps: int) -> int:
+def warmup_in_force(config: OptimizerSettings, steps: int) -> int:
     """The steps in which the rate really rises: `constant` has none, and one step at least is left after them."""
     if scheduler_in_force(config) == "constant" and not is_schedule_free(config):
         return 0
@@ -137,7 +93,7 @@ def decay(name: str, progress: float, cycles: int = 2) -> float:
     return 1.0
 
 
-def make_scheduler(config: TrainConfig, optimizer: Optimizer, steps: int) -> LambdaLR:
+def make_scheduler(config: OptimizerSettings, optimizer: Optimizer, steps: int) -> LambdaLR:
     """Make the schedule over `steps` optimizer steps, warm-up included; stepped once after each optimizer step."""
     if is_schedule_free(config):
         return LambdaLR(optimizer, lambda _step: 1.0)

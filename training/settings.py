@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import SettingError
 
@@ -18,7 +18,7 @@ def knob(
     step: float | None = None,
     choices: tuple[str, ...] | None = None,
     advanced: bool = False,
-    kohya: str = "",
+    saved_as: str = "",
 ) -> Any:
     """Declare one setting of a frozen dataclass.
 
@@ -30,16 +30,23 @@ def knob(
         step: Step of the number widget.
         choices: The values allowed, for a choice.
         advanced: Whether the node hides it until asked.
-        kohya: Its key in the metadata of a LoRA file, such as `ss_seed`; empty: it is not written there as it is.
+        saved_as: Its key in the metadata of a LoRA file, kohya's where there is one (`ss_seed`). Empty: not saved.
     """
     metadata = {
-        "doc": doc, "min": min, "max": max, "step": step, "choices": choices, "advanced": advanced, "kohya": kohya,
+        "doc": doc, "min": min, "max": max, "step": step, "choices": choices, "advanced": advanced,
+        "saved_as": saved_as,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
 class Settings:
-    """What the frozen dataclasses made of knobs have in common: they are checked when they are made."""
+    """Base of the frozen dataclasses made of knobs: their values are checked when they are made.
+
+    Attributes:
+        ORDER: Names of the settings in the order of the node's inputs, where it is not that of the fields.
+    """
+
+    ORDER: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Hold every setting against its bounds.
@@ -48,6 +55,18 @@ class Settings:
             SettingError: A value is outside its range or not among its choices.
         """
         check_fields(self)
+
+
+def ordered_fields(config: Any) -> list[dataclasses.Field[Any]]:
+    """The settings of a config, or of its class, in the order of the node's inputs."""
+    places = {name: place for place, name in enumerate(config.ORDER)}
+    return sorted(dataclasses.fields(config), key=lambda field: places.get(field.name, len(places)))
+
+
+def saved_settings(config: Any) -> dict[str, Any]:
+    """The values that are saved in the metadata of a LoRA file, by their keys there."""
+    fields = [field for field in dataclasses.fields(config) if field.metadata["saved_as"]]
+    return {field.metadata["saved_as"]: getattr(config, field.name) for field in fields}
 
 
 def check_fields(config: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -68,6 +68,28 @@ class LoraNetwork:
             yield layer.down
             yield layer.up
 
+    def parameter_groups(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors that start at random (down) and those that start at zero (up), which LoRA+ tells apart."""
+        return [layer.down for layer in self.layers], [layer.up for layer in self.layers]
+
+    def by_path(self) -> dict[str, LoraLayer]:
+        """The layers by the path of the frozen layer that each sits on."""
+        return {layer.path: layer for layer in self.layers}
+
+    def saved_tensors(self, names: Mapping[str, str]) -> dict[str, Tensor]:
+        """The tensors of a LoRA file: fp32 copies on the CPU, which later training steps leave alone.
+
+        Args:
+            names: What each layer is called in the file, by its path.
+        """
+        tensors: dict[str, Tensor] = {}
+        for layer in self.layers:
+            name = names[layer.path]
+            tensors[f"{name}.lora_down.weight"] = layer.down.detach().float().cpu().clone()
+            tensors[f"{name}.lora_up.weight"] = layer.up.detach().float().cpu().clone()
+            tensors[f"{name}.alpha"] = torch.tensor(float(self.alpha))
+        return tensors
+
     def begin_micro_step(self, seed: int, micro_step: int) -> None:
         """Tell each layer where in the run it is."""
         for layer in self.layers:
@@ -83,9 +105,3 @@ class LoraNetwork:
         finally:
             for layer in self.layers:
                 layer.is_off = False
-
-
-def parameters_snapshot(network: LoraNetwork) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield (path, down, up) of each layer as fp32 copies on the CPU, safe to hand on while training goes on."""
-    for layer in network.layers:
-        yield layer.path, layer.down.detach().float().cpu().clone(), layer.up.detach().float().cpu().clone()

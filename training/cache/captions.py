@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from ..errors import UserError
 from ..events import Cancelled, Sink
@@ -17,6 +20,8 @@ class CaptionEncoder(Protocol):
     identity: str
 
     def encode(self, caption: str) -> Any: ...  # noqa: D102 - see training/host/text.py
+    def pack(self, conditioning: Any) -> tuple[dict[str, Tensor], dict[str, Any]] | None: ...  # noqa: D102
+    def unpack(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> Any: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class CaptionStore:
     keys: dict[str, str]
     loose: dict[str, Any]
     encoded: int
-    unpack: Any
+    unpack: Callable[[dict[str, Tensor], dict[str, Any]], Any]
 
     def load(self, caption: str) -> Any:
         """Return the conditioning of one caption."""
@@ -48,9 +53,7 @@ class CaptionStore:
         return self.unpack(*found)
 
 
-def store_captions(
-    captions: list[str], text: CaptionEncoder, cache: TensorCache, sink: Sink, pack: Any, unpack: Any
-) -> CaptionStore:
+def store_captions(captions: list[str], text: CaptionEncoder, cache: TensorCache, sink: Sink) -> CaptionStore:
     """Encode each distinct caption the cache does not hold yet.
 
     Args:
@@ -58,8 +61,6 @@ def store_captions(
         text: The text encoder.
         cache: Where they are kept.
         sink: Is told of the progress and asked for a cancel.
-        pack: Takes a conditioning apart, or returns None when it cannot be stored.
-        unpack: Its inverse.
 
     Raises:
         Cancelled: The person pressed cancel between two captions.
@@ -79,10 +80,10 @@ def store_captions(
         conditioning = text.encode(caption)
         encoded += 1
         # What an embedding file holds is no part of the key.
-        packed = pack(conditioning) if "embedding:" not in caption else None
+        packed = text.pack(conditioning) if "embedding:" not in caption else None
         if packed is None:
             loose[caption] = conditioning
         else:
             cache.put(key, *packed)
     sink.phase("encoding captions", len(distinct), len(distinct))
-    return CaptionStore(cache, keys, loose, encoded, unpack)
+    return CaptionStore(cache, keys, loose, encoded, text.unpack)

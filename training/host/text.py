@@ -40,29 +40,29 @@ class HostText:
         """Encode one caption as the CLIPTextEncode node does."""
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))  # type: ignore[no-any-return]
 
+    @staticmethod
+    def pack(conditioning: Conditioning) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Take the first entry of a conditioning apart for the cache.
 
-def pack(conditioning: Conditioning) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Take the first entry of a conditioning apart for the cache.
+        Returns:
+            (tensors by name, the other values), or None when it holds something neither tensor nor plain value.
+        """
+        cross_attn, options = conditioning[0]
+        tensors, plain = {"cross_attn": cross_attn}, {}
+        for name, value in options.items():
+            if isinstance(value, Tensor):
+                tensors[f"option.{name}"] = value
+            elif value is None or isinstance(value, (bool, int, float, str)):
+                plain[name] = value
+            else:
+                return None
+        return tensors, plain
 
-    Returns:
-        (tensors by name, the other values), or None when it holds something neither tensor nor plain value.
-    """
-    cross_attn, options = conditioning[0]
-    tensors, plain = {"cross_attn": cross_attn}, {}
-    for name, value in options.items():
-        if isinstance(value, Tensor):
-            tensors[f"option.{name}"] = value
-        elif value is None or isinstance(value, (bool, int, float, str)):
-            plain[name] = value
-        else:
-            return None
-    return tensors, plain
-
-
-def unpack(tensors: dict[str, Tensor], plain: dict[str, Any]) -> Conditioning:
-    """Put a conditioning together again: the inverse of `pack`."""
-    options = dict(plain)
-    for name, tensor in tensors.items():
-        if name.startswith("option."):
-            options[name.removeprefix("option.")] = tensor
-    return [[tensors["cross_attn"], options]]
+    @staticmethod
+    def unpack(tensors: dict[str, Tensor], plain: dict[str, Any]) -> Conditioning:
+        """Put a conditioning together again: the inverse of `pack`."""
+        options = dict(plain)
+        for name, tensor in tensors.items():
+            if name.startswith("option."):
+                options[name.removeprefix("option.")] = tensor
+        return [[tensors["cross_attn"], options]]

@@ -12,6 +12,7 @@ from ..disk import disk_trouble, safe_name, write_whole
 from ..errors import UserError
 from ..files.export import write_lora
 from ..lora import LoraModel, RunSummary
+from ..settings import ordered_fields
 
 
 class RunFolder:
@@ -38,7 +39,8 @@ class RunFolder:
 
     def write_config(self, config: Any) -> None:
         """Write the settings of the run."""
-        self._write("config.json", json.dumps(dataclasses.asdict(config), indent=1))
+        settings = {field.name: getattr(config, field.name) for field in ordered_fields(config)}
+        self._write("config.json", json.dumps(settings, indent=1))
 
     def write_losses(self, losses: list[float], rates: list[float]) -> None:
         """Write step, loss and learning rate, one line a step."""

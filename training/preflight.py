@@ -1,0 +1,124 @@
+"""What must hold before any work is done: inputs that fit each other, room in memory, one step for trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .adapters.network import LoraNetwork
+from .cache.latents import LatentStore
+from .config import TrainConfig
+from .data.dataset import Dataset
+from .disk import safe_name
+from .errors import UserError
+from .host.frozen import Differentiable
+from .host.model import HostModel, comes_from_the_model
+from .optimizers import optimizer_class
+from .step import NotFinite, Setup, training_step
+
+
+def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: TrainConfig) -> None:
+    """Refuse what cannot work, before any work is done.
+
+    Raises:
+        UserError: Says which input does not fit, and what to connect or set instead.
+    """
+    safe_name(config.name)
+    optimizer_class(config.optimizer)
+    if not dataset.pictures:
+        raise UserError("The dataset has no pictures. Choose a folder with pictures in Load Dataset.")
+    if not dataset.is_bucketed:
+        raise UserError("The dataset has no buckets yet. Put Bucket Images between it and LoRA Trainer.")
+    for name, socket in (("CLIP", clip), ("VAE", vae)):
+        if socket is None:
+            raise UserError(f"The {name} input is empty: its loader has none. Connect one that fits the MODEL.")
+    first_target = dict(list(model.targets().items())[:1])
+    LoraNetwork.create(first_target, rank=1, alpha=1.0, dropout=0.0, seed=0, device=torch.device("cpu"))
+    step = int(vae.spacial_compression_encode())
+    for width, height in dataset.buckets():
+        if width % step or height % step:
+            raise UserError(
+                f"The bucket {width}×{height} is not a multiple of {step} pixels, which this VAE needs. Set step in "
+                f"Bucket Images to a multiple of {step}."
+            )
+    channels, wanted = int(vae.latent_channels), model.latent_channels
+    if channels != wanted:
+        raise UserError(
+            f"This VAE makes latents of {channels} channels and the MODEL takes {wanted}. Connect the VAE that belongs "
+            "to the MODEL."
+        )
+
+
+def make_room(model: HostModel, latents: LatentStore, config: TrainConfig) -> None:
+    """Have the host load the model with room for a step of the largest bucket.
+
+    Raises:
+        UserError: The latents have other dimensions than the model takes.
+    """
+    sizes = [picture.placement.bucket if picture.placement else (0, 0) for picture in latents.dataset.pictures]
+    largest = max(range(len(sizes)), key=lambda index: sizes[index][0] * sizes[index][1])
+    shape = tuple(latents.load(largest, False).shape)
+    if len(shape) - 2 != model.latent_dimensions:
+        raise UserError(
+            f"This VAE makes latents of {len(shape) - 2} dimensions and the MODEL takes {model.latent_dimensions}. "
+            "Connect the VAE that belongs to the MODEL."
+        )
+    model.load((config.batch_size, *shape[1:]), config.gradient_checkpointing)
+
+
+def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:
+    """Run the largest batch forward and backward for trial; the run stays at its beginning.
+
+    What does not fit together, or not into memory, shows here, before anything is written.
+
+    Raises:
+        UserError: The CLIP belongs to another kind of model.
+    """
+    micro_step, batch = setup.plan.largest()
+
+    def once() -> None:
+        try:
+            training_step(setup, batch, micro_step)
+        except NotFinite:
+            pass  # the step itself says so, with the last good weights saved
+        finally:
+            for parameter in setup.network.parameters():
+                parameter.grad = None
+
+    try:
+        made.rehearse(once)
+    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+        if not (looks_like_foreign_text(error) and comes_from_the_model(error)):
+            raise
+        width = setup.captions.load(setup.plan.captions()[0])[0][0].shape[-1]
+        raise UserError(
+            f"This CLIP does not go with this MODEL ({model.family}): its text vectors are {width} wide or lack a part "
+            f"that the model needs ({error}). Connect the CLIP of the same checkpoint."
+        ) from error
+
+
+def looks_like_foreign_text(error: Exception) -> bool:
+    """Whether an error of a forward pass says that the text does not fit the model."""
+    if isinstance(error, (KeyError, AttributeError, TypeError)):
+        return True  # a part of the conditioning that this model reads is not there
+    text = str(error)
+    return any(sign in text for sign in ("shapes cannot be multiplied", "size of tensor", "normalized_shape"))
+
+
+def compute_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """What the frozen model computes in on this device: `auto` is bf16 where hardware has it, else fp32."""
+    if wanted != "auto":
+        return torch.bfloat16 if wanted == "bf16" else torch.float32
+    return torch.bfloat16 if has_bf16(device) else torch.float32
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Emulated by a processor it is twenty times slower. Older releases of torch cannot tell.
+    told: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    flags = told() if device.type == "cpu" else {}
+    return any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,157 @@
+"""Keeps what a run makes: checkpoints and losses in its folder, and the LORA_MODEL it hands on."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from ..config import TrainConfig, kohya_settings
+from ..errors import UserError
+from ..events import Sink
+from ..files.metadata import ModelFacts, Session, build_metadata
+from ..host.keys import HOST_PREFIX, layer_names, restricted_key_map
+from ..host.model import HostModel
+from ..lora import LoraModel, RunSummary
+from ..objective import timesteps_in_force
+from ..optimizers import scheduler_in_force, warmup_in_force, weights_to_keep
+from ..plan import Plan
+from .folder import RunFolder
+from .state import Diverged, Run
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Keeper:
+    """Keeps one run.
+
+    Args:
+        model: What is trained on.
+        plan: The run's plan, with its settings and its dataset.
+        run: The run.
+        precision: What the frozen model computes in.
+        sink: Is told of files that could not be written.
+        encoded: How many latents and captions had to be encoded.
+    """
+
+    def __init__(
+        self, model: HostModel, plan: Plan, run: Run, precision: torch.dtype, sink: Sink, encoded: tuple[int, int]
+    ) -> None:
+        self.run, self.plan, self.sink, self.encoded = run, plan, sink, encoded
+        self.names = layer_names(model.patcher, [HOST_PREFIX + layer.path for layer in run.network.layers])
+        self.key_map = restricted_key_map(model.patcher, self.names)
+        self.model = ModelFacts(
+            model.family, model.prediction.startswith("v_prediction"), model.is_flow, model.flow_shift,
+            model.takes_guidance,
+        )  # fmt: skip
+        self.in_force = settings_in_force(plan, run, model.is_flow, precision)
+        self.session = Session(random.SystemRandom().getrandbits(32), time.time(), 0.0, sum(map(len, plan.steps(0))))
+        self.checkpoints: list[str] = []
+        self.not_saved: list[str] = []
+
+    def open_folder(self, root: Path) -> None:
+        """Make the run's folder and write its settings there."""
+        self.folder = RunFolder(root, self.plan.config.name)
+        self.folder.write_config(self.plan.config)
+        self._clock = time.monotonic()
+
+    def after_step(self, run: Run, epoch_ended: bool) -> None:
+        """Save what is due after an optimizer step."""
+        every_steps, every_epochs = self.plan.config.save_every_steps, self.plan.config.save_every_epochs
+        last = run.step >= run.total
+        # The end of the run has a file of its own, without a number, as kohya names them.
+        if every_steps and run.step % every_steps == 0 and not last:
+            self._checkpoint(f"-step{run.step:08d}")
+        if epoch_ended and every_epochs and run.epoch % every_epochs == 0 and not last:
+            self._checkpoint(f"-{run.epoch:06d}")
+        if epoch_ended:
+            self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
+
+    def finish(self, outcome: str) -> tuple[LoraModel, RunSummary]:
+        """Write the final LoRA, the losses and the summary, and say how the run went.
+
+        Args:
+            outcome: `finished` or `cancelled`.
+        """
+        lora = self.lora()
+        self._keep(lambda: self.folder.save(lora))
+        self._keep(lambda: self.folder.write_losses(self.run.losses, self.run.rates))
+        summary = self._summary(outcome)
+        self._keep(lambda: self.folder.write_summary(summary))
+        self.sink.tell(summary.describe())
+        log.info("LoRA Workbench: %s after %d steps; the run is in %s", outcome, summary.steps, self.folder.path)
+        return lora, summary
+
+    def rescue(self, error: BaseException) -> None:
+        """Keep what was trained when a run breaks off, and say where it is."""
+        run = self.run
+        log.error("LoRA Workbench: training broke off after step %d: %s", run.step, error)
+        if run.step == 0:
+            self.folder.discard()
+            return
+        path = self._keep(lambda: self.folder.save(self.lora(), "-last-good"))
+        self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
+        self._keep(lambda: self.folder.write_summary(self._summary("failed")))
+        note = f"The LoRA as it was after step {run.step} is in {path}." if path else self.not_saved[-1]
+        if isinstance(error, Diverged):
+            error.args = (f"{error} {note}",)
+        else:
+            log.error("LoRA Workbench: %s", note)
+
+    def lora(self) -> LoraModel:
+        """The LoRA as it is now, with the metadata of the run so far."""
+        settings = kohya_settings(replace(self.in_force, name=self.folder.name))
+        session = replace(self.session, finished_at=time.time())
+        metadata = build_metadata(settings, self._summary("running"), self.plan.dataset, self.model, session)
+        names = {path.removeprefix(HOST_PREFIX): layer.kohya for path, layer in self.names.items()}
+        with weights_to_keep(self.run.optimizer):
+            tensors = self.run.network.saved_tensors(names)
+        return LoraModel(tensors, {layer.kohya: layer for layer in self.names.values()}, metadata, self.key_map)
+
+    def _summary(self, outcome: str) -> RunSummary:
+        run = self.run
+        failed = outcome == "failed"
+        latents, captions = (0, 0) if failed else self.encoded
+        return RunSummary(
+            name=self.folder.name, folder=str(self.folder.path), losses=tuple(run.losses),
+            epoch_losses=tuple(run.epoch_losses),
+            concept_losses={name: tuple(losses) for name, losses in run.concept_losses.items()},
+            steps=run.step, epochs=run.epoch, images=run.images,
+            checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=time.monotonic() - self._clock,
+            encoded_latents=latents, encoded_captions=captions, skipped=self.plan.dataset.skipped,
+            not_saved=tuple(dict.fromkeys(self.not_saved)),
+        )  # fmt: skip
+
+    def _checkpoint(self, suffix: str) -> None:
+        path = self._keep(lambda: self.folder.save(self.lora(), suffix))
+        if path:
+            self.checkpoints.append(str(path))
+
+    def _keep(self, write: Callable[[], T]) -> T | None:
+        """Write a file of the run. If that fails, say so and go on: a file is worth less than hours of training."""
+        try:
+            return write()
+        except UserError as error:
+            log.error("LoRA Workbench: %s", error)
+            self.not_saved.append(str(error))
+            self.sink.tell(str(error))
+            return None
+
+
+def settings_in_force(plan: Plan, run: Run, is_flow: bool, precision: torch.dtype) -> TrainConfig:
+    """The settings as they took effect: no `auto`, and no 0 that stands for another value."""
+    config = plan.config
+    return replace(
+        config, epochs=plan.epochs, steps=run.total, alpha=config.effective_alpha,
+        scheduler=scheduler_in_force(config), warmup_steps=warmup_in_force(config, run.total),
+        timesteps=timesteps_in_force(config.timesteps, is_flow),
+        precision="bf16" if precision == torch.bfloat16 else "fp32",
+    )  # fmt: skip

@@ -1,0 +1,214 @@
+"""One training step: forward, loss, backward.
+
+The loss is the mean squared error of the network's own prediction (noise, v or velocity), in fp32, as in DDPM (Ho et
+al. 2020), v-prediction (Salimans & Ho 2022), rectified flow (Esser et al. 2024), kohya and diffusers. The host gives
+an estimate of the clean latents. Its error divided by its slope in the network's output is the error of the
+prediction, so one formula serves every kind of model.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adapters.network import LoraNetwork
+from .cache.captions import CaptionStore
+from .cache.latents import LatentStore
+from .data.batches import Batch
+from .data.dataset import Picture
+from .objective import Denoiser, Draw, draw, mean_per_picture, padding_mask, timesteps_in_force
+from .plan import Plan
+
+
+def training_step(setup: Setup, batch: Batch, micro_step: int) -> StepLosses:
+    """Run one batch forward and backward; its gradients are added to those of the LoRA.
+
+    Args:
+        setup: What every step of the run is made of.
+        batch: Pictures of one bucket.
+        micro_step: Its number in the run, which decides every random draw.
+
+    Raises:
+        NotFinite: A loss is not a finite number. No gradient was added.
+    """
+    model, plan = setup.model, setup.plan
+    micro = prepare(setup, batch, micro_step)
+    setup.network.begin_micro_step(plan.config.seed, micro_step)
+    with setup.computing():
+        target = clean_target(setup, micro)
+        xt = model.noised(micro.x0, micro.drawn.noise, micro.drawn.sigma)
+        estimate = model.denoised(xt, micro.drawn.sigma, micro.conds).float()
+        error = (estimate - target) / model.output_scale(micro.drawn.sigma, xt.ndim)
+        losses = mean_per_picture(error.square(), micro.mask)
+    total = losses.sum()
+    value = float(total.detach())
+    if not math.isfinite(value):
+        bad = ~torch.isfinite(losses.detach())
+        raise NotFinite("loss", tuple(name for name, is_bad in zip(micro.names, bad, strict=True) if is_bad))
+    weighted = total if micro.weights is None else (losses * micro.weights).sum()
+    # Each picture counts the same, also in a short batch: divided by the pictures that a step holds on average.
+    (weighted / plan.images_per_step).backward()
+    return StepLosses(value, tuple(zip(micro.concepts, losses.tolist(), strict=True)))
+
+
+class NotFinite(ArithmeticError):
+    """A loss or gradient is no longer a finite number.
+
+    Args:
+        what: `loss` or `gradient`.
+        names: The pictures it came from.
+    """
+
+    def __init__(self, what: str, names: tuple[str, ...]) -> None:
+        super().__init__(f"the {what} of {', '.join(names)} is not a finite number")
+        self.what, self.names = what, names
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """The losses of one batch: their sum, and the concept and loss of each picture."""
+
+    total: float
+    pictures: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every step of a run is made of; nothing here changes while it is trained but the LoRA's weights.
+
+    Attributes:
+        model: Made differentiable by the caller.
+        latents: Latents of the bucketed dataset.
+        captions: Encoded captions.
+        plan: Order of the pictures, their captions, the settings.
+        network: The LoRA on the model.
+        precision: What the frozen model computes in.
+    """
+
+    model: Denoiser
+    latents: LatentStore
+    captions: CaptionStore
+    plan: Plan
+    network: LoraNetwork
+    precision: torch.dtype = torch.float32
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """The noise levels of the model's schedule, rising, on the CPU."""
+        return self.model.sigma_table()
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Compute in the run's precision inside the block."""
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=self.precision)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A batch with everything that was loaded and drawn for it.
+
+    Attributes:
+        x0: Clean latents [B, C, (T,) h, w] in the model's scale.
+        drawn: Noise and noise levels.
+        conds: The model's inputs for each picture.
+        mask: Weight of each latent position, or None.
+        weights: Weight of each picture's loss [B], or None for 1.
+        preserved: Places of the pictures that are trained towards the model's own prediction.
+        names: File names, for messages.
+        concepts: What each picture's loss is counted for.
+    """
+
+    x0: Tensor
+    drawn: Draw
+    conds: list[dict[str, Any]]
+    mask: Tensor | None
+    weights: Tensor | None
+    preserved: list[int]
+    names: tuple[str, ...]
+    concepts: tuple[str, ...]
+
+
+def prepare(setup: Setup, batch: Batch, micro_step: int) -> MicroBatch:
+    """Load a batch's latents and captions and draw its noise."""
+    model, plan, device = setup.model, setup.plan, setup.model.device
+    config, dataset = plan.config, plan.dataset
+    pictures = [dataset.pictures[index] for index in batch.indices]
+    shown = list(zip(batch.indices, batch.flips, strict=True))
+    raw = [setup.latents.load(index, flip) for index, flip in shown]
+    x0 = model.latents_in(torch.cat(raw).to(device)).float()
+    timesteps = timesteps_in_force(config.timesteps, model.is_flow)
+    drawn = draw(tuple(x0.shape), setup.sigmas, timesteps, config.seed, micro_step).to(device)
+    conds = []
+    for place, (index, flip) in enumerate(shown):
+        conditioning = setup.captions.load(plan.caption(index, micro_step, place))
+        extra = {**size_conditions(pictures[place], flip), "guidance": config.guidance}
+        conds.append(model.conditions(conditioning, drawn.noise[place : place + 1], extra))
+    masks = [_mask(setup, index, flip, x0) for index, flip in shown]
+    mask = None
+    if any(m is not None for m in masks):
+        ones = torch.ones(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])
+        mask = torch.cat([ones if m is None else m for m in masks]).to(device)
+    weights = None
+    if any(picture.weight != 1 for picture in pictures):
+        weights = torch.tensor([picture.weight for picture in pictures], device=device)
+    preserved = [place for place, picture in enumerate(pictures) if picture.preserves_prior]
+    names = tuple(picture.path.name for picture in pictures)
+    concepts = tuple(dataset.concept_of(picture) for picture in pictures)
+    return MicroBatch(x0, drawn, conds, mask, weights, preserved, names, concepts)
+
+
+def clean_target(setup: Setup, micro: MicroBatch) -> Tensor:
+    """What the clean-image estimate is compared with [B, C, …]: each picture, or the model's own prediction of it.
+
+    The latter is prior preservation by distillation. The target then lacks the sampling noise of a single picture,
+    which says only on average what the model would have painted.
+    """
+    if not micro.preserved:
+        return micro.x0
+    sigma = micro.drawn.sigma[micro.preserved]
+    conds = [micro.conds[place] for place in micro.preserved]
+    with torch.no_grad(), setup.network.switched_off():
+        xt = setup.model.noised(micro.x0[micro.preserved], micro.drawn.noise[micro.preserved], sigma)
+        estimate = setup.model.denoised(xt, sigma, conds).float()
+    target = micro.x0.clone()
+    target[micro.preserved] = estimate
+    return target
+
+
+def size_conditions(picture: Picture, flipped: bool) -> dict[str, int]:
+    """The sizes of a picture for models that have them as inputs (Podell et al. 2023, section 2.2).
+
+    Original size is the file's; the crop's corner is measured in the scaled picture; the target is the bucket. A
+    mirrored picture is cropped from the other side.
+    """
+    place = picture.placement
+    assert place is not None, "not bucketed"
+    left, top = place.offset if place.fit == "crop" else (0, 0)
+    if flipped and place.fit == "crop":
+        left = place.scaled[0] - place.bucket[0] - left
+    return {
+        "width": picture.size[0],
+        "height": picture.size[1],
+        "crop_w": left,
+        "crop_h": top,
+        "target_width": place.bucket[0],
+        "target_height": place.bucket[1],
+    }
+
+
+def _mask(setup: Setup, index: int, flipped: bool, x0: Tensor) -> Tensor | None:
+    """Weight of each position of a picture's latent [1, 1, (1,) h, w]; None when all weigh the same."""
+    picture = setup.plan.dataset.pictures[index]
+    padding = padding_mask(picture.placement, x0) if picture.placement else None
+    inside = setup.latents.mask(index, flipped)
+    if inside is None:
+        return padding
+    weights = picture.outside + (1 - picture.outside) * inside.view(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])
+    return weights if padding is None else weights * padding
