@@ -188,7 +188,7 @@ class Bench:
         """
         import numpy as np
         import torch
-        from lora_workbench.training.train import compute_precision
+        from lora_workbench.training.preflight import compute_precision
 
         auto = compute_precision("auto", self.painter.model.load_device)
         settings = {"training_dtype": "bf16" if auto == torch.bfloat16 else "fp32", **settings}

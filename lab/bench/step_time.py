@@ -104,15 +104,18 @@ def ours(file: Path, steps: int, precision: str, side: int, batch: int, checkpoi
     from lora_workbench.training.events import SilentSink
     from lora_workbench.training.host.frozen import differentiable
     from lora_workbench.training.host.model import HostModel
-    from lora_workbench.training.host.text import pack, unpack
-    from lora_workbench.training.loop import Trainer
-    from lora_workbench.training.train import compute_precision
+    from lora_workbench.training.host.text import HostText
+    from lora_workbench.training.loop import train
+    from lora_workbench.training.plan import Plan
+    from lora_workbench.training.preflight import compute_precision, rehearse
+    from lora_workbench.training.run.state import Run
+    from lora_workbench.training.step import Setup
 
     with torch.inference_mode():
         model = HostModel(comfy.sd.load_diffusion_model(str(file)))
         latents, captions = cache_folders(Path(folder_paths.get_temp_directory()))
         latents.put("a", {"latent": torch.randn(1, 4, side // 8, side // 8)})
-        captions.put("b", *pack([[torch.randn(1, 77, 768), {}]]))
+        captions.put("b", *HostText.pack([[torch.randn(1, 77, 768), {}]]))
         model.load((batch, 4, side // 8, side // 8), checkpointing)
     place = Placement((side, side), (side, side), (0, 0))
     dataset = Dataset((Picture(Path("a.png"), (side, side), "a", repeats=batch, placement=place),), bucket_step=64)
@@ -123,20 +126,16 @@ def ours(file: Path, steps: int, precision: str, side: int, batch: int, checkpoi
         network = LoraNetwork.create(
             model.targets(), rank=16, alpha=16.0, dropout=0.0, seed=0, device=model.device
         )
-        trainer = Trainer(
-            model,
-            LatentStore(latents, dataset, {(0, False): "a"}, 0),
-            CaptionStore(captions, {"a": "b"}, {}, 0, unpack),
-            config, network, SilentSink(),
-            autocast=dtype if dtype != torch.float32 else None,
-            after_step=lambda *_: marks.append(now()),
+        plan = Plan(dataset, config)
+        setup = Setup(
+            model, LatentStore(latents, dataset, {(0, False): "a"}, 0),
+            CaptionStore(captions, {"a": "b"}, {}, 0, HostText.unpack), plan, network, dtype,
         )  # fmt: skip
-        with differentiable(
-            model.model, {layer.path: layer for layer in network.layers}, precision=dtype, checkpointing=checkpointing
-        ) as made:
-            made.rehearse(trainer.rehearse)
+        run = Run.start(config, plan, network)
+        with differentiable(model.model, network.by_path(), precision=dtype, checkpointing=checkpointing) as made:
+            rehearse(made, setup, model)
             marks[0] = now()
-            trainer.train()
+            train(setup, run, SilentSink(), lambda *_: marks.append(now()))
     return report(marks, memory)
 
 

@@ -27,7 +27,7 @@ def test_trains_every_layer_and_gives_the_model_back(name, comfy_host, small_mod
     before = Snapshot(patcher)
     with rig(name, small_models_folder, tmp_path, patcher=patcher, epochs=2) as it:
         start = [tensor.detach().clone() for tensor in it.network.parameters()]
-        run = it.trainer.train()
+        run = it.train()
     assert run.step == 4 and run.epoch == 2 and run.images == 8
     assert all(math.isfinite(loss) and 0 < loss < 100 for loss in run.losses)
     still = [
@@ -55,10 +55,10 @@ def test_what_the_loss_is_held_against(name, comfy_host, small_models_folder, tm
     """The textbook's target for each kind, from the network's own output: noise, v or velocity."""
     kind = KINDS[name][0]
     with rig(name, small_models_folder, tmp_path) as it:
-        micro, outputs = it.trainer.prepare(it.trainer.steps_of_epoch(0)[0][0]), []
+        micro, outputs = it.prepare(), []
         hook = it.model.model.diffusion_model.register_forward_hook(lambda _m, _i, out: outputs.append(out.detach()))
         try:
-            losses = it.trainer._losses(micro).detach()
+            losses = [loss for _, loss in it.step(micro=micro).pictures]
         finally:
             hook.remove()
     noise, x0 = micro.drawn.noise, micro.x0
@@ -69,7 +69,7 @@ def test_what_the_loss_is_held_against(name, comfy_host, small_models_folder, tm
         "v_prediction": (noise - sigma * x0) / (1 + sigma**2).sqrt(),
     }.get(kind, noise - x0)
     expected = (torch.cat(outputs).float() - target).square().flatten(1).mean(1)
-    assert losses.tolist() == pytest.approx(expected.tolist(), rel=1e-3)
+    assert losses == pytest.approx(expected.tolist(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,7 +81,7 @@ def test_checkpointing_gives_the_same_gradients(name, comfy_host, small_models_f
             for layer in it.network.layers:
                 source = torch.Generator().manual_seed(layer.index)
                 layer.up.data.copy_(torch.randn(layer.up.shape, generator=source) * 0.02)
-            it.trainer.micro_step(it.trainer.steps_of_epoch(0)[0][0])
+            it.step()
             gradients.append({layer.path: (layer.down.grad, layer.up.grad) for layer in it.network.layers})
     for path, pair in gradients[0].items():
         for plain, again in zip(pair, gradients[1][path], strict=True):
@@ -94,7 +94,7 @@ def test_bf16_changes_little(name, comfy_host, small_models_folder, tmp_path):
     losses = []
     for precision in ("fp32", "bf16"):
         with rig(name, small_models_folder, tmp_path, epochs=1, dropout=0.1, precision=precision) as it:
-            losses.append(it.trainer.train().losses)
+            losses.append(it.train().losses)
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
 
@@ -106,14 +106,14 @@ def test_norms_copy_their_input_only_where_the_model_adds_in_place(
         norms = [m for m in it.model.model.diffusion_model.modules() if "norm" in type(m).__name__.lower()]
         assert any("forward" in vars(norm) for norm in norms) == copies
         assert all(tensor.grad is None for tensor in it.network.parameters())
-        assert it.trainer.run.micro_step == 0
+        assert it.run.micro_step == 0
 
 
 def test_a_batch_is_the_sum_of_its_pictures(comfy_host, small_models_folder, tmp_path):
     """Per-picture conditioning: what a picture learns does not depend on who shares its batch."""
     with rig("sdxl", small_models_folder, tmp_path, batch_size=2) as it:
-        batch = it.trainer.steps_of_epoch(0)[0][0]
-        micro = it.trainer.prepare(batch)
+        batch = it.steps()[0][0]
+        micro = it.prepare(batch)
         with torch.no_grad():
             together = it.model.denoised(micro.x0, micro.drawn.sigma, micro.conds)
             alone = torch.cat(
@@ -130,7 +130,7 @@ def test_a_batch_is_the_sum_of_its_pictures(comfy_host, small_models_folder, tmp
 @pytest.mark.parametrize("name", ["sd15", "sd3", "qwen"])
 def test_captions_of_different_lengths_share_a_batch(name, comfy_host, small_models_folder, tmp_path):
     with rig(name, small_models_folder, tmp_path) as it:
-        micro = it.trainer.prepare(it.trainer.steps_of_epoch(0)[0][0])
+        micro = it.prepare()
         noise = micro.drawn.noise[:1]
         length = small_models.conditioning(name, seed=0)[0][0].shape[1]
         longer = small_models.conditioning(name, seed=9, length=2 * length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_same_seed_same_bits(name, comfy_host, small_models_folder, tmp_path):
     [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True, "avx512_bf16": False}, torch.float32)],
 )
 def test_auto_is_bf16_where_the_processor_has_it(flags, expected, comfy_host, monkeypatch):
-    from lora_workbench.training.train import compute_precision
+    from lora_workbench.training.preflight import compute_precision
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
     cpu = torch.device("cpu")
@@ -71,7 +72,7 @@ def test_one_feature_does_not_shift_anothers_draws(comfy_host, small_models_fold
     drawn = []
     for settings in ({}, {"dropout": 0.5}):
         with rig("sd3", small_models_folder, tmp_path, **settings) as it:
-            micro = it.trainer.prepare(it.trainer.steps_of_epoch(0)[0][0])
+            micro = it.prepare()
             downs = [layer.down for layer in it.network.layers]
             drawn.append((micro.drawn.noise, micro.drawn.sigma, micro.names, downs))
     assert torch.equal(drawn[0][0], drawn[1][0]) and torch.equal(drawn[0][1], drawn[1][1])
@@ -89,20 +90,18 @@ def test_every_optimizer_lowers_the_loss(optimizer, comfy_host, small_models_fol
     with rig("sd3", small_models_folder, tmp_path, pictures=2, **settings) as it:
 
         def mean_loss() -> float:
-            from lora_workbench.training.objective import Draw, prediction_losses
+            from lora_workbench.training.objective import Draw
 
-            micro = it.trainer.prepare(it.trainer.steps_of_epoch(0)[0][0])
-            with torch.no_grad():
-                levels = [torch.full_like(micro.drawn.sigma, level) for level in (0.2, 0.5, 0.8)]
-                losses = [
-                    prediction_losses(it.model, micro.x0, Draw(micro.drawn.noise, level), micro.conds)
-                    for level in levels
-                ]
-            return float(torch.stack(losses).mean())
+            micro, total = it.prepare(), 0.0
+            for level in (0.2, 0.5, 0.8):
+                drawn = Draw(micro.drawn.noise, torch.full_like(micro.drawn.sigma, level))
+                total += it.step(micro=replace(micro, drawn=drawn)).total
+            for parameter in it.network.parameters():
+                parameter.grad = None
+            return total
 
-        it.trainer.run.micro_step = 0
         before = mean_loss()
-        run = it.trainer.train()
+        run = it.train()
         run.micro_step = 0
         with weights_to_keep(run.optimizer):
             after = mean_loss()
@@ -128,7 +127,7 @@ def test_every_optimizer_lowers_the_loss(optimizer, comfy_host, small_models_fol
 def test_schedules(scheduler, expected, comfy_host, small_models_folder, tmp_path):
     settings = {"steps": 4, "learning_rate": 1e-3, "scheduler": scheduler}
     with rig("sd3", small_models_folder, tmp_path, **settings) as it:
-        rates = it.trainer.train().rates
+        rates = it.train().rates
     assert rates == pytest.approx([1e-3 * share for share in expected])
 
 
@@ -136,7 +135,7 @@ def test_schedules(scheduler, expected, comfy_host, small_models_folder, tmp_pat
 def test_warm_up_rises_from_zero(scheduler, comfy_host, small_models_folder, tmp_path):
     settings = {"steps": 8, "warmup_steps": 4, "learning_rate": 1e-3, "scheduler": scheduler}
     with rig("sd3", small_models_folder, tmp_path, **settings) as it:
-        rates = it.trainer.train().rates
+        rates = it.train().rates
     assert rates[:5] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3])
 
 
@@ -147,35 +146,25 @@ def test_short_batches_count_each_picture_the_same(comfy_host, small_models_fold
         settings = {"batch_size": batch_size, "gradient_accumulation": accumulation, "max_grad_norm": 0.0}
         with rig("sd3", small_models_folder, tmp_path, pictures=3, **settings) as it:
             noise = torch.randn(small_models.latent_shape("sd3", 16, 16), generator=torch.Generator().manual_seed(1))
-            fix_draws(it, noise)
-            (step,) = it.trainer.steps_of_epoch(0)
+            (step,) = it.steps()
             for batch in step:
-                it.trainer.micro_step(batch)
+                it.step(batch, fixed(it.prepare(batch), noise))
             gradients.append([layer.up.grad.clone() for layer in it.network.layers])
     for other in gradients[1:]:
         assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))
 
 
-def fix_draws(it, noise) -> None:
-    """Give each picture the same noise and noise level whatever batch it is in."""
-    from dataclasses import replace
-
+def fixed(micro, noise):
+    """Each picture with the same noise and noise level whatever batch it is in."""
     from lora_workbench.training.objective import Draw
 
-    prepare = it.trainer.prepare
-
-    def fixed(batch):
-        micro = prepare(batch)
-        count = len(batch)
-        same = noise.expand(count, *noise.shape[1:]).clone().to(micro.x0.device)
-        return replace(micro, drawn=Draw(same, torch.full_like(micro.drawn.sigma, 0.5)))
-
-    it.trainer.prepare = fixed
+    same = noise.expand(len(micro.x0), *noise.shape[1:]).clone().to(micro.x0.device)
+    return replace(micro, drawn=Draw(same, torch.full_like(micro.drawn.sigma, 0.5)))
 
 
 def test_accumulation_across_short_steps(comfy_host, small_models_folder, tmp_path):
     with rig("sd3", small_models_folder, tmp_path, pictures=5, batch_size=2, gradient_accumulation=2, epochs=2) as it:
-        run = it.trainer.train()
+        run = it.train()
     assert (run.step, run.images, run.micro_step) == (4, 10, 6)
 
 
@@ -191,10 +180,10 @@ def test_cancel_keeps_what_was_trained(comfy_host, small_models_folder, tmp_path
         rig("sd15", small_models_folder, tmp_path, patcher=patcher, epochs=50, sink=CancelAfter(3)) as it,
     ):
         try:
-            it.trainer.train()
+            it.train()
         finally:
             kept = [layer.up.detach().clone() for layer in it.network.layers]
-            assert it.trainer.run.step == 3
+            assert it.run.step == 3
     assert all(tensor.abs().sum() > 0 for tensor in kept)
     assert before.differences(Snapshot(patcher)) == []
 
@@ -208,11 +197,11 @@ def test_the_hosts_interrupt_in_the_middle_of_a_step(comfy_host, small_models_fo
     sample(patcher, "sd15")  # loading it is the host's own change
     before = Snapshot(patcher)
     with rig("sd15", small_models_folder, tmp_path, patcher=patcher, epochs=5, gradient_checkpointing=True) as it:
-        it.trainer.optimizer_step(it.trainer.steps_of_epoch(0)[0])
+        it.optimizer_step()
         good = [layer.up.detach().clone() for layer in it.network.layers]
         management.interrupt_current_processing(True)
         with pytest.raises(BaseException) as raised:
-            it.trainer.train()
+            it.train()
         assert is_host_interrupt(raised.value)
         assert not management.processing_interrupted()
         assert all(torch.equal(a, layer.up) for a, layer in zip(good, it.network.layers, strict=True))
@@ -231,7 +220,7 @@ def test_an_exception_in_backward_leaves_the_model_as_it_was(comfy_host, small_m
         rig("sd15", small_models_folder, tmp_path, patcher=patcher) as it,
     ):
         it.network.layers[len(it.network.layers) // 2].up.register_hook(explode)
-        it.trainer.train()
+        it.train()
     assert before.differences(Snapshot(patcher)) == []
     assert torch.equal(first, sample(patcher, "sd15"))
 
@@ -251,10 +240,10 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(comfy_host, s
     settings = {"epochs": 50, "learning_rate": 1e-2, "after_step": overflow_after_two}
     with rig("sd3", small_models_folder, tmp_path, **settings) as it:
         with pytest.raises(Diverged, match=r"step 4 \(.*\.png.*\) is not a finite number.*learning rate 0.01"):
-            it.trainer.train()
+            it.train()
         assert all(torch.equal(a, b) for a, b in zip(good, it.network.parameters(), strict=True))
         # What is said of the run is said of these weights.
-        assert it.trainer.run.step == 2 == len(it.trainer.run.losses) == len(it.trainer.run.rates)
+        assert it.run.step == 2 == len(it.run.losses) == len(it.run.rates)
 
 
 def test_schedule_free_is_saved_at_its_average_and_trains_on_untouched(comfy_host, small_models_folder, tmp_path):
@@ -282,9 +271,9 @@ def test_schedule_free_is_saved_at_its_average_and_trains_on_untouched(comfy_hos
 
     with rig("sd3", small_models_folder, tmp_path, **settings, after_step=overflow) as it:
         with pytest.raises(Diverged):
-            it.trainer.train()
-        assert it.trainer.run.step == 3
-        with weights_to_keep(it.trainer.run.optimizer):
+            it.train()
+        assert it.run.step == 3
+        with weights_to_keep(it.run.optimizer):
             assert all(torch.isfinite(tensor).all() for tensor in it.network.parameters())
 
 
@@ -312,9 +301,9 @@ def test_a_broken_latent_is_named(comfy_host, small_models_folder, tmp_path):
 
     with rig("sd3", small_models_folder, tmp_path, pictures=2) as it:
         shape = small_models.latent_shape("sd3", 16, 16)
-        it.trainer.latents.cache.put("latent1", {"latent": torch.full(shape, math.nan)})
+        it.setup.latents.cache.put("latent1", {"latent": torch.full(shape, math.nan)})
         with pytest.raises(Diverged, match=r"step 1 \(1\.png\).*first step already failed"):
-            it.trainer.train()
+            it.train()
 
 
 def test_half_and_eighth_precision_weights(comfy_host, small_models_folder, tmp_path):
@@ -329,7 +318,7 @@ def test_half_and_eighth_precision_weights(comfy_host, small_models_folder, tmp_
         sample(patcher, "sd15")
         before = Snapshot(patcher)
         with rig("sd15", small_models_folder, tmp_path / str(dtype), patcher=patcher, epochs=1) as it:
-            losses[dtype] = it.trainer.train().losses
+            losses[dtype] = it.train().losses
         assert before.differences(Snapshot(patcher)) == []
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
     assert losses[torch.float8_e4m3fn] == pytest.approx(losses[torch.float32], rel=0.1)
@@ -358,5 +347,5 @@ def test_no_weight_is_saved_for_backward(comfy_host, small_models_folder, tmp_pa
 
         weights = {p.data_ptr() for p in it.model.model.parameters() if p.ndim > 1}
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            it.trainer.micro_step(it.trainer.steps_of_epoch(0)[0][0])
+            it.step()
     assert sizes and not weights & {pointer for pointer, _ in sizes}

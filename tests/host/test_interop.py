@@ -61,7 +61,7 @@ def make(small_models_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         base = as_loaded(patcher, ask)
         work = tmp_path_factory.mktemp("work")
         with rig(name, small_models_folder, work, patcher=patcher, rank=RANK, alpha=alpha, steps=2) as it:
-            it.trainer.train()
+            it.train()
             with torch.no_grad():
                 for n, layer in enumerate(it.network.layers):  # two steps alone would be faint
                     more = torch.randn(layer.up.shape, generator=torch.Generator().manual_seed(n)) * 0.1
@@ -74,12 +74,11 @@ def make(small_models_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def lora_of(it: Any) -> Any:
-    """The LORA_MODEL of a rig, as a session makes it."""
-    from lora_workbench.training.host.keys import layer_names, restricted_key_map
-    from lora_workbench.training.train import PREFIX, lora_model
+    """The LORA_MODEL of a rig, as a run hands it on."""
+    from lora_workbench.training.run.keeper import Keeper
 
-    names = layer_names(it.patcher, [PREFIX + layer.path for layer in it.network.layers])
-    return lora_model(it.trainer.run, names, {"ss_note": "a test"}, restricted_key_map(it.patcher, names))
+    keeper = Keeper(it.model, it.setup.plan, it.run, it.setup.precision, it.sink, (0, 0))
+    return keeper.lora_model({"ss_note": "a test"})
 
 
 def as_loaded(patcher: Any, ask: Ask) -> Tensor:

@@ -57,12 +57,12 @@ def give_sizes(it: Rig) -> None:
     """Let each picture have a size and crop of its own, in a bucket that is no square, and mirror some."""
     from lora_workbench.training.data.dataset import Placement
 
-    trainer, pictures = it.trainer, []
-    for n, picture in enumerate(it.trainer.dataset.pictures):
+    pictures = []
+    for n, picture in enumerate(it.dataset.pictures):
         place = Placement(bucket=(192, 128), scaled=(192 + 24 * n, 128 + 8 * n), offset=(7 * n, 3 * n))
         pictures.append(replace(picture, size=(700 + 90 * n, 500 - 60 * n), placement=place, flip=True))
-        trainer.latents.keys[n, True] = f"latent{n}"  # what it shows does not matter here
-    trainer.dataset = replace(trainer.dataset, pictures=tuple(pictures))
+        it.setup.latents.keys[n, True] = f"latent{n}"  # what it shows does not matter here
+    it.dataset = replace(it.dataset, pictures=tuple(pictures))
 
 
 def sizes_of(picture: Any, mirrored: bool) -> Any:
@@ -74,19 +74,21 @@ def sizes_of(picture: Any, mirrored: bool) -> Any:
 
 
 class Recorder:
-    """Notes what the trainer prepares for each micro-step: batch, latents as stored, noise and noise levels."""
+    """Notes what is prepared for each micro-step: batch, latents as stored, noise and noise levels."""
 
-    def __init__(self, it: Rig) -> None:
+    def __init__(self, it: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        from lora_workbench.training import step
+
         self.given: list[tuple[Any, Tensor, Tensor, Tensor]] = []
-        prepare = it.trainer.prepare
+        prepare = step.prepare
 
-        def noting(batch: Any) -> Any:
-            micro = prepare(batch)
-            raw = [it.trainer.latents.load(i, flip) for i, flip in zip(batch.indices, batch.flips, strict=True)]
+        def noting(setup: Any, batch: Any, micro_step: int) -> Any:
+            micro = prepare(setup, batch, micro_step)
+            raw = [it.setup.latents.load(i, flip) for i, flip in zip(batch.indices, batch.flips, strict=True)]
             self.given.append((batch, torch.cat(raw), micro.drawn.noise.cpu(), micro.drawn.sigma.cpu()))
             return micro
 
-        it.trainer.prepare = noting
+        monkeypatch.setattr(step, "prepare", noting)
 
 
 class Reference:
@@ -97,7 +99,7 @@ class Reference:
         from diffusers.optimization import get_scheduler
         from peft import LoraConfig
 
-        self.name, self.pictures = name, it.trainer.dataset.pictures
+        self.name, self.pictures = name, it.dataset.pictures
         self.twin = diffusers_twin(name, it.patcher)
         fuse_projections(self.twin)
         modules = twin_modules(name, it.patcher, [layer.path for layer in it.network.layers])
@@ -160,7 +162,7 @@ class Reference:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_layers_gradient(name, checkpointing, small_models_folder, tmp_path):
+def test_every_layers_gradient(name, checkpointing, small_models_folder, tmp_path, monkeypatch):
     """Of LoRAs that already do something, or those of `down` would all be zero."""
     settings = SETTINGS | {"gradient_checkpointing": checkpointing}
     with rig(name, small_models_folder, tmp_path, **settings) as it:
@@ -168,9 +170,9 @@ def test_every_layers_gradient(name, checkpointing, small_models_folder, tmp_pat
         with torch.no_grad():
             for n, layer in enumerate(it.network.layers):
                 layer.up.copy_(torch.randn(layer.up.shape, generator=torch.Generator().manual_seed(n)) * 0.05)
-        reference, recorder = Reference(name, it), Recorder(it)
+        reference, recorder = Reference(name, it), Recorder(it, monkeypatch)
         reference.copy(it)
-        ours = it.trainer.micro_step(it.trainer.steps_of_epoch(0)[0][0]) / 2
+        ours = it.step().total / 2
         (given,) = recorder.given
         loss = reference.loss(*given)
         loss.backward()
@@ -181,14 +183,14 @@ def test_every_layers_gradient(name, checkpointing, small_models_folder, tmp_pat
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_twenty_steps(name, small_models_folder, tmp_path):
+def test_twenty_steps(name, small_models_folder, tmp_path, monkeypatch):
     """From a fresh LoRA, with warm-up, cosine, weight decay and clipping: each loss, and every weight at the end."""
     with rig(name, small_models_folder, tmp_path, **SETTINGS) as it:
         give_sizes(it)
-        reference, recorder = Reference(name, it), Recorder(it)
+        reference, recorder = Reference(name, it), Recorder(it, monkeypatch)
         reference.copy(it)
         first = [layer.down.detach().cpu().clone() for layer in it.network.layers]
-        losses = it.trainer.train().losses
+        losses = it.train().losses
         theirs = [reference.step(*given) for given in recorder.given]
         assert len(losses) == STEPS
         assert losses == pytest.approx(theirs, rel=1e-4)

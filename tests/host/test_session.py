@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -136,19 +137,17 @@ def test_empty_sockets_and_a_dataset_without_buckets(checkpoint, dataset, tmp_pa
     assert "The CLIP input is empty" in trouble((model, None, vae), dataset, tmp_path)
     assert "The VAE input is empty" in trouble((model, clip, None), dataset, tmp_path)
     bare = dataset.with_pictures(replace(p, placement=None) for p in dataset.pictures)
-    assert "BucketImages" in trouble(checkpoint, bare, tmp_path)
-    assert "dataset is empty" in trouble(checkpoint, dataset.with_pictures(()), tmp_path)
+    assert "Put Bucket Images between" in trouble(checkpoint, bare, tmp_path)
+    assert "dataset has no pictures" in trouble(checkpoint, dataset.with_pictures(()), tmp_path)
 
 
 def test_a_bucket_that_the_vae_cannot_take(checkpoint, dataset, tmp_path):
     odd = dataset.with_pictures(replace(p, placement=replace(p.placement, bucket=(100, 132))) for p in dataset.pictures)
-    assert "no multiple of 8 pixels" in trouble(checkpoint, odd, tmp_path)
+    assert "not a multiple of 8 pixels" in trouble(checkpoint, odd, tmp_path)
 
 
 def test_a_full_disk_costs_a_file_and_not_the_training(checkpoint, dataset, tmp_path, monkeypatch):
-    from lora_workbench.training.files import export
-
-    real = export.os.replace
+    real = os.replace
 
     def full(source, target):
         if str(target).endswith(".safetensors"):
@@ -157,7 +156,7 @@ def test_a_full_disk_costs_a_file_and_not_the_training(checkpoint, dataset, tmp_
 
     whole = train(checkpoint, dataset, tmp_path / "before")
     train(checkpoint, dataset, tmp_path, name="fills the caches", steps=1)
-    monkeypatch.setattr(export.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     result = train(checkpoint, dataset, tmp_path, save_every_steps=1)
     assert all(torch.equal(result.lora[name], tensor) for name, tensor in whole.lora.items())
     assert "There is no room for run.safetensors" in " ".join(result.summary.not_saved)
@@ -168,17 +167,17 @@ def test_a_full_disk_costs_a_file_and_not_the_training(checkpoint, dataset, tmp_
 def test_a_run_that_breaks_off_says_where_its_lora_is(checkpoint, dataset, tmp_path, monkeypatch):
     from lora_workbench.training import loop
 
-    real = loop.Trainer.micro_step
+    real = loop.optimizer_step
 
     def breaks(at):
-        def micro_step(self, batch):
-            if self.run.step == at:
+        def optimizer_step(setup, run, *more):
+            if run.step == at:
                 raise MemoryError("in the middle")
-            return real(self, batch)
+            real(setup, run, *more)
 
-        return micro_step
+        return optimizer_step
 
-    monkeypatch.setattr(loop.Trainer, "micro_step", breaks(2))
+    monkeypatch.setattr(loop, "optimizer_step", breaks(2))
     before = Snapshot(checkpoint[0])
     with pytest.raises(MemoryError, match="in the middle"):
         train(checkpoint, dataset, tmp_path, steps=5)
@@ -187,7 +186,7 @@ def test_a_run_that_breaks_off_says_where_its_lora_is(checkpoint, dataset, tmp_p
     told = json.loads((folder / "summary.json").read_text())
     assert (told["outcome"], told["steps"]) == ("failed", 2)
     assert (folder / "run-last-good.safetensors").exists()
-    monkeypatch.setattr(loop.Trainer, "micro_step", breaks(0))
+    monkeypatch.setattr(loop, "optimizer_step", breaks(0))
     with pytest.raises(MemoryError):
         train(checkpoint, dataset, tmp_path, steps=5)
     assert not (tmp_path / "runs" / "run-2").exists(), "nothing was trained, so nothing should lie there"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -15,12 +16,58 @@ from . import small_models
 
 @dataclass
 class Rig:
-    """A trainer ready to train, and the model under it."""
+    """A run ready to train, and the model under it."""
 
     patcher: Any
     model: Any
     network: Any
-    trainer: Any
+    setup: Any
+    run: Any
+    sink: Any
+    after_step: Callable[..., None] | None
+
+    @property
+    def dataset(self) -> Any:
+        """What is trained on."""
+        return self.setup.plan.dataset
+
+    @dataset.setter
+    def dataset(self, dataset: Any) -> None:
+        self.setup.plan.dataset = dataset
+
+    def train(self) -> Any:
+        """Train to the end, or from where the run stands."""
+        from lora_workbench.training.loop import train
+
+        return train(self.setup, self.run, self.sink, self.after_step)
+
+    def steps(self, epoch: int = 0) -> list[list[Any]]:
+        """The optimizer steps of an epoch, each a list of batches."""
+        return self.setup.plan.steps(epoch)
+
+    def optimizer_step(self) -> None:
+        """Train the first optimizer step of the epoch."""
+        from lora_workbench.training import loop
+
+        loop.optimizer_step(self.setup, self.run, self.steps()[0], self.sink, loop.LastGood(self.run))
+
+    def prepare(self, batch: Any = None) -> Any:
+        """The first batch, or another, with what is drawn for it at the run's micro-step."""
+        from lora_workbench.training.step import prepare
+
+        return prepare(self.setup, batch or self.steps()[0][0], self.run.micro_step)
+
+    def step(self, batch: Any = None, micro: Any = None) -> Any:
+        """Run the first batch, or another, forward and backward; return its `StepLosses`.
+
+        Args:
+            batch: Pictures of one bucket.
+            micro: What to use in place of what would be prepared for it.
+        """
+        from lora_workbench.training import step
+
+        with mock.patch.object(step, "prepare", (lambda *_: micro) if micro else step.prepare):
+            return step.training_step(self.setup, batch or self.steps()[0][0], self.run.micro_step)
 
 
 @contextmanager
@@ -47,7 +94,7 @@ def rig(
         side: Their side in pixels, 8 per latent cell.
         targets: Of each picture, where they are not all `picture`.
         sink: Progress sink.
-        after_step: Passed to the trainer.
+        after_step: Passed to the loop.
         patcher: A MODEL to use instead of a freshly built one.
         settings: Fields of TrainConfig.
     """
@@ -59,9 +106,11 @@ def rig(
     from lora_workbench.training.events import SilentSink
     from lora_workbench.training.host.frozen import differentiable
     from lora_workbench.training.host.model import HostModel
-    from lora_workbench.training.host.text import pack, unpack
-    from lora_workbench.training.loop import Trainer
-    from lora_workbench.training.train import compute_precision
+    from lora_workbench.training.host.text import HostText
+    from lora_workbench.training.plan import Plan
+    from lora_workbench.training.preflight import compute_precision, rehearse
+    from lora_workbench.training.run.state import Run
+    from lora_workbench.training.step import Setup
 
     patcher = patcher or small_models.build(name, models)
     model = HostModel(patcher)
@@ -70,7 +119,7 @@ def rig(
     for n in range(pictures):
         source = torch.Generator().manual_seed(100 + n)
         latents.put(f"latent{n}", {"latent": torch.randn(shape, generator=source)})
-        captions.put(f"caption{n}", *pack(small_models.conditioning(name, seed=n)))  # type: ignore[misc]
+        captions.put(f"caption{n}", *HostText.pack(small_models.conditioning(name, seed=n)))  # type: ignore[misc]
     place = Placement((side, side), (side, side), (0, 0))
     dataset = Dataset(
         tuple(
@@ -89,28 +138,27 @@ def rig(
                 model.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=config.dropout,
                 seed=config.seed, device=model.device,
             )
-            by_path = {layer.path: layer for layer in network.layers}
+            plan = Plan(dataset, config)
+            setup = Setup(
+                model,
+                LatentStore(latents, dataset, {(n, False): f"latent{n}" for n in range(pictures)}, 0),
+                CaptionStore(captions, {f"c{n}": f"caption{n}" for n in range(pictures)}, {}, 0, HostText.unpack),
+                plan,
+                network,
+                dtype,
+            )
+            run = Run.start(config, plan, network)
             with differentiable(
-                model.model, by_path, precision=dtype, checkpointing=config.gradient_checkpointing
+                model.model, network.by_path(), precision=dtype, checkpointing=config.gradient_checkpointing
             ) as made:
-                trainer = Trainer(
-                    model,
-                    LatentStore(latents, dataset, {(n, False): f"latent{n}" for n in range(pictures)}, 0),
-                    CaptionStore(captions, {f"c{n}": f"caption{n}" for n in range(pictures)}, {}, 0, unpack),
-                    config,
-                    network,
-                    sink or SilentSink(),
-                    autocast=dtype if dtype != torch.float32 else None,
-                    after_step=after_step,
-                )
-                made.rehearse(trainer.rehearse)
-                yield Rig(patcher, model, network, trainer)
+                rehearse(made, setup, model)
+                yield Rig(patcher, model, network, setup, run, sink or SilentSink(), after_step)
 
 
 def trained(name: str, models: Path, work: Path, **settings: Any) -> list[torch.Tensor]:
     """Train and return every tensor of the LoRA."""
     with rig(name, models, work, **settings) as it:
-        it.trainer.train()
+        it.train()
         return [tensor.detach().clone() for tensor in it.network.parameters()]
 
 

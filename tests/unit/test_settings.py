@@ -9,12 +9,12 @@ import pytest
 import torch
 from lora_workbench.training.adapters.lora import LoraLayer
 from lora_workbench.training.adapters.network import LoraNetwork
-from lora_workbench.training.config import TrainConfig
+from lora_workbench.training.config import SOURCES, Source, TrainConfig
 from lora_workbench.training.draws import generator, seed_for
 from lora_workbench.training.errors import SettingError, UserError
 from lora_workbench.training.events import StepEvent, clock, describe
-from lora_workbench.training.optimizers import SOURCES, Source, decay, make_optimizer, make_scheduler, optimizer_class
-from lora_workbench.training.settings import parse_color
+from lora_workbench.training.optimizers import decay, make_optimizer, make_scheduler, optimizer_class
+from lora_workbench.training.settings import ordered_fields, parse_color
 
 
 def test_every_setting_has_a_doc_and_a_default_within_its_bounds():
@@ -24,7 +24,7 @@ def test_every_setting_has_a_doc_and_a_default_within_its_bounds():
 
 
 def test_five_settings_come_first_and_the_rest_is_advanced():
-    plain = [field.name for field in dataclasses.fields(TrainConfig) if not field.metadata["advanced"]]
+    plain = [field.name for field in ordered_fields(TrainConfig) if not field.metadata["advanced"]]
     assert plain == ["name", "epochs", "learning_rate", "rank", "batch_size"]
 
 
@@ -37,8 +37,8 @@ def test_five_settings_come_first_and_the_rest_is_advanced():
         ({"learning_rate": math.nan}, "finite"),
         ({"dropout": 1.0}, "dropout is 1.0: it must be at most 0.95"),
         ({"optimizer": "Adam"}, "optimizer is 'Adam': choose one of AdamW, "),
-        ({"optimizer": "Prodigy"}, "set it to 1"),
-        ({"optimizer": "Prodigy", "learning_rate": 1.0, "lora_plus": 4.0}, "one rate for all: set it to 1"),
+        ({"optimizer": "Prodigy"}, "Set it to 1"),
+        ({"optimizer": "Prodigy", "learning_rate": 1.0, "lora_plus": 4.0}, "rate for all weights. Set lora plus to 1"),
         ({"lora_plus": 0.5}, "lora plus is 0.5: it must be at least 1"),
     ],
     ids=str,

@@ -111,6 +111,10 @@ class Keeper:
         settings = kohya_settings(replace(self.in_force, name=self.folder.name))
         session = replace(self.session, finished_at=time.time())
         metadata = build_metadata(settings, self._summary("running"), self.plan.dataset, self.model, session)
+        return self.lora_model(metadata)
+
+    def lora_model(self, metadata: dict[str, str]) -> LoraModel:
+        """The LoRA as it is now, under kohya's names, with this metadata."""
         names = {path.removeprefix(HOST_PREFIX): layer.kohya for path, layer in self.names.items()}
         with weights_to_keep(self.run.optimizer):
             tensors = self.run.network.saved_tensors(names)

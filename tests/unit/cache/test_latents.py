@@ -115,15 +115,17 @@ def test_captions_are_encoded_once_each(tmp_path):
             self.seen.append(caption)
             return [[torch.full((1, 2, 3), float(len(caption))), {"pooled_output": torch.ones(1, 3), "n": 1}]]
 
-    def pack(conditioning):
-        return {"cross_attn": conditioning[0][0]}, {"n": 1}
+        @staticmethod
+        def pack(conditioning):
+            return {"cross_attn": conditioning[0][0]}, {"n": 1}
 
-    def unpack(tensors, plain):
-        return [[tensors["cross_attn"], plain]]
+        @staticmethod
+        def unpack(tensors, plain):
+            return [[tensors["cross_attn"], plain]]
 
     text, (_, cache) = Text(), cache_folders(tmp_path)
     for expected in (["one", "three"], ["one", "three"]):
-        store = store_captions(["one", "three", "one"], text, cache, SilentSink(), pack, unpack)
+        store = store_captions(["one", "three", "one"], text, cache, SilentSink())
         assert text.seen == expected
     assert store.encoded == 0 and store.load("three")[0][0].mean() == 5 and store.load("one")[0][1]["n"] == 1
 
@@ -181,9 +183,15 @@ def test_captions_with_an_embedding_file_are_not_kept(tmp_path):
         def encode(caption: str):
             return [[torch.zeros(1, 2, 3), {}]]
 
+        @staticmethod
+        def pack(conditioning):
+            return {"x": conditioning[0][0]}, None
+
+        unpack = None
+
     _, cache = cache_folders(tmp_path)
     counts = [
-        store_captions(["a", "embedding:zorp"], Text(), cache, SilentSink(), lambda c: ({"x": c[0][0]}, None), None)
+        store_captions(["a", "embedding:zorp"], Text(), cache, SilentSink())
         for _ in range(2)
     ]
     assert [store.encoded for store in counts] == [2, 1]

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lora_workbench.training.config import TrainConfig, kohya_settings
 from lora_workbench.training.data.dataset import Dataset, Picture, Placement
-from lora_workbench.training.files.metadata import RunFacts, architecture_facts, build_metadata
+from lora_workbench.training.files.architectures import architecture_facts
+from lora_workbench.training.files.metadata import ModelFacts, Session, build_metadata
+from lora_workbench.training.lora import RunSummary
 
 
 def picture(name: str, caption: str, concept: str, repeats: int, bucket: tuple[int, int], **more: Any) -> Picture:
@@ -27,28 +30,17 @@ def make_dataset(**more: Any) -> Dataset:
     return Dataset(pictures, name="pics", trigger="zxc", bucket_step=64, resolution=512, **more)
 
 
-def make_facts(**more: Any) -> RunFacts:
-    return RunFacts(
-        **{
-            "output_name": "my_lora",
-            "session_id": 42,
-            "started_at": 1700000000.5,
-            "finished_at": 1700000100.25,
-            "model_class": "SD15",
-            "rank": 8,
-            "alpha": 4.0,
-            "optimizer": "torch.optim.AdamW(weight_decay=0.01)",
-            "losses": (0.5, 0.25),
-            "epoch_losses": (0.375,),
-            "batch_size": 2,
-            "gradient_accumulation": 3,
-        }
-        | more
-    )
+SESSION = Session(id=42, started_at=1700000000.5, finished_at=1700000100.25, batches_per_epoch=12)
+SUMMARY = RunSummary("my_lora", "runs/my_lora", losses=(0.5, 0.25), epoch_losses=(0.375,), steps=2, epochs=1)
+SETTINGS: dict[str, Any] = {
+    "name": "my_lora", "rank": 8, "alpha": 4.0, "batch_size": 2, "gradient_accumulation": 3, "timesteps": "uniform",
+    "precision": "fp32",
+}  # fmt: skip
 
 
-def build(**more: Any) -> dict[str, str]:
-    return build_metadata(make_facts(**more), make_dataset())
+def build(dataset: Dataset | None = None, model: ModelFacts = ModelFacts("SD15"), **settings: Any) -> dict[str, str]:  # noqa: B008
+    known = kohya_settings(TrainConfig(**{**SETTINGS, **settings}))
+    return build_metadata(known, SUMMARY, dataset or make_dataset(), model, SESSION)
 
 
 def test_every_value_is_text() -> None:
@@ -89,7 +81,7 @@ def test_folders_and_datasets() -> None:
 def test_regularisation_pictures_are_told_apart() -> None:
     dataset = make_dataset()
     prior = picture("d.png", "a girl", "1_girls", 2.5, (512, 512), is_regularization=True, weight=0.5)
-    metadata = build_metadata(make_facts(), dataset.with_pictures((*dataset.pictures, prior, prior)))
+    metadata = build(dataset.with_pictures((*dataset.pictures, prior, prior)))
     assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"]) == ("23", "5")
     assert json.loads(metadata["ss_reg_dataset_dirs"]) == {"1_girls": {"n_repeats": 2.5, "img_count": 2}}
     assert metadata["ss_prior_loss_weight"] == "0.5"
@@ -100,7 +92,7 @@ def test_regularisation_pictures_are_told_apart() -> None:
 
 def test_pictures_without_a_folder_go_by_the_datasets_name() -> None:
     dataset = Dataset((picture("a.png", "x", "", 1, (512, 512)),), name="pics", resolution=512)
-    assert json.loads(build_metadata(make_facts(), dataset)["ss_dataset_dirs"]) == {
+    assert json.loads(build(dataset)["ss_dataset_dirs"]) == {
         "1_pics": {"n_repeats": 1, "img_count": 1}
     }
 
@@ -119,7 +111,7 @@ def test_buckets() -> None:
 
 
 def test_an_unbucketed_dataset_claims_no_buckets() -> None:
-    metadata = build_metadata(make_facts(), Dataset((Picture(Path("a.png"), (8, 8), ""),)))
+    metadata = build(Dataset((Picture(Path("a.png"), (8, 8), ""),)))
     assert metadata["ss_enable_bucket"] == "False"
     assert not {"ss_bucket_info", "ss_resolution", "ss_min_bucket_reso"} & set(metadata)
 
@@ -149,11 +141,10 @@ def test_modelspec() -> None:
 
 def test_only_what_is_known_is_written() -> None:
     assert not [key for key in build() if "model_name" in key or "model_hash" in key or "guidance" in key]
-    assert "ss_num_batches_per_epoch" not in build()
-    assert build(batches_per_epoch=12)["ss_num_batches_per_epoch"] == "12"
-    assert build(guidance=3.5)["ss_guidance_scale"] == "3.5"
+    assert build()["ss_num_batches_per_epoch"] == "12"
+    assert build(model=ModelFacts("Flux", takes_guidance=True), guidance=3.5)["ss_guidance_scale"] == "3.5"
     dataset = Dataset(make_dataset().pictures, resolution=512)
-    assert "modelspec.trigger_phrase" not in build_metadata(make_facts(), dataset)
+    assert "modelspec.trigger_phrase" not in build(dataset)
 
 
 def test_our_own_keys() -> None:
@@ -180,25 +171,25 @@ def test_our_own_keys() -> None:
 def test_published_names(model_class: str, version: str, architecture: str) -> None:
     facts = architecture_facts(model_class)
     assert (facts.base_version, facts.architecture) == (version, architecture)
-    metadata = build(model_class=model_class)
+    metadata = build(model=ModelFacts(model_class))
     assert metadata["ss_base_model_version"] == version
     assert metadata["modelspec.architecture"] == f"{architecture}/lora"
 
 
 def test_v_prediction() -> None:
-    metadata = build(model_class="SD20", v_prediction=True)
+    metadata = build(model=ModelFacts("SD20", v_prediction=True))
     assert metadata["ss_base_model_version"] == "sd_v2_v" and metadata["ss_v2"] == "True"
     assert metadata["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
     assert metadata["modelspec.prediction_type"] == "v"
-    assert build(model_class="SDXL", v_prediction=True)["ss_base_model_version"] == "sdxl_base_v1-0"
-    assert build(v_prediction=True)["ss_base_model_version"] == "sd_v1_v"
+    assert build(model=ModelFacts("SDXL", v_prediction=True))["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert build(model=ModelFacts("SD15", v_prediction=True))["ss_base_model_version"] == "sd_v1_v"
 
 
 def test_flow_models_have_no_prediction_type() -> None:
-    assert "modelspec.prediction_type" not in build(model_class="Flux")
+    assert "modelspec.prediction_type" not in build(model=ModelFacts("Flux"))
 
 
 def test_a_date_is_no_count() -> None:
     dataset = make_dataset()
     dated = dataset.with_pictures(replace(picture, concept="20240501_trip", repeats=1) for picture in dataset.pictures)
-    assert list(json.loads(build_metadata(make_facts(), dated)["ss_dataset_dirs"])) == ["1_20240501_trip"]
+    assert list(json.loads(build(dated)["ss_dataset_dirs"])) == ["1_20240501_trip"]
