@@ -168,6 +168,30 @@ def test_accumulation_across_short_steps(comfy_host, small_models_folder, tmp_pa
     assert (run.step, run.images, run.micro_step) == (4, 10, 6)
 
 
+def test_the_loop_can_be_left_and_entered_again(comfy_host, small_models_folder, tmp_path):
+    """Between any two steps: within an epoch, at its end, with dropout and a schedule under way."""
+
+    class Left(Exception):
+        pass
+
+    def leave(run, _ended):
+        if run.step in (1, 3, 4):
+            raise Left
+
+    settings = {"pictures": 5, "epochs": 3, "dropout": 0.2, "batch_size": 2, "warmup_steps": 2}
+    with rig("sd3", small_models_folder, tmp_path, **settings) as it:
+        plain, weights = it.train(), [tensor.detach().clone() for tensor in it.network.parameters()]
+    with rig("sd3", small_models_folder, tmp_path, **settings, after_step=leave) as it:
+        for _ in range(3):
+            with pytest.raises(Left):
+                it.train()
+        again = it.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights, again.network.parameters(), strict=True))
+    assert again.step == plain.step == 9
+    for told in ("losses", "rates", "epoch_losses", "concept_losses", "images", "micro_step", "epoch"):
+        assert getattr(again, told) == getattr(plain, told), told
+
+
 def test_cancel_keeps_what_was_trained(comfy_host, small_models_folder, tmp_path):
     from lora_workbench.training.events import Cancelled
 
