@@ -24,8 +24,8 @@ class ConcatDatasets(Node):
             description="Joins two datasets, for two concepts in one LoRA. The weights set how often each is seen.",
             search_aliases=["merge datasets", "multiple concepts"],
             inputs=[
-                Dataset.Input("first", tooltip="The first dataset. Its trigger and background are used for both."),
-                Dataset.Input("second", tooltip="The second dataset. Its pictures keep their own trigger."),
+                Dataset.Input("first", tooltip="The first dataset. Its name and background are used for both."),
+                Dataset.Input("second", tooltip="The second dataset. Its pictures keep their trigger and live captions."),
                 *widgets(ConcatSettings),
             ],
             outputs=[Dataset.Output(display_name="dataset", tooltip="Both datasets as one.")],

@@ -21,7 +21,7 @@ class RegularizationImages(Node):
         """Describe the node to ComfyUI."""
         return cls.schema(
             display_name="Regularization Images",
-            description="Adds pictures of the class, such as other dogs or other people, so that the model still "
+            description="Adds pictures of the class, such as other dogs or people, so that the model still "
             "paints them as before. Caption them without the trigger. The share is balanced for you: from many "
             "pictures, each epoch uses different ones.",
             search_aliases=["prior preservation", "reg images", "class images"],
