@@ -25,7 +25,7 @@ class ConcatDatasets(Node):
             search_aliases=["merge datasets", "multiple concepts"],
             inputs=[
                 Dataset.Input("first", tooltip="The first dataset. Its name and background are used for both."),
-                Dataset.Input("second", tooltip="The second dataset. Its pictures keep their trigger and live captions."),
+                Dataset.Input("second", tooltip="The second dataset. It keeps its own trigger and live captions."),
                 *widgets(ConcatSettings),
             ],
             outputs=[Dataset.Output(display_name="dataset", tooltip="Both datasets as one.")],
