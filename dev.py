@@ -5,6 +5,7 @@
     python dev.py test [ARGS]   lint, type-check and run the whole test suite (ARGS go to pytest)
     python dev.py serve         open ComfyUI with the pack for a person
     python dev.py bench         run the benchmarks, beside the host's own trainer
+    python dev.py docs          bring the tables of the help pages up to date
 
 Everything it makes stays in two ignored folders of this checkout: `.venv*` (Python packages) and
 `.host` (a real ComfyUI and its models, input and output folders). The host is the ComfyUI named by
@@ -43,7 +44,7 @@ HOST_OPTIONAL = {"0.3.75": {"torchaudio"}}
 TORCH_FOR_TORCHAUDIO = "torch<2.15"
 # What a command needs beside the host: the demo nothing, so that it runs where a package of the tests does not install.
 PACK, TESTS = ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"
-NEEDED = {"demo": [], "serve": [PACK], "test": [PACK, TESTS], "bench": [PACK, TESTS]}
+NEEDED = {"demo": [], "serve": [PACK], "test": [PACK, TESTS], "bench": [PACK, TESTS], "docs": [PACK]}
 
 
 def say(text: str) -> None:
@@ -321,18 +322,24 @@ def bench(args: argparse.Namespace) -> None:
     run([python, ROOT / "lab", "bench", *args.rest], cwd=ROOT, env=environment(host))
 
 
+def docs(args: argparse.Namespace) -> None:
+    """Bring the tables of the help pages up to date."""
+    python, host = prepare(args)
+    run([python, ROOT / "lab", "docs"], cwd=ROOT, env=environment(host))
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "serve", "bench"])
+    parser.add_argument("command", choices=["demo", "test", "serve", "bench", "docs"])
     parser.add_argument("--comfyui", metavar="FOLDER", help="the ComfyUI to use")
     parser.add_argument("--port", type=int, help="serve: the port (8188)")
     args, args.rest = parser.parse_known_args()
-    if args.rest and args.command in ("demo", "serve"):
+    if args.rest and args.command in ("demo", "serve", "docs"):
         parser.error(f"{args.command} takes no {' '.join(args.rest)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started here is ended
     try:
-        {"demo": demo, "test": test, "serve": serve, "bench": bench}[args.command](args)
+        {"demo": demo, "test": test, "serve": serve, "bench": bench, "docs": docs}[args.command](args)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except OSError as error:  # a folder that cannot be written, a disk that is full

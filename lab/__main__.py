@@ -5,6 +5,7 @@
     bench          run the benchmarks
     train          train the base model from nothing
     evaluate       measure the base model
+    docs           bring the tables of the help pages up to date
 
 `python lab COMMAND --help` lists the arguments of each.
 """
@@ -22,6 +23,7 @@ MODULES = {
     "bench": "bench.run",
     "train": "base_model.train",
     "evaluate": "judge.evaluate",
+    "docs": "help_pages",
     # Single cases of the benchmarks, each in a process of its own.
     "step_time": "bench.step_time",
     "dataset_scale": "bench.dataset_scale",

@@ -1,4 +1,4 @@
-"""What the user sees: one thin class per node, listed here."""
+"""The nodes of the pack, listed in the order of a workflow."""
 
 import threading
 
@@ -43,7 +43,7 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class LoRAWorkbench(ComfyExtension):
-    """The pack as ComfyUI loads it."""
+    """The pack's extension, as ComfyUI loads it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return every node of the pack."""
@@ -51,8 +51,8 @@ class LoRAWorkbench(ComfyExtension):
 
 
 async def comfy_entrypoint() -> LoRAWorkbench:
-    """Give ComfyUI the pack, and its server what the gallery in the browser asks."""
+    """Register the nodes, and the routes of the gallery with ComfyUI's server."""
     add_routes(all_routes())
-    # Beside the start, which must not wait for a cache of many thousand files.
+    # In a thread, because ComfyUI's start must not wait for a cache of many thousand files.
     threading.Thread(target=sweep_folders, name="lora-workbench-sweep", daemon=True).start()
     return LoRAWorkbench()

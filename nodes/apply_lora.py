@@ -1,4 +1,4 @@
-"""ApplyLoRA: the trained LoRA on a MODEL and CLIP."""
+"""Apply LoRA: the trained LoRA on a MODEL and CLIP."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.host.apply import apply_lora
-from .schema import LoraModel, schema
+from ..training.host.apply import ApplySettings, apply_lora
+from ..training.settings import settings_from
+from .base import Node
+from .schema import LoraModel, widgets
 
-_STRENGTH: dict[str, Any] = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
 
-
-class ApplyLoRA(io.ComfyNode):
-    """Puts a LORA_MODEL on copies of MODEL and CLIP, as LoraLoader does with a file."""
+class ApplyLoRA(Node):
+    """Applies a LORA_MODEL to copies of MODEL and CLIP, as LoraLoader does with a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Two strengths, as LoraLoader has."""
-        return schema(
-            cls,
+        """Describe the node to ComfyUI."""
+        return cls.schema(
             display_name="Apply LoRA",
-            description="Puts a LoRA straight from the trainer on a model: the same result as saving it and loading "
-            "the file with LoraLoader.",
+            description="Applies a LoRA from the trainer to a model. The result equals saving the LoRA and loading the "
+            "file with Load LoRA.",
             search_aliases=["lora loader"],
+            hidden=[],
             inputs=[
-                io.Model.Input("model"),
-                io.Clip.Input("clip", optional=True, tooltip="Needed only for LoRAs that have text-encoder layers."),
-                LoraModel.Input("lora"),
-                io.Float.Input("strength_model", **_STRENGTH, tooltip="0 leaves the model as it is, 1 is as trained."),
-                io.Float.Input("strength_clip", **_STRENGTH, tooltip="The same for the text encoder's layers."),
+                io.Model.Input("model", tooltip="The model to apply the LoRA to. It is not changed; a copy is."),
+                io.Clip.Input("clip", optional=True, tooltip="Needed only for a LoRA with text-encoder layers."),
+                LoraModel.Input("lora", tooltip="A LoRA from LoRA Trainer or from ComfyUI's own trainer."),
+                *widgets(ApplySettings),
             ],
-            outputs=[io.Model.Output(display_name="model"), io.Clip.Output(display_name="clip")],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA."),
+            ],
         )
 
     @classmethod
-    def execute(
-        cls, model: Any, lora: Any, strength_model: float, strength_clip: float, clip: Any = None
-    ) -> io.NodeOutput:
-        """Patch copies."""
-        return io.NodeOutput(*apply_lora(model, clip, lora, strength_model, strength_clip))
+    def execute(cls, model: Any, lora: Any, clip: Any = None, **inputs: Any) -> io.NodeOutput:
+        """Patch copies of MODEL and CLIP."""
+        strengths = settings_from(ApplySettings, inputs)
+        return io.NodeOutput(*apply_lora(model, clip, lora, strengths.strength_model, strengths.strength_clip))

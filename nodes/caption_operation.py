@@ -1,4 +1,4 @@
-"""CaptionOperation: one edit of every caption."""
+"""Caption Operation: one edit of every caption."""
 
 from __future__ import annotations
 
@@ -9,35 +9,34 @@ from comfy_api.latest import io
 
 from ..training.captions.edits import CaptionEdit, edit_captions
 from ..training.data.dataset import Dataset as DatasetObject
-from ..training.host.server import node_text
-from .schema import Dataset, config_from, schema, widgets
+from ..training.settings import settings_from
+from .base import Node, counted
+from .schema import Dataset, widgets
 
 
-class CaptionOperation(io.ComfyNode):
-    """Changes all captions of a dataset at once; several of these in a row do several things."""
+class CaptionOperation(Node):
+    """Edits all captions of a dataset at once. Several nodes in a row do several edits."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """One input per setting of CaptionEdit."""
-        return schema(
-            cls,
+        """Describe the node to ComfyUI."""
+        return cls.schema(
             display_name="Caption Operation",
-            description="Does one thing to every caption: trigger first, text before or behind, replace, remove or "
-            "prune tags, shuffle, underscores, brackets. Chain several in the order you want.",
+            description="Does one edit to every caption: move the trigger first, add or replace text, remove or prune "
+            "tags, shuffle, convert underscores or brackets. Chain several nodes for several edits.",
             search_aliases=["tags", "trigger word", "prefix", "replace"],
-            hidden=[io.Hidden.unique_id],
-            inputs=[Dataset.Input("dataset"), *widgets(CaptionEdit)],
-            outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with its changed captions.")],
+            inputs=[Dataset.Input("dataset", tooltip="The captions to edit."), *widgets(CaptionEdit)],
+            outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with the edited captions.")],
         )
 
     @classmethod
-    def execute(cls, dataset: DatasetObject, **settings: Any) -> io.NodeOutput:
-        """Edit."""
-        edit = config_from(CaptionEdit, settings)
+    def execute(cls, dataset: DatasetObject, **inputs: Any) -> io.NodeOutput:
+        """Edit the captions and show the first change."""
+        edit = settings_from(CaptionEdit, inputs)
         before = [picture.caption for picture in dataset.pictures]
         after = edit_captions(before, edit, [dataset.trigger_of(picture) for picture in dataset.pictures])
         if edit.operation == "trigger first":
-            # What is to be kept must not be called by the trigger.
+            # A caption of a regularization picture must not contain the trigger.
             after = [
                 picture.caption if picture.is_regularization else caption
                 for picture, caption in zip(dataset.pictures, after, strict=True)
@@ -48,5 +47,5 @@ class CaptionOperation(io.ComfyNode):
         edited = dataset.with_pictures(tuple(pictures))
         changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
         example = f"\n{changed[0][0]}\n→ {changed[0][1]}" if changed else ""
-        node_text(cls.hidden.unique_id, f"{len(changed)} of {len(before)} captions changed.{example}")
+        cls.show(f"{len(changed)} of {counted(len(before), 'caption')} changed.{example}")
         return io.NodeOutput(edited)

@@ -1,43 +1,40 @@
-"""ConcatDatasets: several concepts in one LoRA."""
+"""Concat Datasets: several concepts in one LoRA."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from comfy_api.latest import io
 
 from ..training.data.dataset import Dataset as DatasetObject
-from ..training.data.mixing import concat
-from ..training.host.server import node_text
-from .schema import Dataset, schema
+from ..training.data.mixing import ConcatSettings, concat
+from ..training.settings import settings_from
+from .base import Node
+from .schema import Dataset, widgets
 
 
-class ConcatDatasets(io.ComfyNode):
-    """Puts two datasets together, each with a weight; chain several for more."""
+class ConcatDatasets(Node):
+    """Joins two datasets, each with a weight. Chain several nodes for more datasets."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Two datasets and their weights."""
-        weight = {"default": 1.0, "min": 0.01, "max": 100.0, "step": 0.05}
-        return schema(
-            cls,
+        """Describe the node to ComfyUI."""
+        return cls.schema(
             display_name="Concat Datasets",
-            description="Puts two datasets together. A weight makes one be seen more or less often; parts of a repeat "
-            "take turns, so that no picture is left out.",
+            description="Joins two datasets, for two concepts in one LoRA. The weights set how often each is seen.",
             search_aliases=["merge datasets", "multiple concepts"],
-            hidden=[io.Hidden.unique_id],
             inputs=[
-                Dataset.Input("first", tooltip="Its trigger and background count."),
-                Dataset.Input("second"),
-                io.Float.Input("first_weight", **weight, tooltip="Times its own repeats."),
-                io.Float.Input("second_weight", **weight, tooltip="Times its own repeats."),
+                Dataset.Input("first", tooltip="The first dataset. Its name and background are used for both."),
+                Dataset.Input("second", tooltip="The second dataset. It keeps its own trigger and live captions."),
+                *widgets(ConcatSettings),
             ],
-            outputs=[Dataset.Output(display_name="dataset", tooltip="Both together.")],
+            outputs=[Dataset.Output(display_name="dataset", tooltip="Both datasets as one.")],
         )
 
     @classmethod
-    def execute(
-        cls, first: DatasetObject, second: DatasetObject, first_weight: float, second_weight: float
-    ) -> io.NodeOutput:
-        """Put them together."""
-        both = concat([first, second], [first_weight, second_weight])
-        node_text(cls.hidden.unique_id, both.describe())
+    def execute(cls, first: DatasetObject, second: DatasetObject, **inputs: Any) -> io.NodeOutput:
+        """Join the datasets."""
+        weights = settings_from(ConcatSettings, inputs)
+        both = concat([first, second], [weights.first_weight, weights.second_weight])
+        cls.show(both.describe())
         return io.NodeOutput(both)

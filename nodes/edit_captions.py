@@ -1,4 +1,4 @@
-"""EditCaptions: the gallery, in which a person looks at every picture and its caption."""
+"""Edit Captions: a gallery to check every picture and its caption."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from ..training.data.dataset import Dataset as DatasetObject
 from ..training.host.server import executing_node
 from ..training.host.tokens import token_counter
 from ..training.review.routes import gallery, watched
-from .schema import Dataset, schema
+from .base import Node, counted
+from .schema import Dataset
 
 log = logging.getLogger(__name__)
 
 
-class EditCaptions(io.ComfyNode):
-    """Shows a dataset in a grid and hands on what was made of it there."""
+class EditCaptions(Node):
+    """Shows a dataset in a gallery and applies the edits made there."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The dataset; everything else happens in the gallery."""
-        return schema(
-            cls,
+        """Describe the node to ComfyUI. Everything else happens in the gallery."""
+        return cls.schema(
             display_name="Edit Captions",
-            description="A gallery of the dataset: look at every picture and its caption, edit them, leave pictures "
-            "out, rename or remove tags everywhere. Queue once to see it. Edits are saved at once, beside ComfyUI's "
-            "outputs and not into your folder, and are used from the next queue on.",
+            description="A gallery of the dataset. Edit captions, leave pictures out, rename or remove tags "
+            "everywhere. Queue once to open it. Edits are saved at once in ComfyUI's output folder and used from the "
+            "next queue on. Your own folder stays unchanged.",
             search_aliases=["caption editor", "gallery", "tag editor", "dataset viewer"],
+            hidden=[],
             is_output_node=True,
             inputs=[
-                Dataset.Input("dataset", tooltip="What is to be looked at."),
+                Dataset.Input("dataset", tooltip="The dataset to show."),
                 io.Clip.Input(
-                    "clip", optional=True, tooltip="Counts the tokens of captions; SD1.5 and SDXL cut them in 75s."
+                    "clip", optional=True,
+                    tooltip="Counts the tokens of captions. SD 1.5 and SDXL read them in pieces of 75.",
                 ),
             ],
-            outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with the edits in it.")],
-        )
+            outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with the edits applied.")],
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str:
@@ -46,12 +48,13 @@ class EditCaptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: DatasetObject, clip: Any = None) -> io.NodeOutput:
-        """Show the dataset and apply what is saved."""
+        """Show the dataset and apply the saved edits."""
         key = gallery().show(dataset, token_counter(clip) if clip is not None else None)
         edits = gallery().edits(key)
         watched().reads(executing_node(), edits)
         edited = edits.applied_to(dataset)
         captions = sum(entry.caption is not None and not entry.excluded for entry in edits.entries().values())
         left_out = len(dataset.pictures) - len(edited.pictures)
-        log.info("LoRA Workbench: %d pictures, %d edited, %d left out", len(edited.pictures), captions, left_out)
+        kept = counted(len(edited.pictures), "picture")
+        log.info("LoRA Workbench: %s, %d edited, %d left out", kept, captions, left_out)
         return io.NodeOutput(edited, ui={"lora_workbench_gallery": [key]})

@@ -1,4 +1,4 @@
-"""LiveCaptions: how captions change from one time a picture is seen to the next."""
+"""Live Captions: captions that vary each time a picture is seen."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ from comfy_api.latest import io
 from ..training.captions.live import live_caption
 from ..training.data.dataset import CaptionPolicy
 from ..training.data.dataset import Dataset as DatasetObject
-from ..training.host.server import node_text
-from .schema import Dataset, config_from, schema, widgets
+from ..training.settings import settings_from
+from .base import Node
+from .schema import Dataset, widgets
 
 
-class LiveCaptions(io.ComfyNode):
-    """Gives a dataset its caption policy; the trainer follows it."""
+class LiveCaptions(Node):
+    """Gives a dataset the caption policy that the trainer follows."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """One input per setting of CaptionPolicy."""
-        return schema(
-            cls,
+        """Describe the node to ComfyUI."""
+        return cls.schema(
             display_name="Live Captions",
-            description="Shuffles and drops tags, drops captions, draws {a|b} and one line of several, anew each time "
-            "the trainer sees a picture. The trigger always stays.",
+            description="Varies captions each time the trainer sees a picture: shuffles and drops tags, drops whole "
+            "captions, draws options of {a|b} and single lines. The trigger always stays.",
             search_aliases=["caption dropout", "shuffle tags", "keep tokens", "wildcards"],
-            hidden=[io.Hidden.unique_id],
-            inputs=[Dataset.Input("dataset"), *widgets(CaptionPolicy)],
+            inputs=[Dataset.Input("dataset", tooltip="The captions to vary."), *widgets(CaptionPolicy)],
             outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with its caption policy.")],
         )
 
     @classmethod
-    def execute(cls, dataset: DatasetObject, **settings: Any) -> io.NodeOutput:
-        """Set the policy and show what it makes of the first caption."""
-        policy = config_from(CaptionPolicy, settings)
+    def execute(cls, dataset: DatasetObject, **inputs: Any) -> io.NodeOutput:
+        """Set the policy and show examples made from the first caption."""
+        policy = settings_from(CaptionPolicy, inputs)
         shown = next((picture for picture in dataset.pictures if picture.caption), dataset.pictures[0])
         trigger = dataset.trigger_of(shown)
         drawn = dict.fromkeys(live_caption(shown.caption, policy, trigger, 0, time) for time in range(20))
-        node_text(cls.hidden.unique_id, "For instance:\n" + "\n".join(list(drawn)[:4]))
+        cls.show("Examples:\n" + "\n".join(list(drawn)[:4]))
         pictures = tuple(replace(picture, own_policy=None) for picture in dataset.pictures)
         return io.NodeOutput(replace(dataset, policy=policy, pictures=pictures))

@@ -1,4 +1,4 @@
-"""LoRATrainer: the training run."""
+"""LoRA Trainer: the training run."""
 
 from __future__ import annotations
 
@@ -11,64 +11,66 @@ from ..training.config import TrainConfig
 from ..training.data.dataset import Dataset as DatasetObject
 from ..training.host.paths import cache_folder, runs_folder
 from ..training.host.progress import NodeSink
+from ..training.settings import settings_from
 from ..training.train import train_lora
-from .schema import Dataset, LoraModel, LossMap, Run, config_from, schema, valid_name, widgets
+from .base import Node
+from .schema import Dataset, LoraModel, LossMap, Run, valid_name, widgets
 
-# How many runs of each name were cancelled since ComfyUI started.
+# Number of cancelled runs by name since ComfyUI started.
 _cancelled: Counter[str | None] = Counter()
 
 
-class LoRATrainer(io.ComfyNode):
-    """Trains a LoRA on the MODEL in the graph and hands it on."""
+class LoRATrainer(Node):
+    """Trains a LoRA on the MODEL in the graph."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """One input per setting of TrainConfig."""
-        return schema(
-            cls,
+        """Describe the node to ComfyUI."""
+        return cls.schema(
             display_name="LoRA Trainer",
-            description="Trains a LoRA on the model that is already loaded, without changing it, and hands the LoRA to "
-            "the nodes after it. Cancel keeps what was trained so far.",
+            description="Trains a LoRA on the loaded model, without changing the model, and passes it on. Cancelling "
+            "keeps what was trained so far.",
             search_aliases=["train lora", "dreambooth", "fine-tune"],
-            hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The model to train on. It comes back exactly as it was."),
-                io.Clip.Input("clip", tooltip="Encodes the captions, as it does prompts."),
-                io.Vae.Input("vae", tooltip="Encodes the pictures. Must belong to the model."),
-                Dataset.Input("dataset", tooltip="From BucketImages."),
+                io.Model.Input("model", tooltip="The model to train on. It is the same afterwards, bit for bit."),
+                io.Clip.Input("clip", tooltip="Encodes the captions as it encodes prompts."),
+                io.Vae.Input("vae", tooltip="Encodes the pictures. Use the model's own VAE."),
+                Dataset.Input("dataset", tooltip="The training pictures, from Bucket Images."),
                 *widgets(TrainConfig),
             ],
             outputs=[
-                LoraModel.Output(display_name="lora", tooltip="For ApplyLoRA, SaveLoRA and ComfyUI's own LoRA nodes."),
-                LossMap.Output(display_name="loss_map", tooltip="Loss of each step, for ComfyUI's LossGraph node."),
-                Run.Output(display_name="run", tooltip="Where the run lies on disk and how it went."),
+                LoraModel.Output(
+                    display_name="lora", tooltip="The LoRA, for Apply LoRA, Save LoRA and ComfyUI's own LoRA nodes."
+                ),
+                LossMap.Output(display_name="loss_map", tooltip="Loss of each step, for ComfyUI's Plot Loss Graph."),
+                Run.Output(display_name="run", tooltip="The run's folder on disk and its result."),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
-        """Refuse a name that cannot be a file's before anything runs."""
+        """Refuse an impossible file name before anything runs."""
         return valid_name(name)
 
     @classmethod
     def fingerprint_inputs(cls, name: str | None = None, **others: Any) -> str:
-        """Change after a cancel, so that queueing again trains again instead of taking the half-trained LoRA."""
+        """Change after a cancel, so that the next queue trains again instead of reusing the half-trained LoRA."""
         return str(_cancelled[name])
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, dataset: DatasetObject, **settings: Any) -> io.NodeOutput:
+    def execute(cls, model: Any, clip: Any, vae: Any, dataset: DatasetObject, **inputs: Any) -> io.NodeOutput:
         """Train."""
         result = train_lora(
             model,
             clip,
             vae,
             dataset,
-            config_from(TrainConfig, settings),
+            settings_from(TrainConfig, inputs),
             root=runs_folder(),
             cache_root=cache_folder(),
             sink=NodeSink(cls.hidden.unique_id),
         )
         if result.summary.outcome == "cancelled":
-            _cancelled[settings["name"]] += 1
-            _cancelled[None] += 1  # for a name that another node gives
+            _cancelled[inputs["name"]] += 1
+            _cancelled[None] += 1  # for a name from another node
         return io.NodeOutput(result.lora, {"loss": list(result.summary.losses)}, result.summary)

@@ -1,58 +1,44 @@
-"""PriorPreservation: the model keeps what it knows of the class, without further pictures."""
+"""Prior Preservation: the model keeps what it knows of the class, without further pictures."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from comfy_api.latest import io
 
 from ..training.data.dataset import Dataset as DatasetObject
-from ..training.data.mixing import with_prior_preservation
-from ..training.host.server import node_text
-from .schema import Dataset, schema
+from ..training.data.mixing import PriorPreservationSettings, with_prior_preservation
+from ..training.settings import settings_from
+from .base import Node
+from .schema import Dataset, widgets
 
 
-class PriorPreservation(io.ComfyNode):
-    """Shows each picture once more without the trigger, to be seen as the model sees it without the LoRA."""
+class PriorPreservation(Node):
+    """Adds each picture once more without the trigger, trained towards the original model's own prediction."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the pictures are called without the trigger, and how much that counts."""
-        return schema(
-            cls,
+        """Describe the node to ComfyUI."""
+        return cls.schema(
             display_name="Prior Preservation",
-            description="Keeps what is learned under its trigger, without regularisation images: each picture is shown "
-            "once more under a caption without the trigger, and what the model makes of that without the LoRA is to "
-            "stay. Takes half as long again for each such picture.",
+            description="Keeps the model as it is wherever the trigger is not used, without regularization images. "
+            "Each picture is also trained without the trigger, towards the original model's own prediction. These "
+            "steps take about half as long again.",
             search_aliases=["class preservation", "differential output preservation", "reg without images"],
-            hidden=[io.Hidden.unique_id],
             inputs=[
-                Dataset.Input("dataset", tooltip="What is to be learned; it needs a trigger, or prompts here."),
-                io.String.Input(
-                    "class_word", default="",
-                    tooltip="Put in the place of the trigger in every caption: a woman, a dog, a vase. Empty: the "
-                    "trigger is left out.",
-                ),
-                io.String.Input(
-                    "prompts", default="", multiline=True,
-                    tooltip="Captions to use instead, one on a line: what the model shall go on painting as it does.",
-                ),
-                io.Float.Input(
-                    "weight", default=5.0, min=0.01, max=100.0, step=0.05,
-                    tooltip="How much their loss counts beside that of the others; it is small, so this is not.",
-                ),
-                io.Float.Input(
-                    "share", default=1.0, min=0.01, max=10.0, step=0.05,
-                    tooltip="How many of them are seen for each picture to learn.",
-                ),
+                Dataset.Input("dataset", tooltip="The pictures to learn. They need a trigger, or prompts below."),
+                *widgets(PriorPreservationSettings),
             ],
-            outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with what is to be kept.")],
-        )  # fmt: skip
+            outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with the preserved pictures added.")],
+        )
 
     @classmethod
-    def execute(
-        cls, dataset: DatasetObject, class_word: str, prompts: str, weight: float, share: float
-    ) -> io.NodeOutput:
-        """Add them."""
-        mixed = with_prior_preservation(dataset, class_word, prompts.splitlines(), weight=weight, share=share)
-        kept = next(picture.caption for picture in reversed(mixed.pictures) if picture.is_regularization)
-        node_text(cls.hidden.unique_id, f'{mixed.describe()} Kept, for example: "{kept}"')
+    def execute(cls, dataset: DatasetObject, **inputs: Any) -> io.NodeOutput:
+        """Add the preserved pictures."""
+        settings = settings_from(PriorPreservationSettings, inputs)
+        mixed = with_prior_preservation(
+            dataset, settings.class_word, settings.prompts.splitlines(), weight=settings.weight, share=settings.share
+        )
+        example = next(picture.caption for picture in reversed(mixed.pictures) if picture.is_regularization)
+        cls.show(f'{mixed.describe()} Preserved, for example: "{example}"')
         return io.NodeOutput(mixed)

@@ -1,4 +1,4 @@
-"""SaveLoRA: the LoRA as a file every other program reads."""
+"""Save LoRA: the LoRA as a file for other programs."""
 
 from __future__ import annotations
 
@@ -6,54 +6,46 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..training.files.save import save_lora
-from .schema import LoraModel, schema, valid_name
+from ..training.files.save import SaveSettings, save_lora
+from ..training.settings import settings_from
+from .base import Node
+from .schema import LoraModel, valid_name, widgets
 
 
-class SaveLoRA(io.ComfyNode):
+class SaveLoRA(Node):
     """Writes a LORA_MODEL into ComfyUI's models/loras and reads it back."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Name, precision and layout."""
-        return schema(
-            cls,
+        """Describe the node to ComfyUI."""
+        return cls.schema(
             display_name="Save LoRA",
-            description="Writes the LoRA into ComfyUI's models/loras, where LoraLoader finds it at once, with kohya's "
-            "names and metadata. The file is read back and checked before it counts as saved.",
+            description="Writes the LoRA into ComfyUI's models/loras, where Load LoRA lists it at once. The file has "
+            "kohya's names and metadata. It is read back and checked before it counts as saved.",
             search_aliases=["export lora", "safetensors"],
+            hidden=[],
             is_output_node=True,
             inputs=[
-                LoraModel.Input("lora"),
-                io.String.Input("name", default="my_lora", tooltip="File name, without folder and .safetensors."),
-                io.Combo.Input(
-                    "precision",
-                    options=["fp16", "bf16", "fp32"],
-                    default="fp16",
-                    tooltip="fp16 is what everyone shares; fp32 keeps every bit at twice the size.",
-                ),
-                io.Combo.Input(
-                    "format",
-                    options=["kohya", "PEFT"],
-                    default="kohya",
-                    tooltip="kohya is read by ComfyUI, Forge and A1111; PEFT by diffusers and peft.",
-                ),
-                io.Boolean.Input(
-                    "overwrite",
-                    default=False,
-                    tooltip="Off: a name that is taken gets a number. On: the old file is replaced.",
-                ),
+                LoraModel.Input("lora", tooltip="A LoRA from LoRA Trainer or from ComfyUI's own trainer."),
+                *widgets(SaveSettings),
             ],
-            outputs=[io.String.Output(display_name="path", tooltip="Where the file is.")],
+            outputs=[io.String.Output(display_name="path", tooltip="Path of the file.")],
         )
 
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
-        """Refuse a name that cannot be a file's before anything runs."""
+        """Refuse an impossible file name before anything runs."""
         return valid_name(name)
 
     @classmethod
-    def execute(cls, lora: Any, name: str, precision: str, format: str, overwrite: bool) -> io.NodeOutput:
-        """Write, read back, tell where."""
-        path = str(save_lora(lora, name, precision=precision, layout=format.lower(), overwrite=overwrite))
-        return io.NodeOutput(path, ui=ui.PreviewText(path))
+    def execute(cls, lora: Any, **inputs: Any) -> io.NodeOutput:
+        """Write the file, read it back, show its path."""
+        settings = settings_from(SaveSettings, inputs)
+        path = save_lora(
+            lora,
+            settings.name,
+            precision=settings.precision,
+            layout=settings.format.lower(),
+            overwrite=settings.overwrite,
+        )
+        return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))

@@ -1,12 +1,15 @@
-"""How a setting is declared: one dataclass field with its doc, default and bounds, checked in words."""
+"""Settings: frozen dataclasses whose fields carry a doc, a default and bounds, and are checked on creation."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
 from .errors import SettingError
+
+AnySettings = TypeVar("AnySettings")
 
 
 def knob(
@@ -16,31 +19,35 @@ def knob(
     min: float | None = None,
     max: float | None = None,
     step: float | None = None,
+    rounded: bool = False,
     choices: tuple[str, ...] | None = None,
+    multiline: bool = False,
     advanced: bool = False,
     saved_as: str = "",
 ) -> Any:
     """Declare one setting of a frozen dataclass.
 
     Args:
-        default: Its value when nothing is said.
-        doc: What it does and what to choose, shown as the tooltip.
+        default: The default value.
+        doc: What it does, then which value to choose. Shown as the tooltip.
         min: Smallest value allowed.
         max: Largest value allowed.
         step: Step of the number widget.
-        choices: The values allowed, for a choice.
+        rounded: Whether the widget rounds a typed number to the decimals of its step.
+        choices: The values allowed. They make a drop-down list.
+        multiline: Whether the text widget has several lines.
         advanced: Whether the node hides it until asked.
         saved_as: Its key in the metadata of a LoRA file, kohya's where there is one (`ss_seed`). Empty: not saved.
     """
     metadata = {
-        "doc": doc, "min": min, "max": max, "step": step, "choices": choices, "advanced": advanced,
-        "saved_as": saved_as,
+        "doc": doc, "min": min, "max": max, "step": step, "rounded": rounded, "choices": choices,
+        "multiline": multiline, "advanced": advanced, "saved_as": saved_as,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
 class Settings:
-    """Base of the frozen dataclasses made of knobs: their values are checked when they are made.
+    """Base of the dataclasses made of knobs. Values are checked on creation.
 
     Attributes:
         ORDER: Names of the settings in the order of the node's inputs, where it is not that of the fields.
@@ -49,7 +56,7 @@ class Settings:
     ORDER: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Hold every setting against its bounds.
+        """Check every value against its bounds.
 
         Raises:
             SettingError: A value is outside its range or not among its choices.
@@ -69,8 +76,22 @@ def saved_settings(config: Any) -> dict[str, Any]:
     return {field.metadata["saved_as"]: getattr(config, field.name) for field in fields}
 
 
+def settings_from(config: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:
+    """Make settings from a mapping, ignoring keys that belong to other dataclasses.
+
+    Args:
+        config: A dataclass made of knobs. Missing values take their defaults.
+        values: Values by field name, such as a node's inputs.
+
+    Raises:
+        SettingError: A value is outside its range or not among its choices.
+    """
+    names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    return config(**{name: value for name, value in values.items() if name in names})
+
+
 def check_fields(config: Any) -> None:
-    """Hold every setting of a config against its own bounds.
+    """Check every setting of a dataclass against its own bounds.
 
     Raises:
         SettingError: A value is outside its range or not among its choices.
@@ -79,26 +100,29 @@ def check_fields(config: Any) -> None:
         value, rule = getattr(config, field.name), field.metadata
         label = field.name.replace("_", " ")
         if rule.get("choices") and value not in rule["choices"]:
-            raise SettingError(f"{label} is {value!r}: choose one of {', '.join(rule['choices'])}.")
+            raise SettingError(f"{label} is {value!r}. Choose one of {', '.join(rule['choices'])}.")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         if not math.isfinite(value):
-            raise SettingError(f"{label} is {value}: it must be a finite number.")
+            raise SettingError(f"{label} is {value}. Enter a finite number.")
         low, high = rule.get("min"), rule.get("max")
         if low is not None and value < low:
-            raise SettingError(f"{label} is {value}: it must be at least {low}.")
+            raise SettingError(f"{label} is {value}. Set it to at least {low}.")
         if high is not None and value > high:
-            raise SettingError(f"{label} is {value}: it must be at most {high}.")
+            raise SettingError(f"{label} is {value}. Set it to at most {high}.")
 
 
 _COLORS = {"white": (255, 255, 255), "grey": (128, 128, 128), "gray": (128, 128, 128), "black": (0, 0, 0)}
 
 
 def parse_color(text: str) -> tuple[int, int, int]:
-    """Read a colour: `#rrggbb`, `white`, `grey` or `black`.
+    """Parse a colour: `#rrggbb`, `white`, `grey` or `black`.
+
+    Returns:
+        (r, g, b), 0 to 255.
 
     Raises:
-        SettingError: It is neither.
+        SettingError: The text is not a colour.
     """
     word = text.strip().lower()
     if word in _COLORS:
@@ -107,4 +131,4 @@ def parse_color(text: str) -> tuple[int, int, int]:
     if len(digits) == 6 and all(digit in "0123456789abcdef" for digit in digits):
         red, green, blue = (int(digits[at : at + 2], 16) for at in (0, 2, 4))
         return red, green, blue
-    raise SettingError(f"background is {text!r}: write it as #rrggbb, or white, grey or black.")
+    raise SettingError(f"background is {text!r}. Write it as #rrggbb, white, grey or black.")

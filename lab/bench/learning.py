@@ -60,7 +60,7 @@ def demo_regularization() -> dict[str, Any]:
 
 
 def _settings(config: type, node_id: str) -> dict[str, Any]:
-    return dict(zip((field.name for field in dataclasses.fields(config)), _values(node_id), strict=True))
+    return dict(zip((field.name for field in ordered_fields(config)), _values(node_id), strict=True))
 
 
 def _values(node_id: str) -> list[Any]:
@@ -84,6 +84,8 @@ BY_STEPS: dict[str, Any] = {"grad_accumulation_steps": LEARNED}
 @dataclass(frozen=True)
 class Trained:
     """A LoRA, and what it took to train it."""
+    from lora_workbench.training.settings import ordered_fields
+
 
     lora: dict[str, Any]
     steps: int

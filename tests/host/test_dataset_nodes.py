@@ -114,9 +114,9 @@ def test_operations_policy_and_prior_reach_the_training(server):
     assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"]) == ("4", "8")
     assert metadata["ss_steps"] == "12"
     assert "2 of 2 captions changed" in text_of(server, "edit")
-    assert "2 to learn, 5 to keep" in text_of(server, "mix")
-    assert 'Kept, for example: "a thing, ' in text_of(server, "own")
-    assert text_of(server, "live").startswith("For instance:\nzorp")
+    assert "2 pictures to learn, 5 for regularization" in text_of(server, "mix")
+    assert 'Preserved, for example: "a thing, ' in text_of(server, "own")
+    assert text_of(server, "live").startswith("Examples:\nzorp")
 
 
 def test_two_concepts_in_one(server):
@@ -145,7 +145,7 @@ def test_the_doctor_shows_says_and_leaves_out(server):
     entry = server.run(report)
     (said,) = entry["outputs"]["show"]["text"]
     assert "near-duplicates" in said and "2_thing/a.png = 2_thing/b.png" in said
-    assert text_of(server, "report").endswith("the worst first. Left out: 1.")
+    assert text_of(server, "report").endswith("the worst first. Left out: 1 picture.")
     found = entry["outputs"]["report"]["lora_workbench_report"]
     assert ["2_thing/a.png = 2_thing/b.png"] in [finding["files"] for finding in found]
     shown = entry["outputs"]["report"]["images"][0]
@@ -174,7 +174,7 @@ def test_masks_reach_the_training_and_the_sheet(server):
         "mask": node("LossMask", dataset=["load", 0], source="mask file, else transparency", outside=0.0),
     }
     assert trained(server, chain, "mask", "masked")["ss_num_train_images"] == "4"
-    assert text_of(server, "mask") == "1 picture masked, 1 without a mask are learned whole."
+    assert text_of(server, "mask") == "1 picture masked. 1 picture without a mask, trained whole."
     shown = server.run({
         **chain,
         "sheet": node("BucketImages", dataset=["mask", 0], **defaults(server, "BucketImages") | {"resolution": 128}),
@@ -184,7 +184,7 @@ def test_masks_reach_the_training_and_the_sheet(server):
         found = sheet.convert("RGB").getcolors(1 << 20)
     assert any(count > 1000 and red > 80 and green < 150 for count, (red, green, _) in found), "nothing under red"
     no = {**chain, "mask": node("LossMask", dataset=["load", 0], source="transparency", outside=0.0)}
-    with pytest.raises(PromptError, match="None of the pictures has a mask"):
+    with pytest.raises(PromptError, match="No picture has a mask"):
         trained(server, no, "mask", "masked")
     # From the graph: one for all.
     chain["solid"] = node("SolidMask", value=1.0, width=64, height=64)

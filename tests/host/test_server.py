@@ -269,7 +269,7 @@ def jpeg(width: int = 160, height: int = 120) -> bytes:
 
 
 def test_bad_folders(server):
-    assert "not there any more" in trouble(server, spine(server, "bad", folder="never_was"))
+    assert "The folder 'never_was' does not exist" in trouble(server, spine(server, "bad", folder="never_was"))
     upload(server, "empty", readme__md=b"x")
     assert "png" in trouble(server, spine(server, "bad", folder="empty"))
     assert "outside ComfyUI's input folder" in trouble(server, spine(server, "bad", folder="../models"))

@@ -31,15 +31,15 @@ def test_five_settings_come_first_and_the_rest_is_advanced():
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"rank": 0}, "rank is 0: it must be at least 1"),
+        ({"rank": 0}, "rank is 0. Set it to at least 1"),
         ({"epochs": 0}, "epochs is 0"),
         ({"learning_rate": 0.0}, "nothing would be learned"),
         ({"learning_rate": math.nan}, "finite"),
-        ({"dropout": 1.0}, "dropout is 1.0: it must be at most 0.95"),
-        ({"optimizer": "Adam"}, "optimizer is 'Adam': choose one of AdamW, "),
+        ({"dropout": 1.0}, "dropout is 1.0. Set it to at most 0.95"),
+        ({"optimizer": "Adam"}, "optimizer is 'Adam'. Choose one of AdamW, "),
         ({"optimizer": "Prodigy"}, "Set it to 1"),
         ({"optimizer": "Prodigy", "learning_rate": 1.0, "lora_plus": 4.0}, "rate for all weights. Set lora plus to 1"),
-        ({"lora_plus": 0.5}, "lora plus is 0.5: it must be at least 1"),
+        ({"lora_plus": 0.5}, "lora plus is 0.5. Set it to at least 1"),
     ],
     ids=str,
 )

@@ -17,6 +17,23 @@ from ..settings import Settings, knob
 from .captioner import Captioner
 from .text_files import write_captions
 
+
+@dataclass(frozen=True)
+class CaptionerChoice(Settings):
+    """Which captioner writes the captions."""
+
+    captioner: str = knob(
+        "",
+        "Model folder in models/LLM, or in a folder listed under LLM or wd14_tagger in extra_model_paths.yaml.",
+    )
+    download: str = knob(
+        "",
+        "Hugging Face name of a captioner: SmilingWolf/wd-vit-tagger-v3 or florence-community/Florence-2-base. It is "
+        "fetched once into models/LLM and used instead of the captioner above. Empty: nothing is fetched.",
+        advanced=True,
+    )
+
+
 MODES = ("only missing", "replace", "append")
 WRITE = ("nowhere", "new .txt files", "all .txt files")
 
@@ -27,13 +44,14 @@ class CaptioningConfig(Settings):
 
     mode: str = knob(
         MODES[0],
-        "only missing: pictures without a caption of their own. replace: all. append: behind what is there.",
+        "Which pictures are captioned. only missing: those without a caption of their own. replace: all. append: all, "
+        "after the existing caption.",
         choices=MODES,
     )
     write: str = knob(
         WRITE[0],
-        "Whether captions are also written beside the pictures. new .txt files leaves every file that is there as it "
-        "is, all .txt files writes over them.",
+        "Whether captions are also saved next to the pictures. new .txt files: existing caption files stay unchanged. "
+        "all .txt files: they are overwritten.",
         choices=WRITE,
     )
 

@@ -1,4 +1,4 @@
-"""Captioners: one file each, behind one Protocol. None is imported before it is asked for."""
+"""The Protocol of captioners. Each has a file of its own and an entry in `sources.py`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from PIL import Image
 
 
 class Captioner(Protocol):
-    """What turns pictures into captions.
+    """Turns pictures into captions.
 
     Attributes:
-        identity: Changes when the model or a setting does; part of the key under which captions are kept.
-        batch: How many pictures it takes at a time at most.
+        identity: Changes with the model or a setting. Part of the key of cached captions.
+        batch: Maximum number of pictures at a time.
     """
 
     identity: str

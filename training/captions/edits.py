@@ -40,22 +40,23 @@ OPERATIONS = (
 class CaptionEdit(Settings):
     """One edit, done to every caption."""
 
-    operation: str = knob(OPERATIONS[0], "What is done to every caption. Chain several of these nodes in order.",
+    operation: str = knob(OPERATIONS[0], "What is done to every caption. Chain several nodes for several edits.",
                           choices=OPERATIONS)
     text: str = knob(
         "",
-        "What the operation is about: the trigger word, the text to add or to find, or tags between commas. * in a tag "
-        "stands for anything.",
+        "Text of the operation: the trigger word, the text to add or find, or tags separated by commas. * in a tag "
+        "matches any text.",
     )
-    replacement: str = knob("", "What comes in the place of the text found; \\1 is the first group of a regular "
-                                "expression.")
+    replacement: str = knob(
+        "", "Replaces the text that was found. \\1 inserts the first group of a regular expression."
+    )
     share: float = knob(
         0.6,
-        "Prune: tags that more than this share of the captions have are removed. The trigger always stays.",
+        "For prune: a tag is removed if more than this share of captions has it. The trigger always stays.",
         min=0.0, max=1.0, step=0.05,
     )
-    keep_tokens: int = knob(1, "Shuffle: so many tags at the beginning stay where they are.", min=0, max=1000)
-    seed: int = knob(0, "Shuffle: another seed, another order.", min=0, max=2**63 - 1)
+    keep_tokens: int = knob(1, "For shuffle: number of leading tags that stay in place.", min=0, max=1000)
+    seed: int = knob(0, "For shuffle: each seed gives a different order.", min=0, max=2**63 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,15 +32,16 @@ class TagSettings(Settings):
     """Which of a tagger's tags become the caption."""
 
     general_threshold: float = knob(
-        0.35, "A tag counts from this certainty on. Lower finds more and errs more.", min=0.0, max=1.0, step=0.01
+        0.35, "Lowest confidence of a tag. Lower finds more tags and more wrong ones.", min=0.0, max=1.0, step=0.01
     )
     character_threshold: float = knob(
-        0.85, "The same for names of known characters.", min=0.0, max=1.0, step=0.01, advanced=True
+        0.85, "Lowest confidence of a character's name. Lower finds more names and more wrong ones.",
+        min=0.0, max=1.0, step=0.01, advanced=True,
     )
-    exclude: str = knob("", "Tags never used, between commas; * stands for anything.", advanced=True)
-    keep_underscores: bool = knob(False, "Write blue_hair instead of blue hair.", advanced=True)
+    exclude: str = knob("", "Tags to leave out, separated by commas. * matches any text.", advanced=True)
+    keep_underscores: bool = knob(False, "Write blue_hair instead of blue hair. Off suits most models.", advanced=True)
     escape_brackets: bool = knob(
-        True, "Write \\( for (, so that ComfyUI does not take it for a weight.", advanced=True
+        True, "Write ( as \\(, so that ComfyUI does not read it as a prompt weight.", advanced=True
     )
 
 

@@ -37,11 +37,11 @@ class SentenceSettings(Settings):
 
     prompt: str = knob(
         "",
-        "What the model is asked, or the beginning of the sentence it completes (BLIP). Empty: what suits the model.",
+        "Question for the model, or for BLIP the beginning of the caption. Empty: a question that suits the model.",
     )
-    max_tokens: int = knob(128, "Longest caption, in tokens.", min=8, max=2048, advanced=True)
+    max_tokens: int = knob(128, "Maximum length of a caption in tokens.", min=8, max=2048, advanced=True)
     batch_size: int = knob(
-        1, "Pictures captioned together; halved by itself when memory is short.", min=1, max=64, advanced=True
+        1, "Pictures captioned at once. More is faster. Halved when memory runs out.", min=1, max=64, advanced=True
     )
 
 

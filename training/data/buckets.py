@@ -26,15 +26,15 @@ class BucketConfig(Settings):
 
     resolution: int = knob(
         512,
-        "Side in pixels of the square whose area every bucket comes close to. 512 suits SD 1.5, 1024 SDXL, "
-        "SD3 and Flux; smaller trains faster and shows less detail.",
+        "Buckets have about the area of a square with this side, in pixels. 512 suits SD 1.5; 1024 suits SDXL, SD3 "
+        "and Flux. Smaller trains faster with less detail.",
         min=64,
         max=8192,
         step=64,
     )
     min_side: int = knob(
         0,
-        "Shortest side of a bucket in pixels. 0: half the resolution.",
+        "Shortest side of a bucket, in pixels. 0: half the resolution.",
         min=0,
         max=8192,
         step=8,
@@ -42,7 +42,7 @@ class BucketConfig(Settings):
     )
     max_side: int = knob(
         0,
-        "Longest side of a bucket in pixels. 0: twice the resolution.",
+        "Longest side of a bucket, in pixels. 0: twice the resolution.",
         min=0,
         max=16384,
         step=8,
@@ -50,8 +50,8 @@ class BucketConfig(Settings):
     )
     step: int = knob(
         64,
-        "Sides of buckets are multiples of this many pixels. 64 fits every model; 32 or 16 cut away less and "
-        "make more buckets.",
+        "Bucket sides are multiples of this, in pixels. 64 fits every model. 32 or 16 crop less but make more "
+        "buckets.",
         min=8,
         max=512,
         step=8,
@@ -59,20 +59,20 @@ class BucketConfig(Settings):
     )
     upscale: bool = knob(
         True,
-        "Enlarge pictures that are smaller than their bucket. Off: they get a smaller bucket of their own, "
-        "and those with a side below min side are left out.",
+        "Enlarge pictures that are smaller than their bucket. Off: they get a smaller bucket, and pictures with a "
+        "side below min side are left out.",
         advanced=True,
     )
     fit: str = knob(
         "crop",
-        "crop fills the bucket and cuts off what sticks out, the same on both sides. pad shows the whole "
-        "picture and fills the rest with the background, which is not trained.",
+        "crop: fill the bucket and cut off the edges equally. pad: keep the whole picture and fill the rest with the "
+        "background, which is not trained.",
         choices=("crop", "pad"),
         advanced=True,
     )
     flip: bool = knob(
         False,
-        "Mirror each picture left to right half of the time. Not for text or faces with a parting.",
+        "Mirror each picture left to right half of the time. Leave it off for text and asymmetric faces.",
         advanced=True,
     )
 

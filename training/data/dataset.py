@@ -179,22 +179,22 @@ class CaptionPolicy(Settings):
     """How captions change from one time a picture is seen to the next."""
 
     shuffle: bool = knob(
-        False, "Shuffle the tags each time, so that their order is not learned. Not for captions that are sentences."
+        False, "Shuffle the tags each time, so that their order is not learned. Leave it off for sentences."
     )
     keep_tokens: int = knob(
-        1, "So many tags at the beginning stay in place. ||| inside a caption says the same for that caption alone.",
+        1, "Number of leading tags that stay in place. ||| in a caption marks the same point for that caption.",
         min=0, max=1000,
     )
     tag_dropout: float = knob(
-        0.0, "Share of the tags left out each time, so that none is needed to call what is learned.",
+        0.0, "Share of tags left out each time, so that no single tag is needed in a prompt. 0.1 is a good start.",
         min=0.0, max=1.0, step=0.01,
     )
     caption_dropout: float = knob(
-        0.0, "Share of the times a picture is seen with the trigger alone, or with no caption. 0.05 to 0.1 is usual.",
+        0.0, "Share of views in which only the trigger, or no caption, is used. 0.05 to 0.1 is common.",
         min=0.0, max=1.0, step=0.01,
     )
     wildcards: bool = knob(
-        True, "Draw one of {red|blue|green}, and one line of a caption that has several. Off: all of it, as it stands."
+        True, "Draw one option of {red|blue|green}, and one line of a caption with several. Off: all of it is used."
     )
 
     @property

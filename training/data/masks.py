@@ -8,7 +8,7 @@ normalised per picture (`objective.prediction_losses`), so that a small thing on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import UnreadableImage, UserError
+from ..settings import Settings, knob
 from . import images
 from .dataset import Dataset, Picture
 
 SOURCES = ("mask file, else transparency", "mask file", "transparency")
 _ALIKE = 0.02  # how much the shapes of a picture and its mask may differ
+
+
+@dataclass(frozen=True)
+class MaskSettings(Settings):
+    """Where masks come from, and how much the outside counts."""
+
+    source: str = knob(
+        SOURCES[0],
+        "Where the masks come from. 'mask file' is cat_mask.png next to cat.jpg. 'transparency' is the picture's own. "
+        "A connected mask input replaces both.",
+        choices=SOURCES,
+    )
+    outside: float = knob(
+        0.1, "Loss weight outside the mask. 0.1 keeps the surroundings plausible; 0 ignores them completely.",
+        min=0.0, max=1.0, step=0.05, rounded=True,
+    )
 
 
 def with_masks(

@@ -5,14 +5,79 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError
+from ..settings import Settings, knob
 from .dataset import Dataset, Picture
 
 # What regularization pictures are trained towards, as a person chooses it, and whether that preserves the prior.
 PRESERVES_PRIOR = {"as the model paints them": True, "as the pictures are": False}
+
+
+@dataclass(frozen=True)
+class ConcatSettings(Settings):
+    """How often two joined datasets are seen."""
+
+    first_weight: float = knob(
+        1.0, "Multiplies the repeats of the first dataset. 0.5 shows its pictures half as often.",
+        min=0.01, max=100.0, step=0.05, rounded=True,
+    )
+    second_weight: float = knob(
+        1.0, "Multiplies the repeats of the second dataset. 0.5 shows its pictures half as often.",
+        min=0.01, max=100.0, step=0.05, rounded=True,
+    )
+
+
+@dataclass(frozen=True)
+class RegularizationSettings(Settings):
+    """How regularization pictures count beside the pictures to learn."""
+
+    weight: float = knob(
+        5.0,
+        "Multiplies the loss of the regularization pictures. 5 suits the target 'as the model paints them', whose "
+        "loss is small. 1 suits 'as the pictures are'.",
+        min=0.01, max=100.0, step=0.05, rounded=True,
+    )
+    share: float = knob(
+        1.0, "Number of regularization pictures per picture to learn. 1 shows both equally often.",
+        min=0.01, max=10.0, step=0.05, rounded=True,
+    )
+    target: str = knob(
+        "as the model paints them",
+        "What these pictures are trained towards. 'as the model paints them': the original model's own prediction, "
+        "which preserves it (recommended). 'as the pictures are': the pictures themselves, as in kohya's trainer.",
+        choices=tuple(PRESERVES_PRIOR),
+    )
+
+    @property
+    def preserves_prior(self) -> bool:
+        """Whether the target is the model's own prediction."""
+        return PRESERVES_PRIOR[self.target]
+
+
+@dataclass(frozen=True)
+class PriorPreservationSettings(Settings):
+    """Captions without the trigger, and how much they count."""
+
+    class_word: str = knob(
+        "", "Replaces the trigger in every caption, for example: a woman, a dog, a vase. Empty: the trigger is removed."
+    )
+    prompts: str = knob(
+        "",
+        "Captions to use instead, one per line. Describe what the model should keep painting as it does now. Empty: "
+        "the dataset's captions without the trigger.",
+        multiline=True,
+    )
+    weight: float = knob(
+        5.0, "Multiplies the loss of the preserved pictures. That loss is small, so 5 is a good start.",
+        min=0.01, max=100.0, step=0.05, rounded=True,
+    )
+    share: float = knob(
+        1.0, "Number of preserved pictures per picture to learn. 1 shows both equally often.",
+        min=0.01, max=10.0, step=0.05, rounded=True,
+    )
 
 
 def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) -> Dataset:

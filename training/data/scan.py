@@ -19,6 +19,7 @@ from pathlib import Path
 from ..disk import file_stamp
 from ..errors import UnreadableImage, UserError
 from ..events import Cancelled, Sink
+from ..settings import Settings, knob
 from .dataset import REPEATS, Dataset, Picture
 from .images import IMAGE_SUFFIXES, read_size
 from .words import fallback_caption, with_trigger
@@ -32,6 +33,23 @@ _TOLD_EVERY = 100  # pictures
 
 # What operating systems and network drives leave behind; names that start with a dot go as well.
 _LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True)
+class LoadSettings(Settings):
+    """Which folder is read, and how."""
+
+    folder: str = knob(
+        "",
+        "Folder of pictures in ComfyUI's input folder, or in a folder listed under lora_datasets in "
+        "extra_model_paths.yaml.",
+    )
+    trigger: str = knob(
+        "", "Word that calls what is learned. It is added in front of every caption that lacks it. Choose a rare word."
+    )
+    background: str = knob(
+        "#ffffff", "Colour behind transparent pixels and in padding: #rrggbb, white, grey or black.", advanced=True
+    )
 
 
 @dataclass(frozen=True)

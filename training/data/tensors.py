@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,19 @@ from torch import Tensor
 
 from ..disk import disk_trouble, write_whole
 from ..errors import UserError
+from ..settings import Settings, knob
 from .dataset import Dataset, Picture
 from .words import with_trigger
+
+
+@dataclass(frozen=True)
+class ImagesSettings(Settings):
+    """How pictures from the graph become a dataset."""
+
+    captions: str = knob("", "One caption for all pictures, or a list with one caption per picture.", multiline=True)
+    repeats: int = knob(1, "How often each picture is seen per epoch.", min=1, max=10_000)
+    trigger: str = knob("", "Trigger word. It is added in front of every caption that lacks it.")
+    name: str = knob("images", "Name of the dataset in reports and in the LoRA's metadata.")
 
 
 def image_tensor(image: Image.Image) -> Tensor:

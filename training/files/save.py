@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,26 @@ from ..errors import UserError
 from ..host.keys import read_back
 from ..host.paths import forget_lora_list, loras_folder
 from ..lora import DiffusersTarget, LoraModel
+from ..settings import Settings, knob
 from .export import write_lora
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SaveSettings(Settings):
+    """Name and kind of a LoRA file."""
+
+    name: str = knob("my_lora", "File name, without folder and .safetensors.")
+    precision: str = knob(
+        "fp16", "Number format of the weights. fp16 is the usual choice; fp32 is exact and twice the size.",
+        choices=("fp16", "bf16", "fp32"),
+    )
+    format: str = knob(
+        "kohya", "Names of the weights. kohya is for ComfyUI, Forge and A1111; PEFT is for diffusers and peft.",
+        choices=("kohya", "PEFT"),
+    )
+    overwrite: bool = knob(False, "Replace an existing file of this name. Off: a number is added to the new name.")
 
 
 def save_lora(lora: dict[str, Any], name: str, *, precision: str, layout: str, overwrite: bool) -> Path:

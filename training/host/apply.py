@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
@@ -9,6 +10,21 @@ import comfy.lora_convert
 import comfy.sd
 
 from ..errors import UserError
+from ..settings import Settings, knob
+
+
+@dataclass(frozen=True)
+class ApplySettings(Settings):
+    """How strongly a LoRA is applied."""
+
+    strength_model: float = knob(
+        1.0, "Strength of the LoRA on the model. 0 turns it off; 1 is the trained strength.",
+        min=-100.0, max=100.0, step=0.01, rounded=True,
+    )
+    strength_clip: float = knob(
+        1.0, "Strength of the LoRA on the text encoder. It has no effect on a LoRA without text-encoder layers.",
+        min=-100.0, max=100.0, step=0.01, rounded=True,
+    )
 
 
 def apply_lora(model: Any, clip: Any, lora: dict[str, Any], strength_model: float, strength_clip: float) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..data.buckets import enlargement, lost_share
 from ..data.dataset import Dataset, Picture, name_in
 from ..data.words import calls, has_own_caption, least_tokens, split_tags, tag_counts
+from ..settings import Settings, knob
 from .looks import Look, near_duplicates
 
 LONGEST_CAPTION = 75  # tokens that CLIP reads at a time
@@ -21,6 +22,17 @@ TOO_MANY_DUPLICATES = 2000  # pairs that are listed
 
 # How bad a finding is: what spoils the training, what weakens it, what is worth knowing.
 SPOILS, WEAKENS, NOTE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class ReportSettings(Settings):
+    """What happens to the worst pictures."""
+
+    leave_out_the_worst: bool = knob(
+        False,
+        "Leave out unreadable pictures, spare duplicates, blurred pictures and those enlarged more than twice. The "
+        "files stay on disk.",
+    )
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def test_shuffling_is_repeatable_and_keeps_the_beginning_and_the_trigger():
     [
         ({"operation": "replace"}, "needs its text"),
         ({"operation": "replace (regular expression)", "text": "(a"}, "is not valid: missing"),
-        ({"operation": "polish"}, "choose one of trigger first"),
+        ({"operation": "polish"}, "Choose one of trigger first"),
     ],
 )
 def test_what_cannot_work_is_refused_in_words(settings, words):
