@@ -60,6 +60,8 @@ def demo_regularization() -> dict[str, Any]:
 
 
 def _settings(config: type, node_id: str) -> dict[str, Any]:
+    from lora_workbench.training.settings import ordered_fields
+
     return dict(zip((field.name for field in ordered_fields(config)), _values(node_id), strict=True))
 
 
@@ -84,8 +86,6 @@ BY_STEPS: dict[str, Any] = {"grad_accumulation_steps": LEARNED}
 @dataclass(frozen=True)
 class Trained:
     """A LoRA, and what it took to train it."""
-    from lora_workbench.training.settings import ordered_fields
-
 
     lora: dict[str, Any]
     steps: int
