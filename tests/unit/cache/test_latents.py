@@ -141,7 +141,7 @@ def test_a_damaged_cache_file_is_as_good_as_none(tmp_path):
     ("error", "words"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
-        (PermissionError(errno.EACCES, "Permission denied"), "may not write"),
+        (PermissionError(errno.EACCES, "Permission denied"), "no permission to write"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "disk is full"),
     ],
     ids=str,
