@@ -128,7 +128,7 @@ def test_too_small_is_left_out_by_name() -> None:
     assert [picture.size for picture in bucketed.pictures] == [(600, 600)]
     assert len(bucketed.skipped) == 2 and "p0.png is 200 x 200 pixels" in bucketed.skipped[0]
     assert "upscale" in bucketed.skipped[0] and "256" in bucketed.skipped[0]
-    with pytest.raises(UserError, match="All 1 pictures"):
+    with pytest.raises(UserError, match="No picture is large enough"):
         buckets.assign_buckets(_dataset((30, 30)), BucketConfig(upscale=False))
 
 
@@ -146,8 +146,8 @@ def test_settings_go_into_the_dataset_and_nothing_else_changes() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"resolution": 520}, "use 512 or 576"),
-        ({"step": 12}, "such as 8 or 16"),
+        ({"resolution": 520}, "Use 512 or 576"),
+        ({"step": 12}, "Use 8 or 16"),
         ({"min_side": 640}, "min side is 640, more than the resolution 512"),
         ({"max_side": 448}, "max side is 448, less than the resolution 512"),
         ({"fit": "stretch"}, "crop, pad"),

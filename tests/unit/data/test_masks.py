@@ -91,7 +91,7 @@ def test_masks_of_the_graph_are_one_for_all_or_one_for_each(folder, tmp_path):
     with pytest.raises(UserError, match="3 masks for 4 pictures"):
         with_masks(dataset, SOURCES[0], 0.0, each[:3])
     wide = write_masks([torch.ones(64, 16)], tmp_path / "temp")
-    with pytest.raises(UserError, match="another shape"):
+    with pytest.raises(UserError, match="different shape"):
         read_mask(with_masks(dataset, SOURCES[0], 0.0, wide)[0].pictures[0])
     # What is to be kept is kept whole, and has no mask among those that are given.
     kept = with_prior_preservation(replace(dataset, trigger="zorp"), prompts=["a thing"])

@@ -153,7 +153,7 @@ def test_two_pictures_may_share_a_caption(tmp_path: Path) -> None:
 )
 def test_other_encodings_are_named(tmp_path: Path, data: bytes, byte: int) -> None:
     _picture(tmp_path / "a.png", data)
-    with pytest.raises(UserError, match=rf"a\.txt is not UTF-8 text \(byte {byte}\): save it as UTF-8"):
+    with pytest.raises(UserError, match=rf"a\.txt is not UTF-8 text \(byte {byte}\)\. Save it as UTF-8"):
         scan.scan_folder(tmp_path)
 
 
