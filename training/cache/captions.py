@@ -1,18 +1,17 @@
-"""Encoded captions, each made once and kept on disk."""
+"""Encoded captions, each encoded once and cached on disk."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import UserError
 from ..events import Cancelled, Sink
-from .store import TensorCache
+from .store import TensorCache, cache_key
 
 
 class CaptionEncoder(Protocol):
-    """What turns captions into conditioning."""
+    """Turns captions into conditioning."""
 
     identity: str
 
@@ -24,9 +23,11 @@ class CaptionStore:
     """The encoded captions of a dataset.
 
     Attributes:
+        cache: The cache that holds them.
         keys: Cache key of each distinct caption.
         loose: Conditioning that cannot be stored on disk, by caption.
-        encoded: How many had to be encoded this time.
+        encoded: Number of captions that had to be encoded this time.
+        unpack: Turns a cached (tensors, note) back into a conditioning.
     """
 
     cache: TensorCache
@@ -42,8 +43,8 @@ class CaptionStore:
         found = self.cache.get(self.keys[caption])
         if found is None:
             raise UserError(
-                f"The cached caption {caption[:40]!r} has gone from {self.cache.folder} while training. "
-                "Queue again: it will be made anew."
+                f"The cached caption {caption[:40]!r} disappeared from {self.cache.folder} during training. "
+                "Queue again to encode it again."
             )
         return self.unpack(*found)
 
@@ -51,18 +52,18 @@ class CaptionStore:
 def store_captions(
     captions: list[str], text: CaptionEncoder, cache: TensorCache, sink: Sink, pack: Any, unpack: Any
 ) -> CaptionStore:
-    """Encode each distinct caption the cache does not hold yet.
+    """Encode each distinct caption that is not cached yet.
 
     Args:
         captions: Captions of all pictures; duplicates are encoded once.
         text: The text encoder.
-        cache: Where they are kept.
-        sink: Is told of the progress and asked for a cancel.
-        pack: Takes a conditioning apart, or returns None when it cannot be stored.
-        unpack: Its inverse.
+        cache: The cache of encoded captions.
+        sink: Receives the progress and is checked for a cancel.
+        pack: Splits a conditioning into (tensors, note), or returns None if it cannot be stored.
+        unpack: The inverse of `pack`.
 
     Raises:
-        Cancelled: The person pressed cancel between two captions.
+        Cancelled: The user pressed cancel between two captions.
     """
     distinct = list(dict.fromkeys(captions))
     keys: dict[str, str] = {}
@@ -72,13 +73,13 @@ def store_captions(
         if sink.cancelled():
             raise Cancelled
         sink.phase("encoding captions", done, len(distinct))
-        key = hashlib.sha256(f"caption-1|{text.identity}|{caption}".encode()).hexdigest()
+        key = cache_key("caption-1", text.identity, caption)
         keys[caption] = key
         if key in cache:
             continue
         conditioning = text.encode(caption)
         encoded += 1
-        # What an embedding file holds is no part of the key.
+        # The key does not cover the content of an embedding file.
         packed = pack(conditioning) if "embedding:" not in caption else None
         if packed is None:
             loose[caption] = conditioning

@@ -1,4 +1,4 @@
-"""Captioners: one file each, behind one Protocol. None is imported before it is asked for."""
+"""The Protocol of captioners. Each captioner is one file, imported only when used."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from PIL import Image
 
 
 class Captioner(Protocol):
-    """What turns pictures into captions.
+    """Turns pictures into captions.
 
     Attributes:
-        identity: Changes when the model or a setting does; part of the key under which captions are kept.
-        batch: How many pictures it takes at a time at most.
+        identity: Changes when the model or a setting does; part of the cache key of its captions.
+        batch: Maximum number of pictures per call.
     """
 
     identity: str
     batch: int
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
-        """Caption some pictures, RGB and upright, at most `batch` of them."""
+        """Caption at most `batch` pictures, RGB and upright."""

@@ -78,7 +78,7 @@ def test_a_broken_download_goes_on_where_it_stopped(there, tmp_path):
     root = tmp_path / "LLM"
     there.cut = 1_200_000
     for _ in range(2):
-        with pytest.raises(UserError, match="broke off .*goes on from there"):
+        with pytest.raises(UserError, match="was interrupted .*Queue again to resume"):
             download(TAGGER, root, SilentSink())
         assert not (root / TAGGER).exists()
     there.cut = 0
@@ -118,7 +118,7 @@ def test_a_model_with_terms(there, tmp_path):
 @pytest.mark.parametrize(("name", "size"), [("model.onnx", 3000000), ("selected_tags.csv", 100)])
 def test_damage_is_noticed(name, size, there, tmp_path):
     there.lie = {name}
-    with pytest.raises(UserError, match=rf"{name} came with {size} of {size} bytes, or damaged"):
+    with pytest.raises(UserError, match=rf"{name} is incomplete or damaged: {size} of {size} bytes"):
         download(TAGGER, tmp_path / "LLM", SilentSink())
     assert not (tmp_path / "LLM" / TAGGER).exists()
     there.lie = set()
@@ -128,11 +128,11 @@ def test_damage_is_noticed(name, size, there, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("blip", "written as owner/name"),
-        ("../LLM", "written as owner/name"),
-        ("someone/..", "written as owner/name"),
-        ("https://huggingface.co/someone/blip", "written as owner/name"),
-        ("someone/nothing", "There is no model someone/nothing on http://127"),
+        ("blip", "is not a Hugging Face name. Use owner/name"),
+        ("../LLM", "is not a Hugging Face name. Use owner/name"),
+        ("someone/..", "is not a Hugging Face name. Use owner/name"),
+        ("https://huggingface.co/someone/blip", "is not a Hugging Face name. Use owner/name"),
+        ("someone/nothing", "There is no public model someone/nothing on http://127"),
         ("someone/pickled", "neither .safetensors nor .onnx"),
     ],
 )
@@ -153,5 +153,5 @@ def test_no_network(tmp_path, monkeypatch):
     pytest.importorskip("huggingface_hub", reason="comes with transformers, which this Python lacks")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    with pytest.raises(UserError, match="cannot be asked"):
+    with pytest.raises(UserError, match="did not answer"):
         download(WRITER, tmp_path / "LLM", SilentSink())

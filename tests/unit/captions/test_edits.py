@@ -85,8 +85,8 @@ def test_shuffling_is_repeatable_and_keeps_the_beginning_and_the_trigger():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"operation": "replace"}, "needs its text"),
-        ({"operation": "replace (regular expression)", "text": "(a"}, "is not valid: missing"),
+        ({"operation": "replace"}, "text is empty"),
+        ({"operation": "replace (regular expression)", "text": "(a"}, r"is not valid \(missing"),
         ({"operation": "polish"}, "choose one of trigger first"),
     ],
 )
