@@ -22,7 +22,7 @@ WRITE = ("nowhere", "new .txt files", "all .txt files")
 
 @dataclass(frozen=True)
 class CaptioningConfig(Settings):
-    """Which captions are made and where they go."""
+    """Which pictures are captioned and where the captions are written."""
 
     mode: str = knob(
         MODES[0],
@@ -94,7 +94,7 @@ def caption_dataset(
         elif number not in unreadable:
             pictures.append(picture)
     if not pictures:
-        raise UserError(f"None of the {counted(len(dataset.pictures), 'picture')} can be read. {problems[0]}")
+        raise UserError(f"0 of {len(dataset.pictures)} pictures can be read. {problems[0]}")
     result = dataset.with_pictures(tuple(pictures))
     written = write_captions(changed, result, over=config.write == WRITE[2], problems=problems) if (
         config.write != WRITE[0]) else 0  # fmt: skip

@@ -122,7 +122,7 @@ def _list_files(repository: str) -> tuple[str, list[_File]]:
         hub = importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise UserError(
-            "The package huggingface_hub, which downloads need, is not installed. Install transformers, which brings it."
+            "The package huggingface_hub, which downloads need, is not installed. Install ComfyUI's requirements."
         ) from error
     try:
         info = hub.HfApi(endpoint=_endpoint()).model_info(repository, files_metadata=True)

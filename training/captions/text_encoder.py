@@ -61,7 +61,7 @@ class TextGenerator:
         if not any(not isinstance(entry[0], int) for chunks in tokens.values() for row in chunks for entry in row):
             raise UserError(_NOT_A_CAPTIONER.format(problem="cannot see pictures"))
         try:
-            made = self.clip.generate(tokens, do_sample=False, max_length=self.settings.max_tokens)
+            generated = self.clip.generate(tokens, do_sample=False, max_length=self.settings.max_tokens)
         except (AttributeError, NotImplementedError, TypeError) as error:  # raised by encoders that only encode
             raise UserError(_NOT_A_CAPTIONER.format(problem=f"cannot write text ({error})")) from error
-        return " ".join(str(self.clip.decode(made)).split())
+        return " ".join(str(self.clip.decode(generated)).split())

@@ -51,7 +51,8 @@ class VisionLanguage:
     Args:
         folder: A model as transformers saves it: config.json, *.safetensors, tokenizer and processor.
         settings: How it writes.
-        hold: Wraps the model so that the host can move it. Returns a context manager that keeps it on its device.
+        hold: Wraps the model so that the host can move it. Returns a function that opens a `with` block in which the
+            model is on its device.
 
     Raises:
         UserError: The folder is incomplete.
@@ -89,20 +90,20 @@ class VisionLanguage:
             UserError: The model cannot be loaded, or its kind does not write captions.
         """
         self._ensure_loaded()
-        given = self._inputs(list(pictures))
+        inputs = self._inputs(list(pictures))
         with self._on_device() as device, torch.inference_mode():
-            given = given.to(device)
-            for name, value in given.items():
+            inputs = inputs.to(device)
+            for name, value in inputs.items():
                 if torch.is_floating_point(value):
-                    given[name] = value.to(self._model.dtype)
-            made = self._model.generate(**given, max_new_tokens=self.settings.max_tokens, do_sample=False)
-        question = given.get("input_ids")
+                    inputs[name] = value.to(self._model.dtype)
+            generated = self._model.generate(**inputs, max_new_tokens=self.settings.max_tokens, do_sample=False)
+        question = inputs.get("input_ids")
         if question is not None and self._kind not in _COMPLETING:
             length = question.shape[1]
             # Compared, because BLIP-2 and InstructBLIP repeat the question only with some language models.
-            if torch.equal(made[:, :length], question):
-                made = made[:, length:]
-        texts = self._processor.batch_decode(made, skip_special_tokens=True)
+            if torch.equal(generated[:, :length], question):
+                generated = generated[:, length:]
+        texts = self._processor.batch_decode(generated, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
     def _question(self, prompt: str) -> str:

@@ -195,7 +195,7 @@ class CaptionPolicy(Settings):
 
     @property
     def is_live(self) -> bool:
-        """Whether every caption can vary, whatever its text. Wildcards vary only the captions that use them."""
+        """Whether captions vary regardless of their text. Wildcards vary only the captions that use them."""
         return self.shuffle or self.tag_dropout > 0 or self.caption_dropout > 0
 
 

@@ -30,9 +30,9 @@ def dataset_folders(roots: Sequence[Path]) -> list[str]:
         roots: ComfyUI's input folder, then the `lora_datasets` paths.
     """
     now = time.monotonic()
-    asked, known = _listed.get(tuple(roots), (-math.inf, ()))
-    if now - asked < _LIST_HOLDS:
-        return list(known)
+    listed_at, names = _listed.get(tuple(roots), (-math.inf, ()))
+    if now - listed_at < _LIST_HOLDS:
+        return list(names)
     found: list[str] = []
     for number, root in enumerate(roots):
         any_picture, below = _with_pictures(root, _LISTED_DEPTH + 2)
