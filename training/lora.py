@@ -48,7 +48,7 @@ class LoraModel(dict[str, torch.Tensor]):
         layers: Names of each trained layer, by kohya prefix. Empty when the tensors came from elsewhere.
         metadata: The safetensors metadata written with it; every value is a string.
         key_map: The host's map from LoRA names to weights of the trained model, restricted to the names in use.
-            SaveLoRA's read-back check loads against it.
+            The read-back check of Save LoRA loads against it.
     """
 
     def __init__(

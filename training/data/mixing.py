@@ -82,7 +82,7 @@ def with_regularization(
         UserError: A dataset is empty, or a number is not above 0; and as `concat`.
     """
     if not dataset.pictures or not prior.pictures:
-        raise UserError("A connected dataset is without pictures. Connect datasets that have some.")
+        raise UserError("One of the two datasets is without pictures. Connect datasets that have some.")
     if weight <= 0 or share <= 0:
         raise UserError(f"weight is {weight:g} and share is {share:g}. Set both above 0.")
     draws = sum(picture.repeats for picture in dataset.pictures if not picture.is_regularization) * share
@@ -162,7 +162,7 @@ def _tidy(caption: str) -> str:
 
 
 def _scaled(repeats: float, weight: float) -> float:
-    """Multiply, and keep whole numbers as int."""
+    """Multiply. A whole result becomes an int."""
     scaled = repeats * weight
     return int(scaled) if float(scaled).is_integer() else scaled
 

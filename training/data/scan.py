@@ -228,7 +228,7 @@ def _natural(path: Path) -> tuple[object, ...]:
 
 
 def _number(text: str) -> float:
-    """Parse a number, and keep whole numbers as int."""
+    """Parse a number. One without a decimal point becomes an int."""
     return float(text) if "." in text else int(text)
 
 
