@@ -53,8 +53,3 @@ class Node(io.ComfyNode):
         except Cancelled as error:
             sink.take_cancel()
             raise host_interrupt() from error
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun in the right form: `1 picture`, `2 pictures`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -9,8 +9,9 @@ from comfy_api.latest import io
 
 from ..training.captions.edits import CaptionEdit, edit_captions
 from ..training.data.dataset import Dataset as DatasetObject
+from ..training.events import counted
 from ..training.settings import settings_from
-from .base import Node, counted
+from .base import Node
 from .schema import Dataset, widgets
 
 

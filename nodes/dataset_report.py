@@ -11,11 +11,12 @@ from ..training.data.dataset import Dataset as DatasetObject
 from ..training.data.dataset import without
 from ..training.data.tensors import image_tensor
 from ..training.errors import UserError
+from ..training.events import counted
 from ..training.host.tokens import token_counter
 from ..training.review.doctor import ReportSettings, examine
 from ..training.review.looks import look_at_all
 from ..training.review.report_sheet import report_sheet
-from .base import Node, counted
+from .base import Node
 from .schema import Dataset, widgets
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training.data.dataset import Dataset as DatasetObject
+from ..training.events import counted
 from ..training.host.server import executing_node
 from ..training.host.tokens import token_counter
 from ..training.review.routes import gallery, watched
-from .base import Node, counted
+from .base import Node
 from .schema import Dataset
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,10 @@ from ..training.data.dataset import Dataset as DatasetObject
 from ..training.data.masks import MaskSettings, with_masks
 from ..training.data.tensors import write_masks
 from ..training.errors import UserError
+from ..training.events import counted
 from ..training.host.paths import temp_images_folder
 from ..training.settings import settings_from
-from .base import Node, counted
+from .base import Node
 from .schema import Dataset, widgets
 
 

@@ -8,8 +8,9 @@ from comfy_api.latest import io
 
 from ..training.data.dataset import Dataset as DatasetObject
 from ..training.data.mixing import RegularizationSettings, with_regularization
+from ..training.events import counted
 from ..training.settings import settings_from
-from .base import Node, counted
+from .base import Node
 from .schema import Dataset, widgets
 
 

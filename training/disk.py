@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, told apart, and named so that every system takes the name."""
+"""Files on disk: atomic writes, content hashes, and names that are valid on every operating system."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from .errors import UserError
 
 SUFFIX = ".safetensors"
 MAX_NAME = 120
-# File systems count bytes, of which a Chinese character takes three; 255 is common, and a number, the suffix
-# and the mark of an unfinished file come on top.
+# File systems count bytes, and a Chinese character takes three. 255 is the common limit; a number, the suffix and the
+# marker of an unfinished file must fit as well.
 MAX_NAME_BYTES = 200
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 _BAD_CHARACTERS = '<>:"|?*'
 
-GONE = "gone"  # the stamp of a file that is not there
+GONE = "gone"  # the stamp of a missing file
 
-# An unfinished file is `.lora_workbench-<machine>-<pid>-<thread>-<number>.part`: hidden from every list of models and
-# pictures, never the same twice, and it says who would still be writing it.
+# An unfinished file is named `.lora_workbench-<machine>-<pid>-<thread>-<number>.part`. Lists of models and pictures do
+# not show it, no two have the same name, and the name identifies the writer.
 _MARK, _PART = ".lora_workbench-", ".part"
 _MACHINE = hashlib.sha256(platform.node().encode("utf-8", "replace")).hexdigest()[:8]
-_ABANDONED = 24 * 3600  # seconds after which another machine's unfinished file is taken for abandoned
+_ABANDONED = 24 * 3600  # seconds after which another machine's unfinished file counts as abandoned
 _calls = itertools.count()
 
 
 def write_whole(path: Path, content: bytes | str | Callable[[Path], object], *, overwrite: bool = True) -> None:
-    """Write a file that is there whole or not at all, whatever breaks off and whoever else writes it.
+    """Write a file atomically: it appears complete or not at all, despite crashes and concurrent writers.
 
     Args:
-        path: The file. Folders that are missing are made.
-        content: What stands in it, text as UTF-8; or what writes it to the path it is given.
-        overwrite: Whether a file of that name is replaced.
+        path: The file. Missing folders are created.
+        content: The content, text as UTF-8; or a function that writes it to the path it receives.
+        overwrite: Whether an existing file is replaced.
 
     Raises:
-        FileExistsError: There is a file of that name, and it is not to be replaced.
-        OSError: The disk does not allow it. Nothing is left behind.
+        FileExistsError: The file exists and `overwrite` is off.
+        OSError: The write failed. Nothing is left behind.
     """
     with unfinished(path.parent) as part:
         if callable(content):
@@ -56,7 +56,7 @@ def write_whole(path: Path, content: bytes | str | Callable[[Path], object], *, 
 
 @contextlib.contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """A path in a folder for a file that has no name yet; what is still there when the block ends is removed."""
+    """Yield a temporary path in a folder. A file still there when the block ends is removed."""
     folder.mkdir(parents=True, exist_ok=True)
     who = f"{_MACHINE}-{os.getpid()}-{threading.get_ident():x}-{next(_calls)}"
     part = folder / f"{_MARK}{who}{_PART}"
@@ -68,11 +68,11 @@ def unfinished(folder: Path) -> Iterator[Path]:
 
 
 def give_name(part: Path, path: Path, *, overwrite: bool = True) -> None:
-    """Give a finished file its name, once its content is on the disk.
+    """Flush a finished file to disk, then give it its name.
 
     Raises:
-        FileExistsError: There is a file of that name, and it is not to be replaced.
-        OSError: The disk does not allow it.
+        FileExistsError: The file exists and `overwrite` is off.
+        OSError: The disk refused it.
     """
     with part.open("rb+") as file:
         os.fsync(file.fileno())
@@ -80,15 +80,15 @@ def give_name(part: Path, path: Path, *, overwrite: bool = True) -> None:
         os.replace(part, path)
         return
     try:
-        os.link(part, path)  # fails where a file is there, unlike a rename
+        os.link(part, path)  # unlike a rename, fails if the file exists
     except FileExistsError:
         raise
-    except OSError:  # exFAT and many network disks know no links
+    except OSError:  # exFAT and many network disks have no hard links
         _copy_to_new(part, path)
 
 
 def give_free_name(part: Path, candidates: Iterable[Path]) -> Path:
-    """Give a finished file the first of some names that is free, and return it."""
+    """Give a finished file the first free name among the candidates, and return that name."""
     for path in candidates:
         with contextlib.suppress(FileExistsError):
             give_name(part, path, overwrite=False)
@@ -97,7 +97,7 @@ def give_free_name(part: Path, candidates: Iterable[Path]) -> Path:
 
 
 def _copy_to_new(part: Path, path: Path) -> None:
-    """Write a file that must not be there yet; one that could not be written whole is removed again."""
+    """Copy to a file that must not exist yet. An incomplete copy is removed."""
     fresh = path.open("xb")
     try:
         with fresh:
@@ -111,11 +111,11 @@ def _copy_to_new(part: Path, path: Path) -> None:
 
 
 def sweep_unfinished(folder: Path, *, deep: bool = True) -> int:
-    """Remove the unfinished files of processes that are gone. Called at start; never raises.
+    """Remove unfinished files whose process has ended. Called at start; never raises.
 
     Args:
-        folder: Where to look; one that is not there has none.
-        deep: Whether in the folders below it as well.
+        folder: Where to look. It may be missing.
+        deep: Whether to look in its subfolders as well.
 
     Returns:
         How many were removed.
@@ -133,8 +133,8 @@ def sweep_unfinished(folder: Path, *, deep: bool = True) -> int:
 
 
 def _is_stale(part: Path) -> bool:
-    """Whether nobody is writing an unfinished file any more."""
-    import psutil  # the host has it; what only writes needs it not
+    """Whether no process is still writing an unfinished file."""
+    import psutil  # the host has it, and writing a file does not need it
 
     machine, _, rest = part.name.removeprefix(_MARK).partition("-")
     number = rest.partition("-")[0]
@@ -142,7 +142,7 @@ def _is_stale(part: Path) -> bool:
         written = part.stat().st_mtime
         if machine != _MACHINE or not number.isdigit():
             return time.time() - written > _ABANDONED
-        # A process with that number may have been started since: in a container it is often the same one.
+        # Another process may have that pid by now: containers often reuse it.
         return bool(psutil.Process(int(number)).create_time() > written)
     except psutil.NoSuchProcess:
         return True
@@ -160,18 +160,18 @@ def content_hash(path: Path) -> str:
 
 
 def disk_trouble(error: Exception, folder: Path) -> str:
-    """Say in one sentence why a folder could not be written."""
+    """Explain why a folder could not be written, for the user."""
     number = getattr(error, "errno", None)
     text = str(error)
     if number == errno.ENOSPC or "No space left" in text:
-        return f"The disk is full: {folder} could not be written. Free some space and queue again."
+        return f"{folder} could not be written: the disk is full. Free some space and queue again."
     if number in (errno.EACCES, errno.EROFS, errno.EPERM) or "Permission denied" in text:
-        return f"ComfyUI may not write to {folder}. Change the folder's permissions and queue again."
-    return f"{folder} could not be written: {error}."
+        return f"ComfyUI has no permission to write to {folder}. Change the folder's permissions and queue again."
+    return f"{folder} could not be written ({error}). Check the disk and queue again."
 
 
 def safe_name(name: str) -> str:
-    """Check a name that a file is to be called, on every system ComfyUI runs on.
+    """Check that a file name is valid on every operating system ComfyUI runs on.
 
     Args:
         name: The name, with or without `.safetensors`.
@@ -180,34 +180,34 @@ def safe_name(name: str) -> str:
         The name without `.safetensors`.
 
     Raises:
-        UserError: It is empty, holds a path, a character that some system forbids, or is too long.
+        UserError: It is empty, too long, or contains a path or a character that some system forbids.
     """
     if name.lower().endswith(SUFFIX):
         name = name[: -len(SUFFIX)]
     shown = f"The name {name!r}"
     if not name.strip():
-        raise UserError("The name is empty: say what the LoRA is to be called.")
+        raise UserError("The name of the LoRA is empty. Enter a name.")
     if "/" in name or "\\" in name:
-        raise UserError(f"{shown} holds a slash: give a name without folders.")
+        raise UserError(f"{shown} contains a slash. Enter a name without folders.")
     bad = [char for char in name if char in _BAD_CHARACTERS or unicodedata.category(char) in ("Cc", "Cs")]
     if bad:
-        raise UserError(f"{shown} holds {bad[0]!r}, which not every system allows in file names.")
+        raise UserError(f"{shown} contains {bad[0]!r}, which some systems forbid in file names. Remove it.")
     if name[0] in ". " or name[-1] in ". ":
-        raise UserError(f"{shown} begins or ends with a dot or a space, which some systems drop.")
+        raise UserError(f"{shown} starts or ends with a dot or a space, which some systems drop. Remove it.")
     if name.split(".")[0].strip().upper() in _RESERVED:
-        raise UserError(f"{shown} is reserved for a device on Windows: choose another.")
+        raise UserError(f"{shown} is reserved for a device on Windows. Choose another name.")
     if len(name) > MAX_NAME or len(name.encode()) > MAX_NAME_BYTES:
         raise UserError(
-            f"The name that begins {name[:30]!r} is too long: it has {len(name)} characters and "
-            f"{len(name.encode())} bytes; {MAX_NAME} characters and {MAX_NAME_BYTES} bytes fit everywhere."
+            f"The name that starts with {name[:30]!r} is too long: {len(name)} characters, {len(name.encode())} "
+            f"bytes. Use at most {MAX_NAME} characters and {MAX_NAME_BYTES} bytes."
         )
     return name
 
 
 def file_stamp(path: Path) -> str:
-    """What changes when a file does: size and modification time."""
+    """A string that changes when the file does, from its size and modification time."""
     try:
         stat = path.stat()
-    except OSError:  # a link to nowhere, or a file deleted meanwhile: reading it says so in words
+    except OSError:  # a broken link or a file deleted meanwhile; reading it reports the error
         return GONE
     return f"{stat.st_size}-{stat.st_mtime_ns}"

@@ -1,13 +1,13 @@
-"""The one exception whose text is written for the person at the graph."""
+"""The exceptions whose text is written for the person at the graph."""
 
 
 class UserError(ValueError):
-    """Something the user can put right; its text says what is wrong, where, and what to do."""
+    """An error the user can fix. Its text says what is wrong, where, and what to do."""
 
 
 class SettingError(UserError):
-    """A setting that is out of its range or does not go with another one."""
+    """A setting is out of range or conflicts with another one."""
 
 
 class UnreadableImage(UserError):
-    """A picture that cannot be read; the run can go on without it."""
+    """A picture cannot be read. The run can continue without it."""

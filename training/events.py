@@ -1,4 +1,4 @@
-"""What the engine tells while it works, and to whom: a Protocol, so that it runs without a server."""
+"""What the engine reports while it works. The receiver is a Protocol, so the engine runs without a server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Cancelled(Exception):
-    """The person pressed cancel. Raised by the engine itself, never shown as an error."""
+    """The user pressed cancel. The engine raises it; it is never shown as an error."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,13 @@ class StepEvent:
     Attributes:
         step: Steps done, from 1.
         total: Steps planned.
-        epoch: Epoch under way, from 1.
+        epoch: Current epoch, from 1.
+        epochs: Epochs planned.
         loss: Mean loss of this step's pictures.
         smoothed: Mean loss of about the last hundred steps.
-        learning_rate: Rate of this step.
+        learning_rate: Learning rate of this step.
         seconds: Time since training began.
-        seconds_per_step: Mean time of the last steps.
+        seconds_per_step: Mean time of the most recent steps.
     """
 
     step: int
@@ -37,26 +38,26 @@ class StepEvent:
 
 
 class Sink(Protocol):
-    """Where progress goes and where a cancel comes from."""
+    """Receives progress and answers whether the user pressed cancel."""
 
     def phase(self, text: str, done: int, total: int) -> None:
-        """Tell of work before training: `done` of `total` pictures or captions."""
+        """Report work before training: `done` of `total` pictures or captions."""
 
     def step(self, event: StepEvent) -> None:
-        """Tell of one optimizer step."""
+        """Report one optimizer step."""
 
     def tell(self, text: str) -> None:
-        """Tell of something in words: what was left out, how the run ended."""
+        """Report a sentence, such as what was left out or how the run ended."""
 
     def cancelled(self) -> bool:
-        """Whether a cancel is waiting. Does not take it away."""
+        """Whether a cancel is pending. Does not clear it."""
 
     def take_cancel(self) -> None:
-        """Take the waiting cancel away, so that the rest of the graph runs."""
+        """Clear the pending cancel, so that the rest of the graph runs."""
 
 
 class SilentSink:
-    """Tells nobody and is never cancelled: for tests and scripts."""
+    """Reports nothing and is never cancelled: for tests and scripts."""
 
     def phase(self, text: str, done: int, total: int) -> None:
         """Do nothing."""
@@ -76,7 +77,7 @@ class SilentSink:
 
 
 def describe(event: StepEvent) -> str:
-    """Say a step in one line: loss, speed and time left."""
+    """Describe a step in one line: loss, speed and time left."""
     left = max(0.0, (event.total - event.step) * event.seconds_per_step)
     rate = f"{1 / event.seconds_per_step:.2f} it/s" if event.seconds_per_step > 0 else ""
     if 0 < 1 / max(event.seconds_per_step, 1e-9) < 1:
@@ -88,10 +89,21 @@ def describe(event: StepEvent) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Write a duration the way a person reads it: 42 s, 3:05, 1:02:03."""
+    """Format a duration for a person: 42 s, 3:05, 1:02:03."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Format a number with its noun: `1 picture`, `2 pictures`, `2 batches`.
+
+    Args:
+        number: How many.
+        noun: The singular.
+        plural: The plural, if it is not the singular plus `s`.
+    """
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"

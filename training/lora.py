@@ -1,4 +1,4 @@
-"""What a LORA_MODEL is: ComfyUI's own dict of tensors, which also knows where it came from."""
+"""What a LORA_MODEL is: ComfyUI's own dict of tensors, plus its metadata."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 
+from .events import counted
+
 
 @dataclass(frozen=True)
 class DiffusersTarget:
     """The diffusers module that holds rows `start` to `start + rows` of one of our layers' outputs.
 
-    ComfyUI fuses what diffusers splits (q, k and v of a joint attention, say): one layer here can be several
-    there, each with its rows of `lora_up` and the same `lora_down`. `rows` None means the whole layer.
+    ComfyUI fuses layers that diffusers splits, such as q, k and v of a joint attention. One layer here can be several
+    there, each with its own rows of `lora_up` and the same `lora_down`. `rows` None means the whole layer.
     """
 
     module: str
@@ -28,7 +30,7 @@ class LayerNames:
     Attributes:
         module: Path inside the host's model, such as `diffusion_model.joint_blocks.0.x_block.attn.qkv`.
         kohya: Prefix of its three tensors in a kohya file, such as `lora_unet_joint_blocks_0_x_block_attn_qkv`.
-        diffusers: The modules that hold it in diffusers, empty when the host knows no diffusers names.
+        diffusers: The diffusers modules it corresponds to; empty when the host knows no diffusers names.
             Each starts with the component: `unet.…` or `transformer.…`.
     """
 
@@ -40,13 +42,13 @@ class LayerNames:
 class LoraModel(dict[str, torch.Tensor]):
     """Tensors by kohya key (`<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`), fp32, on the CPU.
 
-    A plain dict to ComfyUI's own LoraModelLoader, SaveLoRA and model patches.
+    ComfyUI's own LoraModelLoader, SaveLoRA and model patches treat it as a plain dict.
 
     Attributes:
         layers: Names of each trained layer, by kohya prefix. Empty when the tensors came from elsewhere.
-        metadata: The safetensors metadata that is written with it; every value is a string.
-        key_map: The host's own map from LoRA names to weights of the model it was trained on, restricted to
-            the names in use: what the read-back check of SaveLoRA loads against.
+        metadata: The safetensors metadata written with it; every value is a string.
+        key_map: The host's map from LoRA names to weights of the trained model, restricted to the names in use.
+            The read-back check of Save LoRA loads against it.
     """
 
     def __init__(
@@ -64,21 +66,21 @@ class LoraModel(dict[str, torch.Tensor]):
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a RUN socket carries: where the run lies on disk and how it went.
+    """What a RUN socket carries: where the run is on disk and how it went.
 
     Attributes:
         name: The run's name; its folder is `output/lora_workbench/<name>/`.
-        folder: That folder as text.
+        folder: The path of that folder.
         losses: Mean loss of each optimizer step.
         epoch_losses: Mean loss of each finished epoch.
-        concept_losses: The same of each concept, by its folder's name.
+        concept_losses: Mean loss of each finished epoch for each concept, by its folder's name.
         steps: Optimizer steps done.
         epochs: Epochs finished.
-        images: Pictures seen, repeats counted.
-        checkpoints: Files saved on the way, oldest first.
+        images: Pictures seen, counting repeats.
+        checkpoints: Files saved during the run, oldest first.
         outcome: `finished`, `cancelled` or `failed`.
         seconds: Wall-clock time of the training loop.
-        encoded_latents: Latents that had to be encoded (0 when the cache held all).
+        encoded_latents: Latents that had to be encoded (0 when all were cached).
         encoded_captions: Captions that had to be encoded.
         skipped: One sentence for each picture that was left out.
         not_saved: One sentence for each file of the run that could not be written.
@@ -101,12 +103,12 @@ class RunSummary:
     not_saved: tuple[str, ...] = field(default=())
 
     def describe(self) -> str:
-        """Say how the run went, where it lies below ComfyUI's output folder, and what went wrong: a line each."""
-        lines = [f"{self.outcome}: {self.steps} step{'s' if self.steps != 1 else ''}"]
+        """Describe how the run went, its folder below ComfyUI's output folder, and what went wrong, a line each."""
+        lines = [f"{self.outcome}: {counted(self.steps, 'step')}"]
         if self.losses:
             recent = self.losses[-100:]
             lines[0] += f", loss {sum(recent) / len(recent):.4f}"
-        if len(self.concept_losses) > 1:  # which of them is learned, and which lags behind
+        if len(self.concept_losses) > 1:  # shows which concept is learned and which lags behind
             parts = (f"{name} {losses[-1]:.4f}" for name, losses in self.concept_losses.items())
             lines.append(f"loss of the last epoch: {', '.join(parts)}")
         lines.append(f"run: {Path(self.folder).parent.name}/{Path(self.folder).name}")

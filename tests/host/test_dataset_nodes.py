@@ -253,7 +253,7 @@ def test_edits_of_the_gallery_are_used_and_only_what_depends_on_them_runs_again(
 def test_a_captioner_is_fetched_only_by_name_and_a_clip_must_write(server):
     folder = colors(server, "fetched", {"a": "#ff0000"})
     chain = {"load": load(folder), "auto": caption(server, "load", "tiny_tagger", download="../tiny_tagger")}
-    with pytest.raises(PromptError, match="written as owner/name"):
+    with pytest.raises(PromptError, match="is not a Hugging Face name"):
         trained(server, chain, "auto", "fetched")
     # What is there already is used without a network.
     tiny_blip(server.base / "models" / "LLM" / "someone" / "blip")
@@ -264,5 +264,5 @@ def test_a_captioner_is_fetched_only_by_name_and_a_clip_must_write(server):
     with pytest.raises(PromptError, match="There is no captioner 'gone meanwhile'"):
         trained(server, chain, "auto", "fetched")
     chain["auto"]["inputs"]["clip"] = ["model", 1]
-    with pytest.raises(PromptError, match="This CLIP (writes no text|sees no pictures)"):
+    with pytest.raises(PromptError, match="This CLIP (cannot write text|cannot see pictures)"):
         trained(server, chain, "auto", "fetched")

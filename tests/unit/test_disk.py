@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whoever writes them at the same time, and their names."""
+"""Atomic writes, also by concurrent writers, and file names."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def part_of(folder: Path, pid: int, machine: str = disk._MACHINE) -> Path:
-    """An unfinished file, as a process of that number leaves it."""
+    """An unfinished file, as a process with that pid leaves it."""
     part = folder / f".lora_workbench-{machine}-{pid}-7f00-3.part"
     part.write_text("half")
     return part
 
 
-def gone_process() -> int:
-    """The number of a process that has ended."""
+def ended_process() -> int:
+    """The pid of a process that has ended."""
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     return done.pid
 
 
-def test_the_name_comes_after_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_flushed_before_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
@@ -55,14 +55,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space"):
         disk.write_whole(file, half)
     assert file.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
-    # What cleans up may fail too: the first error is the one that is told.
+    # Cleaning up may fail too. The first error is the one reported.
     monkeypatch.setattr(Path, "unlink", lambda *_a, **_k: (_ for _ in ()).throw(PermissionError("in use")))
     with pytest.raises(OSError, match="No space"):
         disk.write_whole(file, half)
 
 
 def test_many_writers_at_once(tmp_path: Path) -> None:
-    """Threads that write one file: each time it is one of theirs, whole, and nothing is left beside it."""
+    """Threads write one file: a reader always sees one complete version, and no other file is left."""
     file, blobs = tmp_path / "a.bin", [bytes([n]) * 200_000 for n in range(6)]
     seen, done = [], threading.Event()
 
@@ -85,8 +85,8 @@ def test_many_writers_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_only_one_of_many_makes_a_new_file(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not links:  # exFAT and many network disks; this machine has none, so their answer is given here
+def test_only_one_writer_creates_a_new_file(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not links:  # as on exFAT and many network disks, whose error is simulated here
 
         def no_links(*_args: object) -> None:
             raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -110,7 +110,7 @@ def test_only_one_of_many_makes_a_new_file(links: bool, tmp_path: Path, monkeypa
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_new_file_that_cannot_be_copied_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_copy_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.BytesIO):
         def write(self, _text: object) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -124,7 +124,7 @@ def test_a_new_file_that_cannot_be_copied_whole_is_not_there(tmp_path: Path, mon
     assert not file.exists()
 
 
-def test_names_are_taken_in_order(tmp_path: Path) -> None:
+def test_the_first_free_name_is_taken(tmp_path: Path) -> None:
     names = [tmp_path / name for name in ("a", "a-2", "a-3")]
     for expected in names:
         with disk.unfinished(tmp_path) as part:
@@ -137,12 +137,12 @@ def test_names_are_taken_in_order(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a", "a-2", "a-3"]
 
 
-def test_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
+def test_files_of_ended_processes_are_swept(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
-    dead = part_of(tmp_path / "deep", gone_process())
+    dead = part_of(tmp_path / "deep", ended_process())
     busy = part_of(tmp_path, os.getpid())
     before_us = part_of(tmp_path, os.getppid() if os.getppid() > 1 else os.getpid())
-    # A process of the same number, started after the file was written: in a container that is the usual case.
+    # The pid was reused after the file was written, which is usual in a container.
     long_ago = psutil.Process(os.getppid()).create_time() - 60
     os.utime(before_us, (long_ago, long_ago))
     elsewhere, abandoned = part_of(tmp_path, 1, "0badcafe"), part_of(tmp_path, 2, "0badcafe")

@@ -1,4 +1,4 @@
-"""Frozen layers, which lend their weights for one operation."""
+"""Frozen layers, which lend their weights for one operation at a time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Frozen(Protocol):
     module: nn.Module
 
     def lend(self, x: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
-        """Lend (weight, bias) in the dtype and on the device of `x`, for the length of a `with` block."""
+        """Lend (weight, bias) in the dtype and on the device of `x` for a `with` block."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype a layer computes in: autocast's when it is on, else that of its input."""
+    """The dtype a layer computes in: autocast's if it is on, else the input's."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -37,12 +37,12 @@ class FrozenConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[override]
-        """Return the gradient of x, from the weight and the input's shape alone."""
+        """Return the gradient of x, which needs only the weight and the shape of x."""
         if not ctx.needs_input_grad[0]:
             return None, None
         conv: Any = ctx.frozen.module
         with ctx.frozen.lend(grad) as (weight, _):
-            # The input's values are not needed for its gradient; an expanded scalar stands in for its shape.
+            # The gradient of x does not depend on its values, so an expanded scalar provides the shape.
             shape_only = grad.new_empty(1).expand(ctx.shape)
             grad_x = torch.ops.aten.convolution_backward(
                 grad, shape_only, weight, None, conv.stride, conv.padding, conv.dilation, False,

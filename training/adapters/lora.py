@@ -1,10 +1,10 @@
-"""The LoRA itself: two small matrices beside a frozen layer, acting on activations.
+"""LoRA: two small matrices parallel to a frozen layer, acting on activations.
 
     y = f(x) + (alpha / rank) · up(drop(down(x)))                        (Hu et al. 2021, arXiv:2106.09685)
 
-Nothing here ever forms `W + ΔW`: a step costs little more than the frozen model's own. Frozen weights are reached
-through a `Frozen` that lends them for one operation, because the host may keep them as inference tensors, on the
-CPU, quantized or paged out; backward borrows again instead of saving them.
+`W + ΔW` is never formed, so a step costs little more than the frozen model's own. A `Frozen` lends the weights for one
+operation, because the host may keep them as inference tensors, on the CPU, quantized or paged out. Backward borrows
+them again instead of saving them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class LoraLayer:
     Attributes:
         path: Path of the frozen layer inside the host's model.
         down: [rank, in] for a linear layer, [rank, in, 1, 1] for a 1×1 convolution; fp32.
-        up: [out, rank] or [out, rank, 1, 1]; fp32, zeros at the start so that training begins at the base model.
+        up: [out, rank] or [out, rank, 1, 1]; fp32, initially zero so that training starts at the base model.
         scale: alpha / rank.
-        is_off: Whether the frozen layer runs alone for now.
+        is_off: Whether the frozen layer currently runs without the pair.
     """
 
     def __init__(self, path: str, down: Tensor, up: Tensor, scale: float, dropout: float) -> None:
@@ -41,11 +41,11 @@ class LoraLayer:
         self._draw = (0, 0)
 
     def begin_micro_step(self, seed: int, micro_step: int) -> None:
-        """Fix what dropout draws until the next call, so that a recomputed block drops the same values."""
+        """Fix the dropout draws until the next call, so that a recomputed block drops the same values."""
         self._draw = (seed, micro_step)
 
     def keep_mask(self, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
-        """Draw which inner values stay, scaled so that their mean is kept; None without dropout."""
+        """Draw which inner values to keep, scaled to preserve their mean; None without dropout."""
         if not self.dropout:
             return None
         seed, micro_step = self._draw
@@ -55,14 +55,12 @@ class LoraLayer:
         return (draws >= self.dropout).float() / (1 - self.dropout)
 
 
-
-
 class AdaptedLinear(torch.autograd.Function):
     """A frozen linear layer with or without its LoRA, as one operation.
 
-    Forward adds the LoRA into the layer's output in place; backward adds its share into the input's gradient in
-    place. Saved for backward: the input (only where there is a LoRA) and its image under `down`. The frozen
-    weight is borrowed again, never saved.
+    Forward adds the LoRA's output in place to the layer's. Backward adds its gradient in place to the input's. Saved
+    for backward are the input and its projection by `down`, and only with a LoRA. The frozen weight is borrowed again,
+    never saved.
     """
 
     @staticmethod
@@ -80,7 +78,7 @@ class AdaptedLinear(torch.autograd.Function):
         x = x.to(compute_dtype(x))
         rows = x.reshape(-1, x.shape[-1])
         with frozen.lend(x) as (weight, bias):
-            # Into a tensor of its own: some models add into the result in place, which a view would forbid.
+            # Into a new tensor: some models add to the result in place, which autograd forbids on a view.
             y = x.new_empty(*x.shape[:-1], weight.shape[0])
             flat = y.view(-1, weight.shape[0])
             if bias is None:
@@ -105,11 +103,11 @@ class AdaptedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             with ctx.frozen.lend(grad) as (weight, _):
                 grad_x = grad @ weight
-        saved = ctx.saved_tensors  # may be asked for once only when the block is checkpointed
+        saved = ctx.saved_tensors  # in a checkpointed block it may be accessed only once
         if saved:
             rows, inner, down, up, keep = saved
             flat = grad.reshape(-1, grad.shape[-1])
-            # The scale goes on what is small, not on a copy of the whole gradient.
+            # The scale is applied to the small results, not to a copy of the whole gradient.
             grad_up = (flat.t() @ inner).to(up.dtype).mul_(ctx.layer.scale)
             grad_inner = (flat @ up.to(grad.dtype)).mul_(ctx.layer.scale)
             if keep is not None:
@@ -122,17 +120,15 @@ class AdaptedLinear(torch.autograd.Function):
         return grad_x, grad_down, grad_up, None, None
 
 
-
-
 def adapted_linear(x: Tensor, frozen: Frozen, layer: LoraLayer | None) -> Tensor:
-    """Run a frozen linear layer, with its LoRA when it has one."""
+    """Run a frozen linear layer, with its LoRA if it has one."""
     layer = None if layer is None or layer.is_off else layer
     down, up = (layer.down, layer.up) if layer else (None, None)
     return AdaptedLinear.apply(x, down, up, frozen, layer)  # type: ignore[no-any-return]
 
 
 def adapted_conv(x: Tensor, frozen: Frozen, layer: LoraLayer | None) -> Tensor:
-    """Run a frozen convolution, with its LoRA (1×1, stride 1) when it has one."""
+    """Run a frozen convolution, with its LoRA (1×1, stride 1) if it has one."""
     y: Tensor = FrozenConv.apply(x, frozen)
     if layer is None or layer.is_off:
         return y
@@ -141,9 +137,3 @@ def adapted_conv(x: Tensor, frozen: Frozen, layer: LoraLayer | None) -> Tensor:
     if keep is not None:
         inner = inner * keep.to(inner.dtype)
     return y.add_(F.conv2d(inner, layer.up.to(y.dtype)), alpha=layer.scale)
-
-
-
-
-
-

@@ -35,18 +35,18 @@ class LoraNetwork:
         seed: int,
         device: torch.device,
     ) -> LoraNetwork:
-        """Make a fresh pair for each target.
+        """Create a pair for each target.
 
-        `down` is drawn from U(-1/√in, 1/√in) (kaiming uniform with a = √5, as kohya and PEFT draw it) with one
-        generator per layer, `up` is zero.
+        `down` is drawn from U(-1/√in, 1/√in) (Kaiming uniform with a = √5, as in kohya and PEFT) with one generator
+        per layer. `up` is zero.
 
         Raises:
             UserError: There is nothing to train.
         """
         if not targets:
             raise UserError(
-                "This MODEL has no layer a LoRA can be trained on: no attention or feed-forward layer was found in "
-                "it. Connect the MODEL of an image model's checkpoint or diffusion-model loader."
+                "This MODEL has no layer a LoRA can be trained on: no attention or feed-forward layer was found. "
+                "Connect the MODEL of an image model's checkpoint or diffusion-model loader."
             )
         layers = []
         for index, (path, module) in enumerate(targets.items()):
@@ -91,7 +91,7 @@ class LoraNetwork:
         return tensors
 
     def begin_micro_step(self, seed: int, micro_step: int) -> None:
-        """Tell each layer where in the run it is."""
+        """Set the position in the run for each layer's dropout."""
         for layer in self.layers:
             layer.begin_micro_step(seed, micro_step)
 

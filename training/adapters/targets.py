@@ -6,16 +6,16 @@ import re
 
 from torch import nn
 
-# Layers of a block that shape time, size or modulation rather than attention and feed-forward. kohya leaves the
-# UNet's out as well; on DiTs a LoRA of them mostly shifts colour and contrast of everything.
+# Layers of a block for time, size or modulation, not for attention or feed-forward. kohya excludes the UNet's as well.
+# On DiTs a LoRA on them mostly shifts the colour and contrast of everything.
 _NOT_TARGETS = re.compile(r"emb|(^|_)mod(_|$)|modulation|adaln|norm|skip|time|guidance", re.I)
 
 
 def is_target(path: str, module: nn.Module) -> bool:
     """Whether a layer belongs to the default targets: attention and feed-forward of the repeated blocks.
 
-    A rule on structure, not a table of architectures: a linear layer inside a numbered block (`blocks.3.…`), or
-    the 1×1 projection around a UNet's transformer, that is not one of the time, size or modulation layers.
+    The rule goes by structure, not by a table of architectures. A target is a linear layer inside a numbered block
+    (`blocks.3.…`) or the 1×1 projection around a UNet's transformer. Time, size and modulation layers are excluded.
 
     Args:
         path: Path inside the diffusion model, such as `joint_blocks.0.x_block.attn.qkv`.

@@ -1,8 +1,7 @@
-"""Encoded captions, each made once and kept on disk."""
+"""Encoded captions, each encoded once and cached on disk."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..events import Cancelled, Sink
-from .store import TensorCache
+from .store import TensorCache, cache_key
 
 
 class CaptionEncoder(Protocol):
-    """What turns captions into conditioning."""
+    """Turns captions into conditioning."""
 
     identity: str
 
@@ -29,9 +28,11 @@ class CaptionStore:
     """The encoded captions of a dataset.
 
     Attributes:
+        cache: The cache that holds them.
         keys: Cache key of each distinct caption.
         loose: Conditioning that cannot be stored on disk, by caption.
-        encoded: How many had to be encoded this time.
+        encoded: Number of captions that had to be encoded this time.
+        unpack: Turns a cached (tensors, note) back into a conditioning.
     """
 
     cache: TensorCache
@@ -47,23 +48,23 @@ class CaptionStore:
         found = self.cache.get(self.keys[caption])
         if found is None:
             raise UserError(
-                f"The cached caption {caption[:40]!r} has gone from {self.cache.folder} while training. "
-                "Queue again: it will be made anew."
+                f"The cached caption {caption[:40]!r} disappeared from {self.cache.folder} during training. "
+                "Queue again to encode it again."
             )
         return self.unpack(*found)
 
 
 def store_captions(captions: list[str], text: CaptionEncoder, cache: TensorCache, sink: Sink) -> CaptionStore:
-    """Encode each distinct caption the cache does not hold yet.
+    """Encode each distinct caption that is not cached yet.
 
     Args:
         captions: Captions of all pictures; duplicates are encoded once.
         text: The text encoder.
-        cache: Where they are kept.
-        sink: Is told of the progress and asked for a cancel.
+        cache: The cache of encoded captions.
+        sink: Receives the progress and is checked for a cancel.
 
     Raises:
-        Cancelled: The person pressed cancel between two captions.
+        Cancelled: The user pressed cancel between two captions.
     """
     distinct = list(dict.fromkeys(captions))
     keys: dict[str, str] = {}
@@ -73,13 +74,13 @@ def store_captions(captions: list[str], text: CaptionEncoder, cache: TensorCache
         if sink.cancelled():
             raise Cancelled
         sink.phase("encoding captions", done, len(distinct))
-        key = hashlib.sha256(f"caption-1|{text.identity}|{caption}".encode()).hexdigest()
+        key = cache_key("caption-1", text.identity, caption)
         keys[caption] = key
         if key in cache:
             continue
         conditioning = text.encode(caption)
         encoded += 1
-        # What an embedding file holds is no part of the key.
+        # The key does not cover the content of an embedding file.
         packed = text.pack(conditioning) if "embedding:" not in caption else None
         if packed is None:
             loose[caption] = conditioning

@@ -1,8 +1,7 @@
-"""Latents and encoded captions, each made once and kept on disk by content."""
+"""Latents and masks, each computed once and cached on disk by content."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,17 +15,15 @@ from ..data.masks import latent_mask
 from ..disk import content_hash
 from ..errors import UnreadableImage, UserError
 from ..events import Cancelled, Sink
-from .store import TensorCache
+from .store import TensorCache, cache_key
 
 
 class PictureEncoder(Protocol):
-    """What turns pixels into latents."""
+    """Turns pixels into latents."""
 
     identity: str
 
     def encode(self, pixels: np.ndarray) -> Tensor: ...  # noqa: D102 - see training/host/vae.py
-
-
 
 
 @dataclass(frozen=True)
@@ -34,10 +31,11 @@ class LatentStore:
     """The latents of a dataset.
 
     Attributes:
-        dataset: The dataset as it is trained: without the pictures that turned out unreadable.
+        cache: The cache that holds them.
+        dataset: The dataset to train, without pictures that could not be read.
         keys: Cache key of each (picture index, flipped).
+        encoded: Number of latents that had to be encoded this time.
         masks: Cache key of the mask of each (picture index, flipped) that has one.
-        encoded: How many had to be encoded this time.
     """
 
     cache: TensorCache
@@ -47,7 +45,7 @@ class LatentStore:
     masks: dict[tuple[int, bool], str] = field(default_factory=dict)
 
     def mask(self, index: int, flipped: bool) -> Tensor | None:
-        """How much of each position of a latent lies inside its mask, [h, w], 0 to 1; None without a mask."""
+        """How much of each latent position lies inside the mask, [h, w], 0 to 1; None without a mask."""
         key = self.masks.get((index, flipped))
         return self._get(key, index)["mask"] if key else None
 
@@ -59,20 +57,20 @@ class LatentStore:
         found = self.cache.get(key)
         if found is None:
             raise UserError(
-                f"The cached latent of {self.dataset.pictures[index].path.name} has gone from {self.cache.folder} "
-                "while training. Queue again: it will be made anew."
+                f"The cached latent of {self.dataset.pictures[index].path.name} disappeared from {self.cache.folder} "
+                "during training. Queue again to encode it again."
             )
         return found[0]
 
 
 def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sink: Sink) -> LatentStore:
-    """Encode what the cache does not hold yet.
+    """Encode the latents that are not cached yet.
 
-    A picture's key is made of its file's bytes, its crop, the background and the VAE, so a moved or renamed file
-    is found again and an edited one is not mistaken for its old self.
+    A latent's key covers the picture's content hash, its crop, the background and the VAE. So a moved or renamed file
+    is found again, and an edited one is encoded again.
 
     Raises:
-        Cancelled: The person pressed cancel between two pictures.
+        Cancelled: The user pressed cancel between two pictures.
         UserError: No picture could be read.
     """
     kept: list[Picture] = []
@@ -99,16 +97,16 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
         masks |= {(len(kept), flipped): key for flipped, key in masked.items()}
         kept.append(picture)
     if not kept:
-        raise UserError(f"None of the {len(dataset.pictures)} pictures can be read. The first: {skipped[-1]}")
+        raise UserError(f"0 of {len(dataset.pictures)} pictures can be read. {skipped[-1]}")
     sink.phase("encoding pictures", len(dataset.pictures), len(dataset.pictures))
     trained = replace(dataset, pictures=tuple(kept), skipped=tuple(skipped))
     return LatentStore(cache, trained, keys, encoded, masks)
 
 
 def _latent_key(picture: Picture, flipped: bool, dataset: Dataset, vae: PictureEncoder) -> str:
-    parts = ["latent-1", content_hash(picture.path), repr(picture.placement), repr(dataset.background), flipped,
-             vae.identity]  # fmt: skip
-    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
+    return cache_key(
+        "latent-1", content_hash(picture.path), picture.placement, dataset.background, flipped, vae.identity
+    )
 
 
 def _encode(
@@ -127,32 +125,28 @@ def _encode(
 def _store_masks(
     picture: Picture, latents: dict[bool, str], dataset: Dataset, vae: PictureEncoder, cache: TensorCache
 ) -> dict[bool, str]:
-    """Make the masks that the cache does not hold yet; returns their keys by whether they are mirrored."""
+    """Make the masks that are not cached yet. Returns their keys by whether they are mirrored."""
     assert picture.mask is not None, "not masked"
     try:
-        mask = content_hash(picture.mask)
+        mask_hash = content_hash(picture.mask)
     except OSError as error:
         raise UnreadableImage(
-            f"The mask {picture.mask} of {picture.path.name} cannot be read ({error.strerror}): put it back, or queue "
+            f"The mask {picture.mask} of {picture.path.name} cannot be read ({error.strerror}). Restore it, or queue "
             "again without it."
         ) from error
-    found = {}
+    keys = {}
     for flipped, latent in latents.items():
-        parts = ("mask-1", latent, mask, picture.mask == picture.path, picture.outside > 0)
-        found[flipped] = key = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
+        is_alpha = picture.mask == picture.path
+        keys[flipped] = key = cache_key("mask-1", latent, mask_hash, is_alpha, picture.outside > 0)
         if key not in cache:
-            known = cache.get(latent)
-            if known is None:  # it was there and is damaged
+            cached = cache.get(latent)
+            if cached is None:  # its file was damaged
                 _encode(picture, {flipped: latent}, dataset, vae, cache)
-                known = cache.get(latent)
-                assert known is not None, "just encoded"
-            height, width = known[0]["latent"].shape[-2:]
+                cached = cache.get(latent)
+                assert cached is not None, "just encoded"
+            height, width = cached[0]["latent"].shape[-2:]
             cache.put(key, {"mask": latent_mask(picture, (height, width), flipped)})
-    return found
-
-
-
-
+    return keys
 
 
 def cache_folders(root: Path) -> tuple[TensorCache, TensorCache]:

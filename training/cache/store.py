@@ -1,8 +1,9 @@
-"""Tensors kept on disk by a key that says all they depend on: what was computed once is never computed again."""
+"""A cache of tensors on disk, keyed by everything they depend on, so that nothing is computed twice."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ from ..disk import disk_trouble, write_whole
 from ..errors import UserError
 
 
-class TensorCache:
-    """A folder of small safetensors files, each under its key.
+def cache_key(*parts: object) -> str:
+    """Hash the parts that a cached value depends on. The first names the kind of value and its version."""
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
 
-    Files appear whole or not at all, so two runs can share the folder, and one that a power failure cut off is made
-    anew. It may be deleted at any time.
+
+class TensorCache:
+    """A folder of small safetensors files, each named by its key.
+
+    Writes are atomic, so two runs can share the folder. A file damaged by a power failure is recomputed. The folder can
+    be deleted at any time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +38,7 @@ class TensorCache:
         return self._path(key).is_file()
 
     def put(self, key: str, tensors: dict[str, Tensor], note: Any = None) -> None:
-        """Store tensors, and anything JSON can hold beside them.
+        """Store tensors, with a note of anything that JSON can represent.
 
         Raises:
             UserError: The disk is full or the folder cannot be written.
@@ -44,9 +50,9 @@ class TensorCache:
             raise UserError(disk_trouble(error, self.folder)) from error
 
     def get(self, key: str) -> tuple[dict[str, Tensor], Any] | None:
-        """Return (tensors, note) of a key, or None when it is not there or not readable.
+        """Return (tensors, note) of a key, or None if its file is missing or unreadable.
 
-        A file that cannot be read (the power failed while it was written, say) is removed, so that it is made anew.
+        An unreadable file, such as after a power failure, is removed, so that it is recomputed.
         """
         path = self._path(key)
         try:
@@ -59,7 +65,3 @@ class TensorCache:
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
-
-
-
-

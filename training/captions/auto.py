@@ -1,18 +1,17 @@
-"""Captions a dataset with a captioner: which pictures, what of it is kept, and what is written beside the files."""
+"""Caption a dataset with a captioner: which pictures, which captions are kept, and which files are written."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..cache.store import TensorCache
+from ..cache.store import TensorCache, cache_key
 from ..data import images
 from ..data.dataset import Dataset, Picture
 from ..data.words import has_own_caption, with_trigger
 from ..disk import content_hash
 from ..errors import UserError
-from ..events import Cancelled, Sink
+from ..events import Cancelled, Sink, counted
 from ..settings import Settings, knob
 from .captioner import Captioner
 from .text_files import write_captions
@@ -40,7 +39,7 @@ WRITE = ("nowhere", "new .txt files", "all .txt files")
 
 @dataclass(frozen=True)
 class CaptioningConfig(Settings):
-    """Which captions are made and where they go."""
+    """Which pictures are captioned and where the captions are written."""
 
     mode: str = knob(
         MODES[0],
@@ -58,14 +57,14 @@ class CaptioningConfig(Settings):
 
 @dataclass(frozen=True)
 class Captioned:
-    """What came of it.
+    """The result of captioning a dataset.
 
     Attributes:
-        dataset: With the new captions, and without pictures that could not be read.
-        made: Captions made anew; others came from the cache.
-        kept: Pictures whose caption was left as it was.
+        dataset: The dataset with its new captions, without pictures that could not be read.
+        made: Captions made now; the others came from the cache.
+        kept: Pictures whose caption was left unchanged.
         written: Files written.
-        problems: One sentence for each thing that went wrong.
+        problems: One sentence for each problem.
     """
 
     dataset: Dataset
@@ -75,11 +74,11 @@ class Captioned:
     problems: tuple[str, ...]
 
     def describe(self) -> str:
-        """Say it in a few words."""
-        known = len(self.dataset.pictures) - self.kept - self.made
-        parts = [f"{self.made} captioned", f"{known} known already" if known else ""]
+        """Describe the result in a few words."""
+        cached = len(self.dataset.pictures) - self.kept - self.made
+        parts = [f"{self.made} captioned", f"{cached} from the cache" if cached else ""]
         parts.append(f"{self.kept} kept" if self.kept else "")
-        parts.append(f"{self.written} files written" if self.written else "")
+        parts.append(f"{counted(self.written, 'file')} written" if self.written else "")
         text = ", ".join(part for part in parts if part) + "."
         return "\n".join([text, *self.problems])
 
@@ -87,68 +86,58 @@ class Captioned:
 def caption_dataset(
     dataset: Dataset, captioner: Captioner, config: CaptioningConfig, cache: TensorCache, sink: Sink
 ) -> Captioned:
-    """Caption what the mode asks for.
+    """Caption the pictures that the mode selects.
 
-    A caption is kept under the bytes of its file and the captioner's identity, so nothing is captioned twice.
+    A caption's cache key is the picture's content hash and the captioner's identity, so nothing is captioned twice.
 
     Raises:
-        Cancelled: The person pressed cancel between two pictures; what was captioned is in the cache.
-        UserError: A captioner does not work, or no picture can be read.
+        Cancelled: The user pressed cancel between two pictures. Finished captions are in the cache.
+        UserError: The captioner fails, or no picture can be read.
     """
     wanted = [
         number for number, picture in enumerate(dataset.pictures)
         if config.mode != "only missing" or not has_own_caption(picture, dataset.trigger_of(picture))
     ]  # fmt: skip
     texts, problems, made = _texts(dataset, wanted, captioner, cache, sink)
-    lost = set(wanted) - set(texts)
-    shown = {id(picture) for picture in dataset.without_copies()}
+    unreadable = set(wanted) - set(texts)
+    originals = {id(picture) for picture in dataset.without_copies()}
     pictures, changed = [], []
     for number, picture in enumerate(dataset.pictures):
         if number in texts:
             text = _joined(picture, texts[number], config.mode, dataset.trigger_of(picture))
             captioned = replace(picture, caption=text)
             pictures.append(captioned)
-            if captioned.caption != picture.caption and id(picture) in shown:
+            if captioned.caption != picture.caption and id(picture) in originals:
                 changed.append(captioned)
-        elif number not in lost:
+        elif number not in unreadable:
             pictures.append(picture)
     if not pictures:
-        raise UserError(f"None of the {len(dataset.pictures)} pictures can be read. The first: {problems[0]}")
+        raise UserError(f"0 of {len(dataset.pictures)} pictures can be read. {problems[0]}")
     result = dataset.with_pictures(tuple(pictures))
     written = write_captions(changed, result, over=config.write == WRITE[2], problems=problems) if (
         config.write != WRITE[0]) else 0  # fmt: skip
     return Captioned(result, made, len(dataset.pictures) - len(wanted), written, tuple(problems))
 
 
-
-
-
-
-
-
-
-
-
-
 def _joined(picture: Picture, text: str, mode: str, trigger: str) -> str:
     if mode == "append" and picture.caption:
-        # What was written beside the picture comes back with it: nothing is appended twice.
-        is_there = f", {text}, " in f", {picture.caption}, "
-        return picture.caption if not text or is_there else f"{picture.caption}, {text}"
+        # A text that was appended and written to the caption file is read back with it. Do not append it twice.
+        is_included = f", {text}, " in f", {picture.caption}, "
+        return picture.caption if not text or is_included else f"{picture.caption}, {text}"
     return with_trigger(text, trigger)
 
 
 def _texts(
     dataset: Dataset, wanted: Sequence[int], captioner: Captioner, cache: TensorCache, sink: Sink
 ) -> tuple[dict[int, str], list[str], int]:
-    """The captions of some pictures by number, what went wrong, and how many were made anew."""
+    """The captions of some pictures by number, the problems, and how many captions were made now."""
     texts: dict[int, str] = {}
     problems: list[str] = []
     waiting: list[tuple[int, str]] = []
-    made, together = 0, max(1, captioner.batch)
+    made, batch = 0, max(1, captioner.batch)
 
     def flush() -> None:
-        nonlocal made, together
+        nonlocal made, batch
         numbers, opened = [], []
         for number, key in waiting:
             try:
@@ -162,19 +151,20 @@ def _texts(
             if sink.cancelled():
                 raise Cancelled
             try:
-                answers = captioner.caption(opened[at : at + together])
+                answers = captioner.caption(opened[at : at + batch])
             except Exception as error:
-                if out_of_memory(error) and together == 1:
-                    raise UserError(
-                        "There is not enough memory to caption even one picture at a time: free some, or choose a "
-                        "smaller captioner. What was captioned so far is kept."
-                    ) from error
                 if not out_of_memory(error):
                     raise
-                together = max(1, together // 2)
-                problems.append(f"Not enough memory for so many pictures at a time: going on with {together}.")
+                if batch == 1:
+                    raise UserError(
+                        "There is not enough memory to caption one picture at a time. Free some memory, or choose a "
+                        "smaller captioner. Finished captions are in the cache."
+                    ) from error
+                smaller = batch // 2
+                problems.append(f"Not enough memory to caption {batch} pictures at a time. Continued with {smaller}.")
+                batch = smaller
                 continue
-            for (number, key), text in zip(numbers[at : at + together], answers, strict=True):
+            for (number, key), text in zip(numbers[at : at + batch], answers, strict=True):
                 texts[number] = text
                 cache.put(key, {}, text)
                 made += 1
@@ -189,12 +179,12 @@ def _texts(
         except OSError:
             problems.append(f"{dataset.pictures[number].path} is not there any more and was left out.")
             continue
-        known = cache.get(key)
-        if known:
-            texts[number] = known[1]
+        cached = cache.get(key)
+        if cached:
+            texts[number] = cached[1]
             continue
         waiting.append((number, key))
-        if len(waiting) >= together:
+        if len(waiting) >= batch:
             flush()
     flush()
     sink.phase("captioning", len(wanted), len(wanted))
@@ -202,12 +192,11 @@ def _texts(
 
 
 def _key(picture: Picture, dataset: Dataset, captioner: Captioner) -> str:
-    parts = ["text-1", content_hash(picture.path), repr(dataset.background), captioner.identity]
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()
+    return cache_key("text-1", content_hash(picture.path), dataset.background, captioner.identity)
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a device had too little memory: torch's own error, or the words of another runtime."""
+    """Whether a device ran out of memory, by torch's error class or another runtime's message."""
     text = str(error).lower()
     return type(error).__name__ == "OutOfMemoryError" or any(
         words in text for words in ("out of memory", "failed to allocate memory", "bad_alloc")

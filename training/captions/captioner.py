@@ -12,12 +12,12 @@ class Captioner(Protocol):
     """Turns pictures into captions.
 
     Attributes:
-        identity: Changes with the model or a setting. Part of the key of cached captions.
-        batch: Maximum number of pictures at a time.
+        identity: Changes when the model or a setting does; part of the cache key of its captions.
+        batch: Maximum number of pictures per call.
     """
 
     identity: str
     batch: int
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
-        """Caption some pictures, RGB and upright, at most `batch` of them."""
+        """Caption at most `batch` pictures, RGB and upright."""

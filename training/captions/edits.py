@@ -1,7 +1,7 @@
-"""Edits of all captions of a dataset at once: trigger, prefix, replace, tags removed or pruned, brackets, shuffle.
+"""Edit all captions of a dataset at once: trigger, prefix, replace, remove or prune tags, brackets, shuffle.
 
-A caption is a sentence or a list of tags between commas. An edit that is about tags leaves the order of the rest and
-writes ", " between tags.
+A caption is a sentence or a comma-separated list of tags. Tag edits keep the order of the other tags and write ", "
+between tags.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OPERATIONS = (
 
 @dataclass(frozen=True)
 class CaptionEdit(Settings):
-    """One edit, done to every caption."""
+    """One edit, applied to every caption."""
 
     operation: str = knob(OPERATIONS[0], "What is done to every caption. Chain several nodes for several edits.",
                           choices=OPERATIONS)
@@ -63,32 +63,28 @@ class CaptionEdit(Settings):
         needs = {"trigger first", "add before", "add after", "replace", "replace (regular expression)", "remove tags",
                  "keep only tags"}  # fmt: skip
         if self.operation in needs and not self.text.strip():
-            raise SettingError(f"The operation {self.operation!r} needs its text: type it into the field text.")
+            raise SettingError(f"text is empty, but the operation {self.operation!r} needs it. Fill in text.")
         if self.operation == "replace (regular expression)":
             try:
                 re.compile(self.text)
             except re.error as error:
-                raise SettingError(f"The regular expression {self.text!r} is not valid: {error}.") from error
-
-
-
-
-
-
+                raise SettingError(
+                    f"The regular expression {self.text!r} is not valid ({error}). Correct it."
+                ) from error
 
 
 def edit_captions(captions: Sequence[str], edit: CaptionEdit, triggers: str | Sequence[str] = "") -> list[str]:
-    """Do one edit to every caption; the list that came in stays as it is.
+    """Apply one edit to every caption. The input list is not changed.
 
-    A caption of several lines is several captions of one picture: each line is edited by itself.
+    Each line of a caption is an alternative caption of the picture, and is edited separately.
 
     Args:
         captions: One for each picture.
-        edit: What to do.
-        triggers: The trigger word of each, or of all, which pruning and shuffling leave alone.
+        edit: The edit.
+        triggers: The trigger word of each caption, or of all. Pruning keeps it, and shuffling keeps it in front.
 
     Raises:
-        SettingError: The replacement names a group that the regular expression has not.
+        SettingError: The replacement names a group that the regular expression lacks.
     """
     each = [triggers] * len(captions) if isinstance(triggers, str) else list(triggers)
     split = [caption.split("\n") for caption in captions]
@@ -98,18 +94,16 @@ def edit_captions(captions: Sequence[str], edit: CaptionEdit, triggers: str | Se
     return ["\n".join(next(edited) for _ in group) for group in split]
 
 
-
-
 _Edit = Callable[[list[str], CaptionEdit, list[str]], list[str]]
 
 
 def _each(change: Callable[[str, CaptionEdit], str]) -> _Edit:
-    """An edit of each line by itself."""
+    """Turn an edit of one line into an edit of all lines."""
     return lambda captions, edit, _triggers: [change(caption, edit) for caption in captions]
 
 
 def _trigger_first(caption: str, edit: CaptionEdit) -> str:
-    """Put the trigger in front, from wherever it stands as a tag; within a sentence or a tag it stays where it is."""
+    """Move a trigger that is a tag to the front; keep one inside a sentence or tag where it is; add a missing one."""
     trigger = edit.text.strip()
     tags = [tag for tag in split_tags(caption) if tag.casefold() != trigger.casefold()]
     if len(tags) < len(split_tags(caption)):
@@ -118,12 +112,12 @@ def _trigger_first(caption: str, edit: CaptionEdit) -> str:
 
 
 def escape_brackets(text: str) -> str:
-    """Put a backslash before each bracket that has none, so that ComfyUI does not take it for a weight."""
+    """Put a backslash before each unescaped bracket, so that ComfyUI does not read it as a weight."""
     return re.sub(r"(?<!\\)([()\[\]])", r"\\\1", text)
 
 
 def matches(tags: str, tag: str) -> bool:
-    """Whether a tag is one of those between commas, in whatever case; * stands for anything."""
+    """Whether a comma-separated list has a tag, in any case; * in the list matches anything."""
     return _pattern(tags).fullmatch(tag) is not None
 
 
@@ -138,7 +132,7 @@ def _replace_by_expression(caption: str, edit: CaptionEdit) -> str:
         return re.sub(edit.text, edit.replacement, caption).strip()
     except (re.error, IndexError) as error:
         raise SettingError(
-            f"The replacement {edit.replacement!r} does not fit the expression {edit.text!r}: {error}."
+            f"The replacement {edit.replacement!r} does not fit the expression {edit.text!r} ({error}). Correct it."
         ) from error
 
 
@@ -152,18 +146,17 @@ def _only(caption: str, edit: CaptionEdit) -> str:
 
 def _prune(captions: list[str], edit: CaptionEdit, triggers: list[str], *, implied: bool) -> list[str]:
     pruned = list(captions)
-    # What one trigger implies is counted where that trigger is; what is frequent is counted over all.
-    groups = dict.fromkeys(triggers) if implied else {"": None}
-    for trigger in groups:
+    # Tags implied by a trigger are counted over the captions with that trigger; frequent tags are counted over all.
+    for trigger in dict.fromkeys(triggers) if implied else [""]:
         chosen = [
             number for number, caption in enumerate(captions)
             if not implied or (triggers[number] == trigger and calls(caption, trigger))
         ]  # fmt: skip
         counts = tag_counts([captions[number] for number in chosen])
-        often = {tag for tag, count in counts.items() if count > edit.share * len(chosen)}
+        frequent = {tag for tag, count in counts.items() if count > edit.share * len(chosen)}
         for number in chosen:
             own = triggers[number]
-            kept = [tag for tag in split_tags(captions[number]) if tag not in often or calls(tag, own)]
+            kept = [tag for tag in split_tags(captions[number]) if tag not in frequent or calls(tag, own)]
             pruned[number] = join_tags(kept)
     return pruned
 
@@ -175,8 +168,8 @@ def _shuffle(captions: list[str], edit: CaptionEdit, triggers: list[str]) -> lis
         kept = tags[: edit.keep_tokens]
         rest = tags[edit.keep_tokens :]
         random.Random(seed_for(edit.seed, "caption", number)).shuffle(rest)
-        ahead = [tag for tag in rest if calls(tag, trigger)]
-        shuffled.append(join_tags(ahead + kept + [tag for tag in rest if tag not in ahead]))
+        front = [tag for tag in rest if calls(tag, trigger)]
+        shuffled.append(join_tags(front + kept + [tag for tag in rest if tag not in front]))
     return shuffled
 
 

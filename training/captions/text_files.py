@@ -1,4 +1,4 @@
-"""Captions written to text files beside their pictures."""
+"""Write captions to text files next to their pictures."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from ..disk import sweep_unfinished, write_whole
 
 
 def write_captions(pictures: Sequence[Picture], dataset: Dataset, *, over: bool, problems: list[str]) -> int:
-    """Write captions to .txt files beside their pictures, each whole or not at all.
+    """Write captions to .txt files next to their pictures, each atomically.
 
     Args:
-        pictures: Whose captions are written.
-        dataset: All pictures: two of one stem share a file, and it is not written for either.
-        over: Whether files that are there are written over.
-        problems: Gets one sentence for each that was not written for a reason worth telling.
+        pictures: The pictures whose captions are written.
+        dataset: All pictures. Two with the same stem would share a file, so it is written for neither.
+        over: Whether existing files are overwritten.
+        problems: Receives one sentence for each caption that could not be written.
 
     Returns:
-        How many were written.
+        The number of files written.
     """
     owners = Counter(path.with_suffix("") for path in {picture.path for picture in dataset.pictures})
     folders = {picture.path.parent for picture in pictures}
     for folder in folders:
         sweep_unfinished(folder, deep=False)
-    there = _caption_files(folders)
+    existing = _caption_files(folders)
     written = 0
     for picture in pictures:
         stem = picture.path.with_suffix("")
-        # One called .TXT is read like any other.
-        file = there.get((stem, ".txt"), picture.path.with_suffix(".txt"))
+        # An existing .TXT is reused, because it is read like any .txt.
+        file = existing.get((stem, ".txt"), picture.path.with_suffix(".txt"))
         if owners[stem] > 1:
             problems.append(f"{file} was not written: two pictures have that name. Rename one of them.")
-        elif over or not any((stem, suffix) in there for suffix in CAPTION_SUFFIXES):
+        elif over or not any((stem, suffix) in existing for suffix in CAPTION_SUFFIXES):
             try:
                 if over:
                     _refuse_read_only(file)
                 write_whole(file, picture.caption + "\n", overwrite=over)
                 written += 1
             except FileExistsError:
-                pass  # appeared meanwhile, and is not to be written over
+                pass  # created meanwhile, and must not be overwritten
             except OSError as error:
-                problems.append(f"{file} was not written ({error.strerror}): change its permissions, or free space.")
+                problems.append(f"{file} was not written ({error.strerror}). Change its permissions, or free space.")
     return written
 
 
 def _caption_files(folders: set[Path]) -> dict[tuple[Path, str], Path]:
-    """The caption files in some folders, by path without suffix and suffix in lower case."""
+    """The caption files in some folders, by (path without suffix, suffix in lower case)."""
     files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
     return {
         (file.with_suffix(""), file.suffix.lower()): file for file in files if file.suffix.lower() in CAPTION_SUFFIXES
@@ -59,6 +59,6 @@ def _caption_files(folders: set[Path]) -> dict[tuple[Path, str], Path]:
 
 
 def _refuse_read_only(file: Path) -> None:
-    """A file is replaced by another, which its own permissions would not stop."""
+    """Raise for a read-only file. Writing replaces the file, which its own permissions would not prevent."""
     if file.exists() and not os.access(file, os.W_OK):
         raise PermissionError(errno.EACCES, "it is read-only", str(file))

@@ -1,4 +1,4 @@
-"""The order of an epoch: which pictures are trained together, which are mirrored, and when a step is made."""
+"""The order of an epoch: which pictures share a batch, which are mirrored, and which batches form a step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Batch:
     """Pictures of one bucket that go through the model together.
 
     Attributes:
-        indices: Places in `dataset.pictures`. One picture can be there twice when its folder repeats it.
-        flips: For each of them, whether it is shown mirrored.
+        indices: Indices into `dataset.pictures`. A repeated picture can occur twice.
+        flips: Whether each picture is mirrored.
         bucket: Their (width, height) in pixels.
     """
 
@@ -30,81 +30,81 @@ class Batch:
     bucket: tuple[int, int]
 
     def __len__(self) -> int:
-        """Pictures in it; the last batch of a bucket can be short."""
+        """Number of pictures. The last batch of a bucket can be short."""
         return len(self.indices)
 
 
 def epoch_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int) -> list[Batch]:
-    """Deal one epoch: every picture `repeats` times, shuffled, no batch from two buckets.
+    """Batch one epoch: every picture `repeats` times, shuffled, each batch from one bucket.
 
-    Repeats that are no whole number take turns: of twenty pictures with 0.25 five are seen in each epoch, and all
-    twenty in four.
+    Pictures with fractional repeats take turns. Of twenty pictures with 0.25 repeats, each epoch shows five, and four
+    epochs show all twenty.
 
-    Pictures are shuffled inside their bucket, then the batches among one another. Order and mirroring have a
-    generator each, so that turning mirroring on leaves the order as it was. Short batches are kept.
+    Pictures are shuffled within their bucket, then the batches are shuffled. Order and mirroring have separate
+    generators, so turning mirroring on does not change the order. Short batches are kept.
 
     Args:
         dataset: A bucketed dataset.
-        batch_size: Most pictures in a batch.
+        batch_size: Maximum number of pictures in a batch.
         seed: The run's seed.
-        epoch: Number of the epoch; each has an order of its own.
+        epoch: Number of the epoch. Each epoch has its own order.
 
     Raises:
         SettingError: The batch size is below 1.
     """
     order = generator(seed, "order", epoch)
-    dealt: list[tuple[tuple[int, ...], tuple[int, int]]] = []
-    for bucket, deck in _decks(dataset, batch_size, epoch).items():
-        shuffled = [deck[place] for place in torch.randperm(len(deck), generator=order).tolist()]
-        dealt += [(tuple(shuffled[start : start + batch_size]), bucket) for start in range(0, len(deck), batch_size)]
-    dealt = [dealt[place] for place in torch.randperm(len(dealt), generator=order).tolist()]
-    draws = torch.rand(sum(len(indices) for indices, _ in dealt), generator=generator(seed, "flip", epoch))
+    chunks: list[tuple[tuple[int, ...], tuple[int, int]]] = []
+    for bucket, indices in _indices_by_bucket(dataset, batch_size, epoch).items():
+        shuffled = [indices[at] for at in torch.randperm(len(indices), generator=order).tolist()]
+        chunks += [(tuple(shuffled[at : at + batch_size]), bucket) for at in range(0, len(shuffled), batch_size)]
+    chunks = [chunks[at] for at in torch.randperm(len(chunks), generator=order).tolist()]
+    draws = torch.rand(sum(len(chunk) for chunk, _ in chunks), generator=generator(seed, "flip", epoch))
     heads = iter((draws < 0.5).tolist())
     return [
-        Batch(indices, tuple(next(heads) and dataset.pictures[index].flip for index in indices), bucket)
-        for indices, bucket in dealt
+        Batch(chunk, tuple(next(heads) and dataset.pictures[index].flip for index in chunk), bucket)
+        for chunk, bucket in chunks
     ]
 
 
 def steps_of(batches: Sequence[Batch], accumulation: int) -> list[list[Batch]]:
-    """Group an epoch's batches into optimizer steps of `accumulation` batches; the last may have fewer.
+    """Group an epoch's batches into optimizer steps of `accumulation` batches. The last step may have fewer.
 
     Raises:
         SettingError: The accumulation is below 1.
     """
     if accumulation < 1:
-        raise SettingError(f"gradient accumulation is {accumulation}: it must be at least 1.")
+        raise SettingError(f"gradient accumulation is {accumulation}. Set it to 1 or more.")
     return [list(batches[start : start + accumulation]) for start in range(0, len(batches), accumulation)]
 
 
-def _decks(dataset: Dataset, batch_size: int, epoch: int) -> dict[tuple[int, int], list[int]]:
-    """Indices of the pictures by bucket, each as often as it is seen in this epoch, buckets sorted by size."""
+def _indices_by_bucket(dataset: Dataset, batch_size: int, epoch: int) -> dict[tuple[int, int], list[int]]:
+    """Picture indices by bucket, each as often as this epoch shows it, buckets sorted by size."""
     if batch_size < 1:
-        raise SettingError(f"batch size is {batch_size}: it must be at least 1.")
-    decks: dict[tuple[int, int], list[int]] = {}
+        raise SettingError(f"batch size is {batch_size}. Set it to 1 or more.")
+    indices: dict[tuple[int, int], list[int]] = {}
     ranks: Counter[Fraction] = Counter()
-    alike = Counter(_exact(picture.repeats) for picture in dataset.pictures)
+    totals = Counter(_exact(picture.repeats) for picture in dataset.pictures)
     for index, picture in enumerate(dataset.pictures):
         assert picture.placement is not None, "not bucketed"
         repeats = _exact(picture.repeats)
-        times = _times(repeats, Fraction(ranks[repeats], alike[repeats]), epoch)
+        times = _times(repeats, Fraction(ranks[repeats], totals[repeats]), epoch)
         ranks[repeats] += 1
-        decks.setdefault(picture.placement.bucket, []).extend([index] * times)
-    return {bucket: deck for bucket, deck in sorted(decks.items()) if deck}
+        indices.setdefault(picture.placement.bucket, []).extend([index] * times)
+    return {bucket: found for bucket, found in sorted(indices.items()) if found}
 
 
 def _exact(repeats: float) -> Fraction:
-    """Repeats as a fraction: 0.1 as a tenth, not as the nearest number of a computer."""
+    """Repeats as a fraction: 0.1 becomes exactly one tenth, not the nearest float."""
     return Fraction(repeats).limit_denominator(1_000_000)
 
 
 def _times(repeats: Fraction, phase: Fraction, epoch: int) -> int:
-    """How often a picture is seen in an epoch.
+    """How often an epoch shows a picture.
 
     Args:
-        repeats: Its mean number.
-        phase: Its place among the pictures of like repeats, 0 to 1: it spreads their turns, so that an epoch has as
-            many of them as the next (Hermite's identity).
-        epoch: Which epoch, from 0.
+        repeats: Its mean repeats per epoch.
+        phase: Its rank among the pictures with equal repeats, 0 to 1. It spreads their turns, so that every epoch
+            shows equally many of them (Hermite's identity).
+        epoch: Number of the epoch, from 0.
     """
     return floor(repeats * (epoch + 1) + phase) - floor(repeats * epoch + phase)

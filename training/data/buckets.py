@@ -1,7 +1,7 @@
-"""Buckets: a few picture sizes of about equal area, so that pictures of like shape are trained together.
+"""Buckets: a few picture sizes of about equal area, so that pictures of similar shape are trained together.
 
-After kohya's sd-scripts (`make_bucket_resolutions`), with three things mended: no bucket loses area to
-the largest side, shapes are compared by ratio rather than by difference, and pictures too small are named.
+After kohya's sd-scripts (`make_bucket_resolutions`), with three fixes. No bucket loses area to the longest side,
+shapes are compared by ratio instead of difference, and pictures that are too small are named.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import SettingError, UserError
+from ..events import counted
 from ..settings import Settings, knob
 from .dataset import Dataset, Picture, Placement
 
 Size = tuple[int, int]
 
-# From here on an enlarged picture is pointed out: below it nobody sees a difference.
+# Enlargement from which the report mentions a picture. Below it the difference is invisible.
 NOTICEABLE = 1.05
 
 
@@ -77,46 +78,46 @@ class BucketConfig(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Refuse settings that do not go together.
+        """Reject settings that conflict.
 
         Raises:
-            SettingError: Says which, and which values would do.
+            SettingError: Names the settings and values that would work.
         """
         super().__post_init__()
         if self.step % 8:
             below, above = self.step // 8 * 8, self.step // 8 * 8 + 8
-            raise SettingError(f"step is {self.step}: latents need a multiple of 8, such as {below} or {above}.")
+            raise SettingError(f"step is {self.step}, not a multiple of 8 as latents need. Use {below} or {above}.")
         if self.resolution % self.step:
             below = self.resolution // self.step * self.step
             nearest = " or ".join(str(side) for side in (below, below + self.step) if side)
             raise SettingError(
-                f"resolution is {self.resolution}, which is not a multiple of the step {self.step}: use {nearest}."
+                f"resolution is {self.resolution}, which is not a multiple of the step {self.step}. Use {nearest}."
             )
         low, high = side_limits(self.resolution, self.min_side, self.max_side, self.step)
         if low > self.resolution:
             raise SettingError(
-                f"min side is {low}, more than the resolution {self.resolution}: lower it, or set 0 for automatic."
+                f"min side is {low}, more than the resolution {self.resolution}. Lower it, or set 0 for automatic."
             )
         if high < self.resolution:
             raise SettingError(
-                f"max side is {high}, less than the resolution {self.resolution}: raise it, or set 0 for automatic."
+                f"max side is {high}, less than the resolution {self.resolution}. Raise it, or set 0 for automatic."
             )
 
 
 def side_limits(resolution: int, min_side: int, max_side: int, step: int) -> tuple[int, int]:
-    """The shortest and longest side of a bucket, with 0 replaced by half and twice the resolution."""
+    """The shortest and longest side of a bucket: 0 becomes half and twice the resolution."""
     low = min_side or max(step, round(resolution / 2 / step) * step)
     return low, max_side or round(resolution * 2 / step) * step
 
 
 def bucket_sizes(resolution: int, min_side: int = 0, max_side: int = 0, step: int = 64) -> list[Size]:
-    """List the buckets: the square, and for each width the greatest height that keeps within its area.
+    """List the buckets: for each width the greatest height whose area stays within the square's.
 
     Args:
         resolution: Side of the square in pixels, a multiple of `step`.
         min_side: Shortest side allowed; 0 for half the resolution.
-        max_side: Longest side allowed; 0 for twice the resolution. A height that would have to be cut to it
-            makes no bucket: kohya cuts, and trains 512 x 1024 at a resolution of 1024.
+        max_side: Longest side allowed; 0 for twice the resolution. A width whose height would exceed it gets no
+            bucket. kohya cuts the height instead, and trains 512 x 1024 at a resolution of 1024.
         step: Sides are multiples of it.
 
     Returns:
@@ -135,13 +136,13 @@ def bucket_sizes(resolution: int, min_side: int = 0, max_side: int = 0, step: in
 def choose_bucket(size: Size, buckets: Sequence[Size]) -> Size:
     """The bucket whose shape is nearest to a picture's, by the ratio of their aspect ratios.
 
-    Kohya takes the difference of width / height, which finds portraits closer to one another than landscapes.
-    Of two equally near the larger area wins, then the wider.
+    kohya compares the difference of width / height, which makes portraits seem closer to one another than landscapes.
+    A tie goes to the larger area, then to the wider bucket.
     """
     wanted = math.log(size[0] / size[1])
 
     def distance(bucket: Size) -> tuple[float, int, int]:
-        # Rounded, because mirror images of a shape differ in their last bit.
+        # Rounded, because a shape and its mirror image differ in the last bit.
         away = round(abs(math.log(bucket[0] / bucket[1]) - wanted), 9)
         return away, -bucket[0] * bucket[1], -bucket[0]
 
@@ -149,14 +150,14 @@ def choose_bucket(size: Size, buckets: Sequence[Size]) -> Size:
 
 
 def assign_buckets(dataset: Dataset, config: BucketConfig) -> Dataset:
-    """Give every picture its bucket and its place in it.
+    """Assign every picture a bucket and its placement in it.
 
     Args:
-        dataset: Any dataset; placements it has already are made anew.
+        dataset: Any dataset. Existing placements are replaced.
         config: The checked settings.
 
     Returns:
-        The dataset bucketed, with the pictures that are too small (only with `upscale` off) in `skipped`.
+        The bucketed dataset. `skipped` names the pictures that are too small, which occurs only with `upscale` off.
 
     Raises:
         UserError: No picture is left.
@@ -172,14 +173,14 @@ def assign_buckets(dataset: Dataset, config: BucketConfig) -> Dataset:
             if min(own) < max(low, config.step):
                 width, height = picture.size
                 skipped.append(
-                    f"{picture.path} is {width} x {height} pixels, too small for the shortest side of {low}: "
-                    "turn upscale on, or lower min side."
+                    f"{picture.path} is {width} x {height} pixels, too small for the shortest side of {low}. "
+                    "Turn upscale on, or lower min side."
                 )
                 continue
             placement = _fill(picture.size, own, config.fit)
         kept.append(replace(picture, placement=placement, flip=config.flip))
     if not kept:
-        raise UserError(f"All {len(skipped)} pictures are too small to be trained without enlarging. {skipped[0]}")
+        raise UserError(f"No picture is large enough to train without enlarging. {skipped[0]}")
     return replace(
         dataset,
         pictures=tuple(kept),
@@ -190,24 +191,25 @@ def assign_buckets(dataset: Dataset, config: BucketConfig) -> Dataset:
 
 
 def lost_share(placement: Placement) -> float:
-    """What the bucket does not show or does not use, 0 to 1: cut from the picture, or padded onto it."""
+    """The share lost to the bucket, 0 to 1: of the picture by cropping, or of the bucket by padding."""
     bucket = placement.bucket[0] * placement.bucket[1]
     scaled = placement.scaled[0] * placement.scaled[1]
     return 1 - min(bucket, scaled) / max(bucket, scaled)
 
 
 def enlargement(picture: Picture) -> float:
-    """How many times as wide a placed picture is as its file; above 1 it was upscaled."""
+    """The scale factor from a picture's file to its bucket; above 1 it is enlarged."""
     assert picture.placement is not None, "not bucketed"
-    # The longer side, which rounding to whole pixels changes least.
+    # By the longer side, which rounding to whole pixels changes least.
     side = 0 if picture.size[0] >= picture.size[1] else 1
     return picture.placement.scaled[side] / picture.size[side]
 
 
 def bucket_report(dataset: Dataset) -> str:
-    """Describe the buckets for a person: one line for all, then sizes, counts, what is lost, what is enlarged."""
+    """Describe the buckets for a person: a summary, then the size, count, loss and enlargement of each."""
     buckets = dataset.buckets()
-    total = f"{_count(len(dataset.pictures))} in {_count(len(buckets), 'bucket')}, {dataset.images_per_epoch} per epoch"
+    total = f"{counted(len(dataset.pictures), 'picture')} in {counted(len(buckets), 'bucket')}"
+    total += f", {dataset.images_per_epoch} per epoch"
     lines = [total + (f", {len(dataset.skipped)} left out" if dataset.skipped else "")]
     lines.append(f"mean difference of width / height: {aspect_error(dataset):.3f}")
     for (width, height), pictures in buckets.items():
@@ -215,7 +217,7 @@ def bucket_report(dataset: Dataset) -> str:
         placements = [picture.placement for picture in pictures if picture.placement is not None]
         lost = sum(map(lost_share, placements)) / len(placements)
         word = "cut away" if placements[0].fit == "crop" else "padding"
-        line = f"{width} x {height}: {_count(len(pictures))}, {shown} per epoch, {lost:.1%} {word}"
+        line = f"{width} x {height}: {counted(len(pictures), 'picture')}, {shown} per epoch, {lost:.1%} {word}"
         upscaled = [times for times in map(enlargement, pictures) if times >= NOTICEABLE]
         if upscaled:
             line += f", {len(upscaled)} enlarged up to {max(upscaled):.1f} times"
@@ -236,7 +238,7 @@ def aspect_error(dataset: Dataset) -> float:
 
 
 def _fill(size: Size, bucket: Size, fit: str) -> Placement:
-    """Scale a picture to cover its bucket (crop) or to lie inside it (pad), and centre it."""
+    """Scale a picture to cover its bucket (crop) or to fit inside it (pad), and centre it."""
     ratios = (bucket[0] / size[0], bucket[1] / size[1])
     if fit == "crop":
         scale = max(ratios)
@@ -257,14 +259,10 @@ def _enlarges(placement: Placement, size: Size) -> bool:
 
 
 def _own_bucket(size: Size, resolution: int, max_side: int, step: int) -> Size:
-    """The largest bucket that a picture fills without being enlarged; it keeps within the resolution's area.
+    """The largest bucket that a picture fills without enlarging, within the resolution's area.
 
-    Pictures above that area are shrunk to it first; a side is cut to `max_side`. A side may come out as 0.
+    A larger picture is shrunk to that area first. A side is cut to `max_side`. A side can come out as 0.
     """
     scale = min(1.0, resolution / math.sqrt(size[0] * size[1]))
     width, height = (min(int(side * scale), max_side) // step * step for side in size)
     return width, height
-
-
-def _count(number: int, noun: str = "picture") -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

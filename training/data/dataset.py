@@ -1,6 +1,6 @@
 """What a DATASET is: a manifest of pictures on disk, never the pictures themselves.
 
-A dataset is frozen. Every operation returns a new one, so a node can hand the same object to several others.
+A dataset is frozen. Every operation returns a new one, so one object can safely feed several nodes.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..events import counted
 from ..settings import Settings, knob
 
-if TYPE_CHECKING:  # which needs datasets itself
-    pass
-
-# kohya's folder names, and fractions. More than four digits is a date or a number from a camera, not a count.
+# kohya's folder names, plus fractions. More than four digits is a date or a camera's number, not a count.
 REPEATS = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,3})?)_(.*)")
 
 
@@ -25,9 +22,9 @@ REPEATS = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,3})?)_(.*)")
 class Placement:
     """How one picture fills its bucket: scale to `scaled`, then cut or pad to `bucket`.
 
-    All sizes are (width, height) in pixels; offsets are (left, top). With fit `crop` the scaled picture covers
-    the bucket and `offset` is the corner of the cut-out inside it. With fit `pad` the scaled picture lies inside
-    the bucket and `offset` is where its corner comes to lie, so the rest is padding that carries no loss.
+    All sizes are (width, height) in pixels; offsets are (left, top). With fit `crop` the scaled picture covers the
+    bucket, and `offset` is the corner of the crop inside the picture. With fit `pad` the scaled picture lies inside
+    the bucket, and `offset` is its corner there; the rest is padding, which carries no loss.
     """
 
     bucket: tuple[int, int]
@@ -41,23 +38,23 @@ class Picture:
     """One picture of a dataset.
 
     Attributes:
-        path: The file. Pictures that came as tensors lie as PNG in ComfyUI's temp folder.
+        path: The file. A picture that came as a tensor is a PNG in ComfyUI's temp folder.
         size: (width, height) in pixels as a viewer shows it, with EXIF orientation applied.
-        caption: The text trained with it; of several lines all, or one at a time where the policy draws them.
-        repeats: How often it is seen in an epoch, above 0; 0.25 is every fourth epoch.
+        caption: The text trained with it. All lines are joined, or a policy draws one line at a time.
+        repeats: How often an epoch shows it, above 0; 0.25 is every fourth epoch.
         concept: Name of the folder it came from, such as `10_my_character`.
-        class_word: What the folder name says is shown, such as `my_character`; may be empty.
+        class_word: The class in the folder's name, such as `my_character`; may be empty.
         fingerprint: Changes when the file does: size and modification time, or a content hash.
-        placement: Where it lies in its bucket; None until BucketImages ran.
-        weight: What its loss is multiplied with.
+        placement: Its placement in its bucket; None before Bucket Images.
+        weight: Factor of its loss.
         is_regularization: Whether it is a regularization picture: it preserves what the model knows.
         preserves_prior: Whether it is trained towards the model's own prediction without the LoRA (prior
             preservation) instead of towards itself.
-        mask: The file whose white parts are what is to be learned, or `path` itself for its opaque parts; may be None.
-        outside: Weight of the loss where the mask is black, 0 to 1; 1: the mask is not used.
-        flip: Each draw shows it mirrored with probability one half.
-        own_trigger: Its trigger where datasets with several were put together; None: the dataset's.
-        own_policy: The same of how its caption changes.
+        mask: The mask file, whose white parts are learned; `path` itself to learn its opaque parts; or None.
+        outside: Weight of the loss where the mask is black, 0 to 1. At 1 the mask is not used.
+        flip: Whether it is mirrored with probability one half each time it is shown.
+        own_trigger: Its trigger, if it differs from the dataset's after a concat; None: the dataset's.
+        own_policy: Its caption policy, if it differs from the dataset's after a concat; None: the dataset's.
     """
 
     path: Path
@@ -79,12 +76,12 @@ class Picture:
 
     @property
     def is_of_the_graph(self) -> bool:
-        """Whether it came as a tensor: its file is named by its content."""
+        """Whether it came as a tensor from the graph: its file is named by its content."""
         return self.fingerprint == self.path.stem
 
     @property
     def is_masked(self) -> bool:
-        """Whether parts of it count less."""
+        """Whether a mask makes parts of it count less."""
         return self.mask is not None and self.outside < 1
 
 
@@ -94,14 +91,14 @@ class Dataset:
 
     Attributes:
         pictures: In natural order of their paths.
-        name: What to call it: the folder's name.
+        name: Its name: that of the folder.
         root: The folder it was read from, if any.
-        trigger: The word that calls the concept; empty when none was given.
-        background: (r, g, b), 0 to 255: what shows through transparent pixels and fills padding.
+        trigger: The trigger word of the concept; may be empty.
+        background: (r, g, b), 0 to 255: shows through transparent pixels and fills padding.
         skipped: One sentence for each file that could not be used, with its name.
-        bucket_step: The step of bucket sides in pixels, 0 before bucketing.
-        resolution: The side in pixels of the square whose area each bucket comes close to, 0 before bucketing.
-        policy: How captions change while training; None: not at all.
+        bucket_step: The step of bucket sides in pixels; 0 before bucketing.
+        resolution: The side in pixels of the square whose area the buckets approximate; 0 before bucketing.
+        policy: How captions vary during training; None: they do not.
     """
 
     pictures: tuple[Picture, ...]
@@ -116,31 +113,31 @@ class Dataset:
 
     @property
     def is_bucketed(self) -> bool:
-        """Whether every picture knows its bucket."""
+        """Whether every picture has a bucket."""
         return all(picture.placement is not None for picture in self.pictures)
 
     @property
     def images_per_epoch(self) -> int:
-        """Pictures seen in one epoch, repeats counted; the mean where some are seen in some epochs only."""
+        """Pictures shown in one epoch, counting repeats. With fractional repeats, the mean over epochs."""
         return round(sum(picture.repeats for picture in self.pictures))
 
     def without_copies(self) -> tuple[Picture, ...]:
-        """The pictures less those that are shown a second time only to keep the model as it is."""
+        """The pictures without regularization pictures that are second copies of learned ones."""
         learned = {picture.path for picture in self.pictures if not picture.is_regularization}
         return tuple(p for p in self.pictures if not (p.is_regularization and p.path in learned))
 
     def trigger_of(self, picture: Picture) -> str:
-        """The word that calls what a picture shows; empty when none was given, and for what is only to be kept."""
+        """A picture's trigger word; empty if there is none, and for regularization pictures."""
         if picture.is_regularization:
             return ""
         return self.trigger if picture.own_trigger is None else picture.own_trigger
 
     def policy_of(self, picture: Picture) -> CaptionPolicy | None:
-        """How a picture's caption changes while training; None: not at all."""
+        """How a picture's caption varies during training; None: it does not."""
         return picture.own_policy or self.policy
 
     def concept_of(self, picture: Picture) -> str:
-        """What a picture's loss is counted for: its folder, and apart from that what is only to be kept."""
+        """The concept a picture's loss is reported under: its folder. Regularization pictures are kept separate."""
         return (picture.concept or self.name) + (" (kept)" if picture.is_regularization else "")
 
     def concepts(self) -> dict[str, list[Picture]]:
@@ -159,11 +156,10 @@ class Dataset:
         return dict(sorted(found.items()))
 
     def describe(self) -> str:
-        """Say in one or two sentences what is in it, and what was left out."""
-        count = len(self.pictures)
-        text = f"{count} picture{'s' if count != 1 else ''}, {self.images_per_epoch} per epoch"
+        """Describe what is in it and what was left out, in one or two sentences."""
         captions = len({picture.caption for picture in self.pictures if picture.caption})
-        text += f", {captions} different caption{'s' if captions != 1 else ''}."
+        text = f"{counted(len(self.pictures), 'picture')}, {self.images_per_epoch} per epoch"
+        text += f", {counted(captions, 'different caption')}."
         if self.skipped:
             text += f" Left out: {' '.join(self.skipped[:5])}"
             text += f" … and {len(self.skipped) - 5} more." if len(self.skipped) > 5 else ""
@@ -176,7 +172,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class CaptionPolicy(Settings):
-    """How captions change from one time a picture is seen to the next."""
+    """How captions vary each time a picture is shown."""
 
     shuffle: bool = knob(
         False, "Shuffle the tags each time, so that their order is not learned. Leave it off for sentences."
@@ -199,22 +195,22 @@ class CaptionPolicy(Settings):
 
     @property
     def is_live(self) -> bool:
-        """Whether a caption can differ from one time to the next, whatever it says."""
+        """Whether captions vary regardless of their text. Wildcards vary only the captions that use them."""
         return self.shuffle or self.tag_dropout > 0 or self.caption_dropout > 0
 
 
 def name_in(dataset: Dataset, picture: Picture) -> str:
     """A picture's path within its dataset's folder, with forward slashes.
 
-    Where there is no such folder: its file name behind what tells folders of one name apart.
+    Without such a folder: the file name after the parent's name and a hash, which tells equally named folders apart.
     """
     folder = picture.path.parent
     if dataset.root and dataset.root in picture.path.parents:
         return picture.path.relative_to(dataset.root).as_posix()
-    mark = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:6]
-    return f"{folder.name}-{mark}/{picture.path.name}"
+    short_hash = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    return f"{folder.name}-{short_hash}/{picture.path.name}"
 
 
 def without(dataset: Dataset, excluded: frozenset[str]) -> Dataset:
-    """The dataset without some pictures, by the names that `name_in` gives."""
+    """The dataset without some pictures, named as by `name_in`."""
     return dataset.with_pictures(p for p in dataset.pictures if name_in(dataset, p) not in excluded)

@@ -20,18 +20,19 @@ _listed: dict[tuple[Path, ...], tuple[float, tuple[str, ...]]] = {}
 
 
 def dataset_folders(roots: Sequence[Path]) -> list[str]:
-    """Names of folders a dataset can be read from: below ComfyUI's input folder and the `lora_datasets` paths.
+    """List the folders a dataset can be read from, below ComfyUI's input folder and the `lora_datasets` paths.
 
-    Folders two levels deep are listed if a picture lies in or up to two levels below them; hidden ones are not. Those
-    outside input are listed by absolute path. ComfyUI asks several times for each prompt, so an answer holds a moment.
+    Folders up to two levels deep are listed if they hold a picture, directly or up to two levels below. Hidden folders
+    are not listed. Folders outside input are listed by absolute path. ComfyUI asks several times for each prompt, so
+    the answer is cached briefly.
 
     Args:
-        roots: ComfyUI's input folder, and after it the `lora_datasets` paths.
+        roots: ComfyUI's input folder, then the `lora_datasets` paths.
     """
     now = time.monotonic()
-    asked, known = _listed.get(tuple(roots), (-math.inf, ()))
-    if now - asked < _LIST_HOLDS:
-        return list(known)
+    listed_at, names = _listed.get(tuple(roots), (-math.inf, ()))
+    if now - listed_at < _LIST_HOLDS:
+        return list(names)
     found: list[str] = []
     for number, root in enumerate(roots):
         any_picture, below = _with_pictures(root, _LISTED_DEPTH + 2)
@@ -46,11 +47,11 @@ def dataset_folders(roots: Sequence[Path]) -> list[str]:
 
 
 def _with_pictures(folder: Path, depth: int) -> tuple[bool, list[Path]]:
-    """Whether a picture lies in a folder or below it, and every folder below of which that is true."""
+    """Whether a folder holds a picture, directly or below, and every folder below it that does."""
     own, found = False, []
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name.casefold())
-    except OSError:  # gone, or not ours to read
+    except OSError:  # deleted, or not readable
         return False, []
     for entry in entries:
         if entry.name.startswith("."):
@@ -66,25 +67,25 @@ def _with_pictures(folder: Path, depth: int) -> tuple[bool, list[Path]]:
 
 
 def resolve_dataset_folder(name: str, roots: Sequence[Path]) -> Path:
-    """Return the folder a name stands for, if it is one we may read.
+    """Resolve a folder name, if reading that folder is allowed.
 
     Args:
-        name: Below the first root, or an absolute path.
-        roots: ComfyUI's input folder, and after it the `lora_datasets` paths.
+        name: A path below the first root, or an absolute path.
+        roots: ComfyUI's input folder, then the `lora_datasets` paths.
 
     Raises:
         UserError: The name is empty or leads out of ComfyUI's input folder and the `lora_datasets` paths.
     """
     if not name.strip():
         raise UserError(
-            "No dataset folder is chosen: put a folder of pictures into ComfyUI's input folder and choose it here."
+            "No dataset folder is chosen. Put a folder of pictures into ComfyUI's input folder and choose it here."
         )
-    # A link that someone made inside these folders is meant to be followed; only `..` must not lead out.
+    # A link inside these folders is followed on purpose. Only `..` must not lead out of them.
     allowed = [Path(os.path.abspath(root)) for root in roots]
     folder = Path(os.path.abspath(allowed[0] / name))  # an absolute name stays as it is
     if not any(folder == root or root in folder.parents for root in allowed):
         raise UserError(
-            f"The folder {name!r} lies outside ComfyUI's input folder. Move it there, or list its parent under "
+            f"The folder {name!r} is outside ComfyUI's input folder. Move it there, or list its parent under "
             f"{DATASETS_KEY} in extra_model_paths.yaml."
         )
     return folder

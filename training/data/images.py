@@ -1,6 +1,6 @@
-"""Pictures off the disk: read them as a viewer shows them, and place them in their buckets.
+"""Read pictures from disk as a viewer shows them, and place them in their buckets.
 
-What trainers commonly get wrong is put right here: EXIF rotation, transparency, 16-bit grey.
+Handles what trainers commonly get wrong: EXIF rotation, transparency, 16-bit grey.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .dataset import Picture, Placement
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 
-# What a file may hold whatever its suffix says. A closed list: for an EPS pillow would start Ghostscript.
+# Formats that are decoded, whatever a file's suffix says. A closed list, because Pillow starts Ghostscript for an EPS.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "AVIF")
 
-# Pillow's decoders answer a damaged file with any of these.
+# What Pillow's decoders raise for a damaged file.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
 
 _TURNS = {
@@ -43,7 +43,7 @@ def read_size(path: Path) -> tuple[int, int]:
         (width, height) in pixels, with EXIF orientation applied.
 
     Raises:
-        UnreadableImage: The file is missing, is no picture, or is too large to decode safely.
+        UnreadableImage: The file is missing, not a picture, or too large to decode safely.
     """
     with opened(path) as image:
         width, height = image.size
@@ -51,14 +51,14 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def read_rgb(path: Path, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """Decode a picture whole: upright, 8 bits a channel, opaque; of an animation the first frame.
+    """Decode a picture: upright, 8 bits per channel, opaque. An animation gives its first frame.
 
     Args:
         path: The file.
-        background: (r, g, b), 0 to 255, seen through transparent pixels.
+        background: (r, g, b), 0 to 255, shows through transparent pixels.
 
     Raises:
-        UnreadableImage: The file is missing, damaged, cut off, or too large to decode safely.
+        UnreadableImage: The file is missing, damaged, truncated, or too large to decode safely.
     """
     with opened(path) as image:
         turn = orientation(image)
@@ -68,34 +68,34 @@ def read_rgb(path: Path, background: tuple[int, int, int] = (255, 255, 255)) -> 
 
 
 def read_picture(picture: Picture, background: tuple[int, int, int]) -> Image.Image:
-    """Decode a picture of a dataset, and make sure that it is still the one the dataset knows.
+    """Decode a picture of a dataset and check that its size still matches the dataset.
 
     Raises:
         UnreadableImage: As `read_rgb`.
-        UserError: The file's size is no longer the one in the dataset.
+        UserError: The picture's size differs from the one in the dataset.
     """
     image = read_rgb(picture.path, background)
     if image.size != picture.size:
         was, now = ("{} x {}".format(*size) for size in (picture.size, image.size))
         raise UserError(
-            f"{picture.path} has changed since the dataset was read (it was {was} pixels and is now {now}): "
-            "queue again to read the folder anew."
+            f"{picture.path} has changed since the dataset was read (it was {was} pixels and is now {now}). "
+            "Queue again to reread the folder."
         )
     return image
 
 
 def place(image: Image.Image, placement: Placement, background: tuple[int, int, int] | int) -> Image.Image:
-    """Scale a picture and cut or pad it, so that it fills its bucket exactly.
+    """Scale a picture and crop or pad it, so that it fills its bucket exactly.
 
     Args:
-        image: The whole picture, RGB, or L.
-        placement: Where it lies in its bucket.
-        background: (r, g, b), 0 to 255, of the padding, or one number.
+        image: The whole picture, RGB or L.
+        placement: Its placement in its bucket.
+        background: Colour of the padding: (r, g, b), 0 to 255, or one number.
 
     Returns:
         A picture of the bucket's size and the same mode.
     """
-    # Pillow widens the Lanczos kernel when it shrinks, so this neither aliases nor needs another filter.
+    # Pillow widens the Lanczos kernel when it shrinks, so this does not alias and needs no other filter.
     scaled = image.resize(placement.scaled, Image.Resampling.LANCZOS)
     left, top = placement.offset
     width, height = placement.bucket
@@ -107,56 +107,56 @@ def place(image: Image.Image, placement: Placement, background: tuple[int, int, 
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """An RGB picture as float32 [H, W, 3], 0 to 1."""
+    """Convert an RGB picture to float32 [H, W, 3], 0 to 1."""
     return np.asarray(image, dtype=np.float32) / np.float32(255)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture, header only, and turn whatever goes wrong with it into words."""
-    Image.init()  # registers every format; open() takes only known names, and pillow before 11.3 knows no AVIF
+    """Open a picture, reading only its header. Errors of reading it in the block become an UnreadableImage."""
+    Image.init()  # registers every format; open() takes only known names, and Pillow before 11.3 has no AVIF
     try:
         with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
             yield image
     except FileNotFoundError as error:
-        raise UnreadableImage(f"{path} is not there any more: put it back, or queue again without it.") from error
+        raise UnreadableImage(f"{path} is not there any more. Restore it, or queue again without it.") from error
     except PermissionError as error:
-        raise UnreadableImage(f"{path} may not be read by ComfyUI: change its permissions.") from error
+        raise UnreadableImage(f"ComfyUI has no permission to read {path}. Change the file's permissions.") from error
     except Image.DecompressionBombError as error:
         most = (Image.MAX_IMAGE_PIXELS or 0) * 2 // 10**6
         raise UnreadableImage(
-            f"{path} has more than {most} million pixels, which is too large to open safely: scale it down."
+            f"{path} has more than {most} million pixels, too many to open safely. Scale it down."
         ) from error
     except _DAMAGE as error:
         if path.suffix.lower() == ".avif" and not features.check("avif"):
-            raise UnreadableImage(f"{path} needs Pillow 11.3 or newer to be read: update it, or save a PNG.") from error
-        # Pillow's own words for an unknown file say no more than these.
+            raise UnreadableImage(f"{path} needs Pillow 11.3 or newer. Update Pillow, or save it as PNG.") from error
+        # Pillow's own message for an unknown file adds nothing.
         detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise UnreadableImage(
-            f"{path} is damaged, cut off or no picture{detail}: save it anew, or take it out of the folder."
+            f"{path} is damaged, truncated or not a picture{detail}. Replace it, or remove it from the folder."
         ) from error
 
 
 def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (upright) to 8.
 
-    Asked before the pixels are decoded, so that `read_size` and `read_rgb` cannot differ. The base
-    class is asked because PngImageFile decodes the whole picture in search of EXIF data after its end.
+    Call it before the pixels are decoded, so that `read_size` and `read_rgb` agree. It calls the base class, because
+    PngImageFile decodes the whole picture to look for EXIF data after its end.
     """
     try:
         found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except _DAMAGE:  # a picture with broken EXIF data is still a picture
+    except _DAMAGE:  # a picture with broken EXIF data is still usable
         return 1
     return found if isinstance(found, int) and found in _TURNS else 1
 
 
 def opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """A decoded picture of any mode as RGB, laid on `background` where it is transparent."""
+    """Convert a decoded picture of any mode to RGB. `background` shows through where it is transparent."""
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-        # A 16-bit PNG: pillow has reduced its pixels to 8 bits, but not the colour that means clear.
+        # A 16-bit PNG: Pillow reduced its pixels to 8 bits, but not the colour that means transparent.
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -166,12 +166,12 @@ def opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """A picture upright, by its EXIF orientation, 1 to 8."""
+    """Turn a picture upright, given its EXIF orientation, 1 to 8."""
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey (modes I;16, I;16B, and I in older pillows) as 8-bit L or LA; convert() would clip it."""
+    """Scale 16-bit grey (modes I;16, I;16B, and I in older Pillow) to 8-bit L or LA; convert() would clip it."""
     values = np.asarray(image).astype(np.int64).clip(0, 65535)
     grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     clear = image.info.get("transparency")

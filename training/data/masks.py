@@ -1,8 +1,8 @@
-"""Masks: which parts of a picture are to be learned, and how much the rest counts.
+"""Masks: which parts of a picture are learned, and how much the rest counts.
 
-A mask comes from a `<name>_mask` file beside the picture, from the picture's own transparency, or from the graph. White
-(or opaque) counts fully, black (or clear) as much as `Picture.outside` says, grey in between. The weights are
-normalised per picture (`objective.prediction_losses`), so that a small thing on a large picture is not learned less.
+A mask comes from a `<name>_mask` file next to the picture, from the picture's transparency, or from the graph. White
+(or opaque) counts fully, black (or transparent) by the factor `Picture.outside`, grey in between. The weights are
+normalised per picture (`objective.prediction_losses`), so that a small object on a large picture is not learned less.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import UnreadableImage, UserError
+from ..events import counted
 from ..settings import Settings, knob
 from . import images
 from .dataset import Dataset, Picture
 
 SOURCES = ("mask file, else transparency", "mask file", "transparency")
-_ALIKE = 0.02  # how much the shapes of a picture and its mask may differ
+_SHAPE_TOLERANCE = 0.02  # how much the aspect ratios of a picture and its mask may differ
 
 
 @dataclass(frozen=True)
@@ -45,46 +46,47 @@ class MaskSettings(Settings):
 def with_masks(
     dataset: Dataset, source: str, outside: float, given: Sequence[Path] = ()
 ) -> tuple[Dataset, int]:
-    """Choose what masks each picture.
+    """Choose the mask of each picture.
 
     Args:
         dataset: Pictures with their mask files, if any.
         source: One of SOURCES.
         outside: Weight of the loss outside the mask, 0 to 1.
-        given: Mask files from the graph, one for all pictures or one for each; used instead of the source.
+        given: Mask files from the graph, one for all pictures or one for each. They replace the source.
 
     Returns:
-        The dataset, and how many of its pictures have a mask. The others are trained whole.
+        The dataset, and the number of its pictures that have a mask. The others are trained whole.
 
     Raises:
-        UserError: There are neither one nor as many masks as pictures.
+        UserError: The number of masks is neither one nor the number of pictures.
     """
     learned = [picture for picture in dataset.pictures if not picture.is_regularization]
     if given and len(given) not in (1, len(learned)):
         raise UserError(
-            f"There are {len(given)} masks for {len(learned)} pictures: connect one for all, or one for each."
+            f"There are {len(given)} masks for {counted(len(learned), 'picture')}. "
+            "Connect one for all, or one for each."
         )
     masked = 0
     pictures = []
     for picture in dataset.pictures:
-        if picture.is_regularization:  # all of it is to be kept
+        if picture.is_regularization:  # preserved whole
             pictures.append(picture)
             continue
         mask = picture.mask if source != SOURCES[2] else None
         if mask is None and source != SOURCES[1] and _is_transparent(picture.path):
             mask = picture.path
         if given:
-            mask = given[masked % len(given)]  # every one before had one too
+            mask = given[masked % len(given)]  # all pictures before this one have a mask too
         masked += mask is not None
         pictures.append(replace(picture, mask=mask, outside=outside))
     return dataset.with_pictures(tuple(pictures)), masked
 
 
 def read_mask(picture: Picture) -> Image.Image:
-    """Decode a picture's mask: L, upright, of the picture's size.
+    """Decode a picture's mask: L, upright, scaled to the picture's size.
 
     Raises:
-        UnreadableImage: The file is missing, damaged or of another shape.
+        UnreadableImage: The file is missing, damaged or of a different shape.
     """
     assert picture.mask is not None, "has no mask"
     with images.opened(picture.mask) as image:
@@ -95,10 +97,10 @@ def read_mask(picture: Picture) -> Image.Image:
         else:
             mask = images.opaque(image, (0, 0, 0)).convert("L")
     mask = images.turned(mask, turn)
-    if abs((mask.width / mask.height) / (picture.size[0] / picture.size[1]) - 1) > _ALIKE:
+    if abs((mask.width / mask.height) / (picture.size[0] / picture.size[1]) - 1) > _SHAPE_TOLERANCE:
         raise UnreadableImage(
-            f"The mask {picture.mask.name} is {mask.width} x {mask.height} pixels and {picture.path.name} "
-            f"{picture.size[0]} x {picture.size[1]}, another shape: give it a mask of its own shape."
+            f"The mask {picture.mask.name} is {mask.width} x {mask.height} pixels, a different shape from "
+            f"{picture.path.name} ({picture.size[0]} x {picture.size[1]}). Use a mask of the picture's shape."
         )
     return mask if mask.size == picture.size else mask.resize(picture.size, Image.Resampling.BILINEAR)
 
@@ -107,7 +109,7 @@ def latent_mask(picture: Picture, shape: tuple[int, int], flipped: bool) -> Tens
     """How much of each latent position lies inside the mask.
 
     Args:
-        picture: Bucketed and masked.
+        picture: A bucketed picture with a mask.
         shape: (h, w) of its latent.
         flipped: Whether the picture is mirrored.
 
@@ -123,8 +125,8 @@ def latent_mask(picture: Picture, shape: tuple[int, int], flipped: bool) -> Tens
     inside = F.interpolate(pixels[None, None], size=shape, mode="area")[0, 0]
     if picture.outside == 0 and float(inside.max()) == 0:
         raise UnreadableImage(
-            f"{picture.mask} is black over all of {picture.path.name} that is trained, and the outside counts nothing: "
-            "correct the mask, or let the outside count a little."
+            f"{picture.mask} is black over all of {picture.path.name} that is trained, and outside is 0. "
+            "Correct the mask, or set outside above 0."
         )
     return inside.flip(-1).contiguous() if flipped else inside
 
@@ -133,5 +135,5 @@ def _is_transparent(path: Path) -> bool:
     try:
         with images.opened(path) as image:
             return image.has_transparency_data
-    except UnreadableImage:  # told where it is encoded
+    except UnreadableImage:  # reported when the picture is encoded
         return False

@@ -1,4 +1,4 @@
-"""Datasets put together: with a weight each, or as pictures to learn and pictures to keep the model by."""
+"""Combine datasets: with a weight for each, or as pictures to learn plus regularization pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..settings import Settings, knob
 from .dataset import Dataset, Picture
 
-# What regularization pictures are trained towards, as a person chooses it, and whether that preserves the prior.
+# The choices of what regularization pictures are trained towards, and whether each preserves the prior.
 PRESERVES_PRIOR = {"as the model paints them": True, "as the pictures are": False}
 
 
@@ -81,24 +81,24 @@ class PriorPreservationSettings(Settings):
 
 
 def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) -> Dataset:
-    """Put datasets one after another.
+    """Concatenate datasets.
 
     Args:
-        datasets: At least one. Background and name are the first one's; where triggers or caption policies differ,
-            each picture keeps its own.
-        weights: How often each is seen, times its own repeats; 1 for each by default.
+        datasets: At least one. The result has the background and name of the first. If triggers or caption policies
+            differ, each picture keeps its own.
+        weights: Factor of each dataset's repeats; 1 by default.
 
     Raises:
-        UserError: One is bucketed and another is not, they have other backgrounds, or a weight is not above 0.
+        UserError: Only some are bucketed, the backgrounds differ, or a weight is not above 0.
     """
     weights = weights or [1.0] * len(datasets)
     first = datasets[0]
     if any(weight <= 0 for weight in weights):
-        raise UserError("A weight is 0 or less: a dataset that shall not be seen is left out instead.")
+        raise UserError(f"A weight is {min(weights):g}. Set it above 0, or disconnect that dataset.")
     if len({dataset.is_bucketed for dataset in datasets}) > 1:
-        raise UserError("One dataset has buckets and another has none: put BucketImages behind the concat.")
+        raise UserError("One dataset has buckets and another has none. Put Bucket Images after Concat Datasets.")
     if len({dataset.background for dataset in datasets}) > 1:
-        raise UserError("The datasets have different background colours: give their loaders the same.")
+        raise UserError("The datasets have different background colours. Set the same one in each Load Dataset.")
     owners: dict[str, set[Path | None]] = {}
     for dataset in datasets:
         for concept in dataset.concepts():
@@ -110,7 +110,7 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
         return replace(
             picture,
             repeats=_scaled(picture.repeats, weight),
-            # Two folders of one name in two datasets are two concepts.
+            # Folders of the same name in two datasets are two concepts.
             concept=f"{dataset.name}/{picture.concept}" if len(owners[picture.concept]) > 1 else picture.concept,
             own_trigger=None if trigger == first.trigger else trigger,
             own_policy=picture.own_policy if one_policy else dataset.policy_of(picture),
@@ -131,25 +131,25 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
 def with_regularization(
     dataset: Dataset, prior: Dataset, *, weight: float = 1.0, share: float = 1.0, preserves_prior: bool = True
 ) -> Dataset:
-    """Add regularisation images: pictures of the class, which the model shall go on painting as it does.
+    """Add regularization pictures: pictures of the class, which keep the model from forgetting it.
 
-    An epoch has `share` times as many of them as of the pictures to learn, whatever their number: few are repeated,
-    and of many other ones are seen in each epoch, so that none is left out for ever.
+    An epoch shows `share` times as many of them as of the pictures to learn, however many there are. Few are repeated.
+    Of many, each epoch shows a different part, so that all get their turn.
 
     Args:
-        dataset: What is to be learned.
-        prior: What is to be kept.
-        weight: What the loss of a prior picture is multiplied with.
-        share: Prior pictures for each picture to learn.
+        dataset: The pictures to learn.
+        prior: The regularization pictures.
+        weight: Factor of a regularization picture's loss.
+        share: Regularization pictures for each picture to learn.
         preserves_prior: Whether they are trained towards the model's own prediction (see `Picture`).
 
     Raises:
-        UserError: One of them is empty, or a number is not above 0; and as `concat`.
+        UserError: A dataset is empty, or a number is not above 0; and as `concat`.
     """
     if not dataset.pictures or not prior.pictures:
-        raise UserError("A dataset without pictures was connected: both need some.")
+        raise UserError("One of the two datasets is without pictures. Connect datasets that have some.")
     if weight <= 0 or share <= 0:
-        raise UserError(f"weight is {weight:g} and share {share:g}: both must be above 0.")
+        raise UserError(f"weight is {weight:g} and share is {share:g}. Set both above 0.")
     draws = sum(picture.repeats for picture in dataset.pictures if not picture.is_regularization) * share
     own = sum(picture.repeats for picture in prior.pictures)
     balanced = prior.with_pictures(
@@ -167,66 +167,73 @@ def with_prior_preservation(
 ) -> Dataset:
     """Add prior preservation without further pictures.
 
-    The pictures to learn are shown to the model a second time under captions without the trigger, and what is wanted
-    is what the model makes of them without the LoRA. So the trigger alone calls what is learned.
+    The pictures to learn are also trained under captions without the trigger, towards the model's own prediction
+    without the LoRA. So only the trigger calls what is learned.
 
     Args:
-        dataset: What is to be learned.
-        class_word: Put in the place of the trigger in each caption, such as `a creature`; empty: the trigger goes.
+        dataset: The pictures to learn.
+        class_word: Replaces the trigger in each caption, such as `a creature`. Empty: the trigger is removed.
         prompts: Captions to use instead, in turn.
-        weight: What the loss of these is multiplied with.
-        share: How many of them are seen for each picture to learn.
+        weight: Factor of the loss of the added pictures.
+        share: Added pictures for each picture to learn.
 
     Raises:
-        UserError: There is neither a trigger nor a prompt, a prompt has the trigger in it, or as `with_regularization`.
+        UserError: There is neither a trigger nor a prompt, or a prompt contains the trigger; and as
+            `with_regularization`.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
     triggers = sorted({dataset.trigger_of(p).strip() for p in dataset.pictures} - {""}, key=len, reverse=True)
     if not prompts and not triggers:
         raise UserError(
-            "The dataset has no trigger word, so its captions cannot be told without it: give LoadDataset a trigger, "
-            "or write prompts of what the model shall keep."
+            "The dataset has no trigger word to remove from its captions. Enter a trigger in Load Dataset, or write "
+            "prompts of what the model should preserve."
         )
     words = "|".join(map(re.escape, triggers))
     called = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.I) if triggers else None
     for prompt in prompts:
         found = called.search(prompt) if called else None
         if found:
-            raise UserError(f"The prompt {prompt!r} has the trigger {found[0]!r} in it: that is what is to be learned.")
+            raise UserError(
+                f"The prompt {prompt!r} has the trigger {found[0]!r} in it, which would stop it from being learned. "
+                "Remove the trigger from the prompt."
+            )
     learned = [picture for picture in dataset.pictures if not picture.is_regularization]
     if called and not prompts:
-        # Without it, what is to be learned and what is to be kept would have one caption.
+        # Without a trigger to remove, the learned and the preserved copy would have the same caption.
         learned = [picture for picture in learned if called.search(picture.caption)]
         if not learned:
-            told = " or ".join(map(repr, triggers))
-            raise UserError(f"No caption has the trigger {told} in it: LoadDataset puts it there, if told.")
+            listed = " or ".join(map(repr, triggers))
+            raise UserError(
+                f"No caption has the trigger {listed} in it. Enter the trigger in Load Dataset, which adds it to every "
+                "caption."
+            )
     if prompts:
-        count = max(len(prompts), len(learned))  # so that every prompt and every picture has its turn
+        count = max(len(prompts), len(learned))  # so that every prompt and every picture gets its turn
         shown = [learned[number % len(learned)] for number in range(count)]
         captions = [prompts[number % len(prompts)] for number in range(count)]
     else:
         assert called is not None
         shown, word = learned, class_word.strip()
         captions = [_tidy(called.sub(lambda _: word, picture.caption)) for picture in learned]
-    # All of such a picture is to be kept, whatever of it is learned.
+    # The copy is preserved whole, even if a mask limits what is learned of the picture.
     prior = [replace(p, caption=caption, outside=1.0) for p, caption in zip(shown, captions, strict=True)]
     return with_regularization(dataset, dataset.with_pictures(tuple(prior)), weight=weight, share=share)
 
 
 def _tidy(caption: str) -> str:
-    """A caption out of which a word was taken, without doubled blanks and commas."""
+    """Remove the doubled spaces and commas that a removed word leaves behind."""
     lines = (re.sub(r"\s*,(\s*,)+", ",", re.sub(r"[ \t]+", " ", line)) for line in caption.splitlines())
     return "\n".join(line.strip(" ,") for line in lines)
 
 
 def _scaled(repeats: float, weight: float) -> float:
-    """Whole numbers stay whole numbers."""
+    """Multiply. A whole result becomes an int."""
     scaled = repeats * weight
     return int(scaled) if float(scaled).is_integer() else scaled
 
 
 def _common_root(datasets: Sequence[Dataset]) -> Path | None:
-    """The nearest folder around all; names within the dataset are told by it, so that no two are alike."""
+    """The nearest folder that contains all datasets. Names relative to it are unique."""
     roots = {dataset.root for dataset in datasets}
     if None in roots:
         return None

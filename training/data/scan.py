@@ -1,7 +1,7 @@
-"""A folder of pictures as a dataset: kohya's `10_my_character` folders, captions beside the pictures.
+"""Read a folder of pictures as a dataset: kohya's `10_my_character` folders, captions next to the pictures.
 
-Only headers are read, so a folder of thousands is a dataset in seconds. A picture whose
-header is whole and whose body is not shows when it is encoded.
+Only headers are read, so thousands of pictures take seconds. A picture with an intact header and a damaged body is
+detected when it is encoded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..disk import file_stamp
 from ..errors import UnreadableImage, UserError
-from ..events import Cancelled, Sink
+from ..events import Cancelled, Sink, counted
 from ..settings import Settings, knob
 from .dataset import REPEATS, Dataset, Picture
 from .images import IMAGE_SUFFIXES, read_size
@@ -26,13 +26,13 @@ from .words import fallback_caption, with_trigger
 
 log = logging.getLogger(__name__)
 
-# In the order they are looked for.
+# In order of preference.
 CAPTION_SUFFIXES = (".txt", ".caption")
 MASK_SUFFIX = "_mask"
-_TOLD_EVERY = 100  # pictures
+_REPORT_EVERY = 100  # pictures
 
-# What operating systems and network drives leave behind; names that start with a dot go as well.
-_LITTER = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
+# Files of operating systems and network drives. Names that start with a dot are ignored as well.
+_SYSTEM_FILES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LoadSettings(Settings):
 
 @dataclass(frozen=True)
 class _Folder:
-    """One folder below the root: its pictures, each with its caption file and its mask, and what its name says."""
+    """One folder: its pictures, each with its caption file and mask, and the repeats and class from its name."""
 
     path: Path
     concept: str
@@ -66,28 +66,28 @@ class _Folder:
 def scan_folder(
     root: Path, *, trigger: str = "", background: tuple[int, int, int] = (255, 255, 255), sink: Sink | None = None
 ) -> Dataset:
-    """Read a folder, at any depth, as a dataset.
+    """Read a folder and everything below it as a dataset.
 
-    A folder named `<N>_<class words>` shows everything below it N times an epoch; the nearest such name
-    decides, and the root's own counts too. The caption is the text beside the picture (`.txt` before
-    `.caption`), else the class words. Every real folder is read once, however many links lead to it, so that a
-    loop of links ends and no picture counts twice by accident.
+    A folder named `<N>_<class words>` shows everything below it N times per epoch. The nearest such name applies, and
+    the root's own name counts. The caption is the text file next to the picture (`.txt` before `.caption`), else the
+    class words. Every real folder is read once, however many links lead to it, so that a loop of links ends and no
+    picture is counted twice by accident.
 
     Args:
         root: The folder.
-        trigger: The word that calls the concept; put before each caption that lacks it.
-        background: (r, g, b), 0 to 255: what shows through transparent pixels.
-        sink: Is told of the progress and asked for a cancel.
+        trigger: The trigger word of the concept, added in front of each caption that lacks it.
+        background: (r, g, b), 0 to 255: shows through transparent pixels.
+        sink: Receives the progress and is checked for a cancel.
 
     Raises:
-        Cancelled: The person pressed cancel.
-        UserError: There is no such folder, it holds no usable picture, or a caption file cannot be read.
+        Cancelled: The user pressed cancel.
+        UserError: The folder does not exist, has no usable picture, or has a caption file that cannot be read.
     """
     root = Path(os.path.abspath(os.path.expanduser(root)))
     if not os.path.exists(root):
-        raise UserError(f"There is no folder {root}: check the path.")
+        raise UserError(f"There is no folder {root}. Check the path.")
     if not os.path.isdir(root):
-        raise UserError(f"{root} is a file: give the folder that holds the pictures.")
+        raise UserError(f"{root} is a file. Choose the folder that holds the pictures.")
     trigger = " ".join(trigger.split())
     pictures: list[Picture] = []
     skipped: list[str] = []
@@ -96,12 +96,12 @@ def scan_folder(
     for folder in folders:
         if folder.repeats == 0:
             skipped.append(
-                f"{folder.path} was left out with its {_count(len(folder.files))}, because the number in "
-                "front of its name asks for 0 repeats: rename it to use them."
+                f"{folder.path} was left out with its {counted(len(folder.files), 'picture')}, because the number in "
+                "its name asks for 0 repeats. Rename it to use them."
             )
             continue
         for path, caption_file, mask in folder.files:
-            if sink and done % _TOLD_EVERY == 0:
+            if sink and done % _REPORT_EVERY == 0:
                 if sink.cancelled():
                     raise Cancelled
                 sink.phase("reading the folder", done, total)
@@ -113,7 +113,7 @@ def scan_folder(
                 continue
             pictures.append(replace(_picture(path, size, caption_file, folder, trigger), mask=mask))
     if not pictures:
-        raise _nothing_in(root, skipped)
+        raise _no_pictures(root, skipped)
     pictures.sort(key=lambda picture: _natural(picture.path.relative_to(root)))
     for sentence in skipped:
         log.warning("%s", sentence)
@@ -123,10 +123,10 @@ def scan_folder(
 
 
 def folder_fingerprint(root: Path) -> str:
-    """Name the state of a folder: 64 hex digits that change if and only if what `scan_folder` reads does.
+    """Fingerprint a folder: 64 hex digits that change if and only if what `scan_folder` reads changes.
 
-    Goes by names, sizes and modification times of the pictures and their caption files. A folder that is gone
-    is in the state `missing`; nothing is raised, because the host asks this before it runs a node.
+    Based on the names, sizes and modification times of the pictures, their captions and masks. A missing folder gives
+    `missing` instead of an error, because the host calls this before it runs a node.
     """
     root = Path(os.path.abspath(os.path.expanduser(root)))
     if not os.path.isdir(root):
@@ -138,12 +138,12 @@ def folder_fingerprint(root: Path) -> str:
         for path in files
         if path is not None
     ]
-    # A caption that two pictures share is one file. File names may hold bytes that are no text at all.
+    # Two pictures can share one caption file. File names may contain bytes that are not valid text.
     return hashlib.sha256("\n".join(sorted(set(lines))).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _picture(path: Path, size: tuple[int, int], caption_file: Path | None, folder: _Folder, trigger: str) -> Picture:
-    """One picture of the manifest, with its own caption or its folder's."""
+    """One picture of the manifest, with its own caption or the class words of its folder."""
     caption = _read_caption(caption_file) if caption_file else ""
     return Picture(
         path=path,
@@ -156,40 +156,38 @@ def _picture(path: Path, size: tuple[int, int], caption_file: Path | None, folde
     )
 
 
-
-
 def _folders(root: Path, skipped: list[str]) -> Iterator[_Folder]:
-    """Walk the folders with pictures, in an order that no file system decides; `skipped` is added to."""
+    """Walk the folders with pictures in an order independent of the file system. Appends problems to `skipped`."""
     seen: dict[str, str] = {}
-    # What each folder's name, or the nearest name above it, says: (repeats, class word).
-    says: dict[str, tuple[float, str]] = {}
+    # (repeats, class word) from each folder's name, or from the nearest such name above it.
+    named: dict[str, tuple[float, str]] = {}
 
     def unreadable(error: OSError) -> None:
-        skipped.append(f"{error.filename} cannot be opened ({error.strerror}): change its permissions.")
+        skipped.append(f"{error.filename} cannot be opened ({error.strerror}). Change its permissions.")
 
     for here, names, files in os.walk(root, followlinks=True, onerror=unreadable):
         real = os.path.realpath(here)
         if real in seen:
-            skipped.append(f"{here} leads to {seen[real]} and was not read a second time.")
+            skipped.append(f"{here} leads to {seen[real]}, which was read already.")
             names.clear()
             continue
         seen[real] = here
         path = Path(here)
-        # Links last, so that a folder goes by its own name rather than by that of a link to it.
+        # Links last, so that a folder is read under its own name, not under that of a link to it.
         links = {name for name in names if os.path.islink(path / name)}
         names[:] = [*sorted(set(names) - links), *sorted(links)]
-        names[:] = [name for name in names if not _is_litter(name)]
+        names[:] = [name for name in names if not _is_system_file(name)]
         match = REPEATS.fullmatch(path.name)
-        says[here] = (_number(match[1]), match[2]) if match else says.get(str(path.parent), (1, ""))
+        named[here] = (_number(match[1]), match[2]) if match else named.get(str(path.parent), (1, ""))
         found = _files(path, files)
         if found:
             concept = root.name if path == root else path.relative_to(root).as_posix()
-            yield _Folder(path, concept, *says[here], found)
+            yield _Folder(path, concept, *named[here], found)
 
 
 def _files(folder: Path, names: list[str]) -> tuple[tuple[Path, Path | None, Path | None], ...]:
-    """The pictures of one folder, each with the caption file it goes by and its mask; suffixes in either case."""
-    names = sorted(name for name in names if not _is_litter(name))
+    """The pictures of one folder, each with its caption file and its mask. Suffixes match in any case."""
+    names = sorted(name for name in names if not _is_system_file(name))
     split = [os.path.splitext(name) for name in names]
     captions = {
         (stem, suffix.lower()): folder / (stem + suffix) for stem, suffix in split if suffix.lower() in CAPTION_SUFFIXES
@@ -200,7 +198,7 @@ def _files(folder: Path, names: list[str]) -> tuple[tuple[Path, Path | None, Pat
 
     pictures = [(stem, suffix) for stem, suffix in split if suffix.lower() in IMAGE_SUFFIXES]
     stems = {stem for stem, _ in pictures}
-    # `cat_mask.png` beside a `cat.jpg` is no picture of its own.
+    # `cat_mask.png` next to `cat.jpg` is its mask, not another picture.
     masks = {
         stem.removesuffix(MASK_SUFFIX): folder / (stem + suffix) for stem, suffix in pictures
         if stem.endswith(MASK_SUFFIX) and stem.removesuffix(MASK_SUFFIX) in stems
@@ -212,12 +210,12 @@ def _files(folder: Path, names: list[str]) -> tuple[tuple[Path, Path | None, Pat
     )  # fmt: skip
 
 
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _LITTER
+def _is_system_file(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def _read_caption(path: Path) -> str:
-    """The whole text of a caption file, without empty lines; kohya takes the first and drops the rest unsaid.
+    """The whole text of a caption file, without empty lines; kohya takes the first line and silently drops the rest.
 
     Raises:
         UserError: The file cannot be opened, or is not UTF-8.
@@ -225,25 +223,21 @@ def _read_caption(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"The caption {path} cannot be opened: {error.strerror}.") from error
+        raise UserError(f"The caption {path} cannot be opened ({error.strerror}). Change its permissions.") from error
     start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     try:
         text = data[start:].decode("utf-8")
-        bad = text.find("\0")  # UTF-16 without its mark decodes, to every other letter a zero
+        bad = text.find("\0")  # UTF-16 without a BOM decodes, with a zero after every letter
         bad = len(text[:bad].encode()) if bad >= 0 else -1
     except UnicodeDecodeError as error:
         bad = error.start
     if bad >= 0:
-        raise UserError(f"The caption {path} is not UTF-8 text (byte {start + bad}): save it as UTF-8.")
+        raise UserError(f"The caption {path} is not UTF-8 text (byte {start + bad}). Save it as UTF-8.")
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-
-
-
-
 def _natural(path: Path) -> tuple[object, ...]:
-    """A sort key by which img2 comes before img10, the same on every system."""
+    """A sort key that puts img2 before img10, the same on every system."""
     parts = [
         tuple(int(bit) if odd % 2 else bit for odd, bit in enumerate(re.split("([0-9]+)", part)))
         for part in unicodedata.normalize("NFC", path.as_posix()).casefold().split("/")
@@ -252,25 +246,19 @@ def _natural(path: Path) -> tuple[object, ...]:
 
 
 def _number(text: str) -> float:
-    """Whole numbers stay whole numbers."""
+    """Parse a number. One without a decimal point becomes an int."""
     return float(text) if "." in text else int(text)
 
 
-
-
-def _nothing_in(root: Path, skipped: list[str]) -> UserError:
-    """The words for a folder without a single usable picture."""
+def _no_pictures(root: Path, skipped: list[str]) -> UserError:
+    """The error for a folder without a usable picture."""
     if skipped:
         return UserError(f"No picture in {root} can be used. {_first(skipped)}")
     kinds = ", ".join(IMAGE_SUFFIXES)
-    return UserError(f"There are no pictures in {root} or the folders in it: files ending in {kinds} count.")
+    return UserError(f"There are no pictures in {root} or its subfolders. Add files that end in {kinds}.")
 
 
 def _first(sentences: list[str], most: int = 3) -> str:
     """The first few of many sentences."""
     rest = len(sentences) - most
     return " ".join(sentences[:most]) + (f" And {rest} more." if rest > 0 else "")
-
-
-def _count(pictures: int) -> str:
-    return "1 picture" if pictures == 1 else f"{pictures} pictures"

@@ -1,4 +1,4 @@
-"""Between ComfyUI's IMAGE tensors and pictures."""
+"""Conversion between ComfyUI's IMAGE tensors and pictures on disk."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..disk import disk_trouble, write_whole
 from ..errors import UserError
+from ..events import counted
 from ..settings import Settings, knob
 from .dataset import Dataset, Picture
 from .words import with_trigger
@@ -30,7 +31,7 @@ class ImagesSettings(Settings):
 
 
 def image_tensor(image: Image.Image) -> Tensor:
-    """Return a picture as an IMAGE [1, H, W, 3], 0 to 1."""
+    """Convert a picture to an IMAGE [1, H, W, 3], 0 to 1."""
     return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255)[None]
 
 
@@ -45,19 +46,21 @@ def dataset_from_images(
         images: Batches [B, H, W, 3 or 4], 0 to 1, of any sizes.
         captions: One for all, or one for each picture.
         folder: Where the files go.
-        repeats: How often each is seen in an epoch.
-        trigger: Put first into each caption that lacks it.
-        name: What to call the dataset.
+        repeats: How often an epoch shows each picture.
+        trigger: Added in front of each caption that lacks it.
+        name: Name of the dataset.
 
     Raises:
-        UserError: There is no picture, the captions are neither one nor as many, or the folder cannot be written.
+        UserError: There is no picture, the number of captions is neither one nor the number of pictures, or the
+            folder cannot be written.
     """
     frames = [frame for batch in images for frame in batch]
     if not frames:
-        raise UserError("The images input holds no picture. Connect a node that gives at least one.")
+        raise UserError("The images input has no picture. Connect a node that gives at least one.")
     if len(captions) not in (1, len(frames)):
         raise UserError(
-            f"There are {len(frames)} pictures and {len(captions)} captions: give one caption for all, or one for each."
+            f"There are {counted(len(captions), 'caption')} for {counted(len(frames), 'picture')}. "
+            "Give one caption for all, or one for each."
         )
     texts = list(captions) * len(frames) if len(captions) == 1 else list(captions)
     pictures = []
@@ -73,7 +76,7 @@ def write_masks(masks: Sequence[Tensor], folder: Path) -> list[Path]:
     """Write MASK batches as grey PNG files.
 
     Args:
-        masks: Batches [B, H, W] or single ones [H, W], 0 to 1, of any sizes.
+        masks: Batches [B, H, W] or single masks [H, W], 0 to 1, of any sizes.
         folder: Where the files go.
 
     Raises:
@@ -83,10 +86,10 @@ def write_masks(masks: Sequence[Tensor], folder: Path) -> list[Path]:
 
 
 def _write(frame: Tensor, folder: Path) -> tuple[Path, tuple[int, int]]:
-    # ComfyUI rounds the same way when it saves an image.
+    # Rounded as ComfyUI rounds when it saves an image.
     array = (frame.detach().cpu().float().clamp(0, 1).numpy() * 255).round().astype(np.uint8)
-    digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:32]
-    path = folder / f"{digest}.png"
+    pixel_hash = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:32]
+    path = folder / f"{pixel_hash}.png"
     image = Image.fromarray(array)
     if not path.exists():
         try:

@@ -1,4 +1,4 @@
-"""Latents and captions: each encoded once, kept by content, found again after a move."""
+"""Latents and captions are encoded once, cached by content, and found again after a move."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLACE = Placement((64, 64), (96, 64), (16, 0))
 
 
 class CountingEncoder:
-    """Stands where the VAE does: gives the mean of 8 × 8 blocks and counts."""
+    """Stands in for the VAE: returns the mean of 8 × 8 blocks and counts its calls."""
 
     def __init__(self, identity: str = "vae") -> None:
         self.identity, self.calls = identity, 0
@@ -89,13 +89,13 @@ def test_crop_background_vae_and_flip_are_part_of_the_key(tmp_path, change):
         assert torch.allclose(store.load(0, True), store.load(0, False).flip(-1))
 
 
-def test_a_cut_off_file_is_left_out_and_a_dataset_of_them_stops(tmp_path):
+def test_a_truncated_file_is_skipped_and_a_dataset_of_them_is_an_error(tmp_path):
     data = dataset(tmp_path)
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:300])
     store = store_latents(data, CountingEncoder(), TensorCache(tmp_path / "cache"), SilentSink())
     assert [p.path.name for p in store.dataset.pictures] == ["a.png"] and "b.png" in store.dataset.skipped[0]
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match="None of the 2 pictures can be read"):
+    with pytest.raises(UserError, match="0 of 2 pictures can be read"):
         store_latents(data, CountingEncoder(), TensorCache(tmp_path / "other"), SilentSink())
 
 
@@ -130,7 +130,7 @@ def test_captions_are_encoded_once_each(tmp_path):
     assert store.encoded == 0 and store.load("three")[0][0].mean() == 5 and store.load("one")[0][1]["n"] == 1
 
 
-def test_a_damaged_cache_file_is_as_good_as_none(tmp_path):
+def test_a_damaged_cache_file_counts_as_missing(tmp_path):
     cache = TensorCache(tmp_path)
     cache.put("abcd", {"x": torch.ones(3)}, {"note": 1})
     found = cache.get("abcd")
@@ -143,7 +143,7 @@ def test_a_damaged_cache_file_is_as_good_as_none(tmp_path):
     ("error", "words"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
-        (PermissionError(errno.EACCES, "Permission denied"), "may not write"),
+        (PermissionError(errno.EACCES, "Permission denied"), "no permission to write"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "disk is full"),
     ],
     ids=str,
@@ -161,8 +161,8 @@ def test_a_cache_that_cannot_be_written_says_why_and_leaves_nothing(tmp_path, mo
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_damaged_latent_is_made_again(tmp_path):
-    """What the power failed in the middle of: the run that meets it stops, the next one has it anew."""
+def test_a_damaged_latent_is_encoded_again(tmp_path):
+    """As after a power failure: the run that finds it stops, and the next run encodes it again."""
     cache, _ = cache_folders(tmp_path / "cache")
     pictures = dataset(tmp_path)
     store = store_latents(pictures, CountingEncoder(), cache, SilentSink())
@@ -175,7 +175,7 @@ def test_a_damaged_latent_is_made_again(tmp_path):
     again.load(0, False)
 
 
-def test_captions_with_an_embedding_file_are_not_kept(tmp_path):
+def test_captions_with_an_embedding_file_are_not_cached(tmp_path):
     class Text:
         identity = "text"
 

@@ -1,4 +1,4 @@
-"""Captioning a dataset: which pictures, what is kept, what is written, and what happens when something is wrong."""
+"""Captioning a dataset: which pictures, what is kept, what is written, and how errors are handled."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SEEN = {"a": "zorp, red hair, ^_^", "b": r"zorp, green \(dress\), ^_^", "c": "zo
 
 
 class Counting(SilentSink):
-    """Counts what it is told, and presses cancel after so many pictures."""
+    """Records the progress, and cancels after a number of pictures."""
 
     def __init__(self, cancel_at: int | None = None) -> None:
-        self.told: list[int] = []
+        self.reported: list[int] = []
         self.cancel_at = cancel_at
 
     def phase(self, text: str, done: int, total: int) -> None:
-        self.told.append(done)
+        self.reported.append(done)
 
     def cancelled(self) -> bool:
-        return self.cancel_at is not None and len(self.told) > self.cancel_at
+        return self.cancel_at is not None and len(self.reported) > self.cancel_at
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made(tmp_path: Path) -> OnnxTagger:
-    # zorp is the trigger here, so the character of that name is left out.
+    # zorp is the trigger here, so the character tag of that name is excluded.
     return OnnxTagger(tagger(tmp_path / "tagger"), TagSettings(exclude="zorp"))
 
 
@@ -68,7 +68,7 @@ def test_only_missing_captions_are_made(pictures, made, tmp_path):
     found = run(pictures, made, tmp_path, sink)
     assert captions(found) == {**SEEN, "b": "zorp, written by hand"}
     assert (found.made, found.kept, found.written, found.problems) == (3, 1, 0, ())
-    assert sink.told == [0, 1, 2, 3]
+    assert sink.reported == [0, 1, 2, 3]
     assert found.describe() == "3 captioned, 1 kept."
     assert sorted(file.name for file in pictures.rglob("*.txt")) == ["b.txt"]
 
@@ -80,30 +80,30 @@ def test_replace_and_append(pictures, made, tmp_path):
     assert found["a"] == "zorp, my class, red hair, ^_^"
 
 
-def test_what_was_appended_and_written_is_not_appended_again(pictures, made, tmp_path):
+def test_text_that_was_appended_and_written_is_not_appended_again(pictures, made, tmp_path):
     first = captions(run(pictures, made, tmp_path, mode="append", write="all .txt files"))
     assert captions(run(pictures, made, tmp_path, mode="append", write="all .txt files")) == first
-    # Only as a whole: a caption may well have the same letters in it.
+    # Compared as whole tags: a caption can contain the same letters.
     (pictures / "2_my_class" / "a.txt").write_text("bored hair, ^_^!", encoding="utf-8")
     assert captions(run(pictures, made, tmp_path, mode="append"))["a"] == "zorp, bored hair, ^_^!, red hair, ^_^"
 
 
 def test_nothing_is_captioned_twice(pictures, made, tmp_path, monkeypatch):
     run(pictures, made, tmp_path)
-    monkeypatch.setattr(made, "caption", lambda pictures: pytest.fail("asked again"))
+    monkeypatch.setattr(made, "caption", lambda pictures: pytest.fail("captioned again"))
     again = run(pictures, made, tmp_path)
     assert again.made == 0 and captions(again)["a"] == SEEN["a"]
     (pictures / "2_my_class" / "a.png").rename(pictures / "2_my_class" / "moved.png")
     assert captions(run(pictures, made, tmp_path))["moved"] == SEEN["a"]
 
 
-def test_another_setting_asks_anew(pictures, made, tmp_path):
+def test_another_setting_captions_again(pictures, made, tmp_path):
     run(pictures, made, tmp_path)
     other = OnnxTagger(tmp_path / "tagger", TagSettings(exclude="zorp", general_threshold=0.5))
     assert captions(run(pictures, other, tmp_path))["a"] == "zorp, red hair"
 
 
-def test_files_are_written_where_there_is_none(pictures, made, tmp_path):
+def test_existing_files_are_overwritten_only_on_request(pictures, made, tmp_path):
     folder = pictures / "2_my_class"
     found = run(pictures, made, tmp_path, mode="replace", write="new .txt files")
     assert found.written == 3
@@ -115,7 +115,7 @@ def test_files_are_written_where_there_is_none(pictures, made, tmp_path):
 
 
 def test_disks_without_hard_links(pictures, made, tmp_path, monkeypatch):
-    """exFAT and many network disks; this machine has none, so their answer is given here."""
+    """As on exFAT and many network disks, whose error is simulated here."""
 
     def no_links(*_args):
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -130,7 +130,7 @@ def test_disks_without_hard_links(pictures, made, tmp_path, monkeypatch):
 
 def test_a_read_only_caption_is_named_and_the_rest_is_written(pictures, made, tmp_path, monkeypatch):
     locked = pictures / "2_my_class" / "b.txt"
-    # As root every file can be written, so the answer of the system is given here.
+    # Root may write every file, so the answer of os.access is simulated here.
     really = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: False if Path(path) == locked else really(path, mode))
     found = run(pictures, made, tmp_path, mode="replace", write="all .txt files")
@@ -138,14 +138,14 @@ def test_a_read_only_caption_is_named_and_the_rest_is_written(pictures, made, tm
     assert len(found.problems) == 1 and "b.txt was not written (it is read-only)" in found.problems[0]
 
 
-def test_two_pictures_of_one_name_share_no_file(pictures, made, tmp_path):
+def test_two_pictures_with_the_same_stem_write_no_file(pictures, made, tmp_path):
     Image.new("RGB", (64, 64), "#0000ff").save(pictures / "2_my_class" / "a.jpg")
     found = run(pictures, made, tmp_path, write="new .txt files")
     assert not (pictures / "2_my_class" / "a.txt").exists() and (pictures / "2_my_class" / "c.txt").exists()
     assert any("two pictures have that name" in problem for problem in found.problems)
 
 
-def test_a_caption_is_found_however_its_suffix_is_written(pictures, made, tmp_path):
+def test_caption_suffixes_match_in_any_case(pictures, made, tmp_path):
     folder = pictures / "2_my_class"
     (folder / "b.txt").rename(folder / "b.TXT")
     assert run(pictures, made, tmp_path, mode="replace", write="new .txt files").written == 3
@@ -155,14 +155,14 @@ def test_a_caption_is_found_however_its_suffix_is_written(pictures, made, tmp_pa
     assert sorted(file.name for file in folder.glob("b.*")) == ["b.TXT", "b.png"]
 
 
-def test_a_folder_joined_with_itself_has_no_two_pictures_of_one_name(pictures, made, tmp_path):
+def test_a_folder_concatenated_with_itself_has_no_name_conflicts(pictures, made, tmp_path):
     dataset = concat([scan_folder(pictures), scan_folder(pictures)])
     config = CaptioningConfig(write="new .txt files")
     found = caption_dataset(dataset, made, config, TensorCache(tmp_path / "cache"), SilentSink())
     assert found.problems == () and (pictures / "2_my_class" / "a.txt").exists()
 
 
-def test_a_picture_that_went_is_left_out_and_named(pictures, made, tmp_path):
+def test_a_deleted_picture_is_skipped_and_named(pictures, made, tmp_path):
     dataset = scan_folder(pictures, trigger="zorp")
     dataset.pictures[0].path.unlink()
     config = CaptioningConfig()
@@ -171,11 +171,11 @@ def test_a_picture_that_went_is_left_out_and_named(pictures, made, tmp_path):
     assert "a.png is not there any more" in found.problems[0]
 
 
-def test_a_cancel_keeps_what_was_captioned(pictures, made, tmp_path):
+def test_a_cancel_keeps_finished_captions(pictures, made, tmp_path):
     made.batch = 1
     with pytest.raises(Cancelled):
         run(pictures, made, tmp_path, Counting(cancel_at=1), mode="replace")
-    # The first is known, and with it the last, which is the same picture.
+    # The first is cached, and so is the last, which has the same content.
     assert run(pictures, made, tmp_path, mode="replace").made == 2
 
 
@@ -198,10 +198,10 @@ def test_too_little_memory_halves_the_batch(pictures, made, tmp_path):
     assert not out_of_memory(ValueError("no"))
 
 
-def test_when_no_picture_can_be_read_it_says_so(pictures, made, tmp_path):
+def test_a_dataset_without_readable_pictures_is_an_error(pictures, made, tmp_path):
     for file in pictures.rglob("*.png"):
         file.write_bytes(file.read_bytes()[:60])
-    with pytest.raises(UserError, match="None of the 4 pictures can be read"):
+    with pytest.raises(UserError, match="0 of 4 pictures can be read"):
         run(pictures, made, tmp_path, mode="replace")
 
 

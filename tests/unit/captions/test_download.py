@@ -1,4 +1,4 @@
-"""Fetching a captioner: what is taken, what is checked, and that nothing half-fetched is taken for a model."""
+"""Downloading a captioner: which files, how they are checked, and that a partial download is never used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TAGGER, WRITER = "someone/wd-tagger", "someone/blip"
 
 
 class Watching(SilentSink):
-    """Notes the progress, and cancels after so many reports of it."""
+    """Records the progress, and cancels after a number of reports."""
 
     def __init__(self, cancel_after: int = 10**9) -> None:
         self.seen: list[tuple[int, int]] = []
@@ -30,8 +30,8 @@ class Watching(SilentSink):
 
 
 @pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with a tagger, a writer of sentences, and one that nobody should open."""
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with a tagger, a sentence captioner, and a pickled model that must not be opened."""
     pytest.importorskip("huggingface_hub", reason="comes with transformers, which this Python lacks")
     root = tmp_path / "hub"
     for name, size in {
@@ -55,12 +55,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_taken(there, tmp_path):
+def test_which_files_are_downloaded(server, tmp_path):
     sink = Watching()
     tagger = download(TAGGER, tmp_path / "LLM", sink)
     assert tagger == tmp_path / "LLM" / TAGGER
     assert names(tagger) == ["config.json", "model.onnx", "selected_tags.csv"]
-    assert (tagger / "model.onnx").read_bytes() == (there.root / TAGGER / "model.onnx").read_bytes()
+    assert (tagger / "model.onnx").read_bytes() == (server.root / TAGGER / "model.onnx").read_bytes()
     assert sink.seen[-1] == (2, 2) and sink.seen == sorted(sink.seen)
     writer = download(WRITER, tmp_path / "LLM", sink)
     assert names(writer) == [
@@ -68,29 +68,29 @@ def test_what_is_taken(there, tmp_path):
     ]  # fmt: skip
     assert names(writer / "qformer_tokenizer") == ["tokenizer.json"]  # InstructBLIP cannot do without it
     assert names(tmp_path / "LLM" / "someone") == ["blip", "wd-tagger"]
-    # What is there is not asked for again.
-    there.asked.clear()
+    # A model that is present is not requested again.
+    server.asked.clear()
     assert download(f" {TAGGER} ", tmp_path / "LLM", sink) == tagger
-    assert there.asked == []
+    assert server.asked == []
 
 
-def test_a_broken_download_goes_on_where_it_stopped(there, tmp_path):
+def test_an_interrupted_download_resumes(server, tmp_path):
     root = tmp_path / "LLM"
-    there.cut = 1_200_000
+    server.cut = 1_200_000
     for _ in range(2):
-        with pytest.raises(UserError, match="broke off .*goes on from there"):
+        with pytest.raises(UserError, match="was interrupted .*Queue again to resume"):
             download(TAGGER, root, SilentSink())
         assert not (root / TAGGER).exists()
-    there.cut = 0
+    server.cut = 0
     whole = download(TAGGER, root, SilentSink())
-    assert (whole / "model.onnx").read_bytes() == (there.root / TAGGER / "model.onnx").read_bytes()
-    ranges = [part for path, part in there.asked if path.endswith("model.onnx")]
+    assert (whole / "model.onnx").read_bytes() == (server.root / TAGGER / "model.onnx").read_bytes()
+    ranges = [part for path, part in server.asked if path.endswith("model.onnx")]
     assert ranges == ["", "bytes=1200000-", "bytes=2400000-"]
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5])
-def test_cancel(after, there, tmp_path):
-    """At any moment, also when the last byte of a file has come and it has not got its name."""
+def test_cancel(after, server, tmp_path):
+    """At any moment, even between a file's last byte and its final name."""
     with pytest.raises(Cancelled):
         download(TAGGER, tmp_path / "LLM", Watching(cancel_after=after))
     assert not (tmp_path / "LLM" / TAGGER).exists()
@@ -98,60 +98,60 @@ def test_cancel(after, there, tmp_path):
     assert names(tmp_path / "LLM" / "someone") == ["wd-tagger"]
 
 
-def test_files_of_two_states_are_not_mixed(there, tmp_path):
+def test_files_of_two_commits_are_not_mixed(server, tmp_path):
     with pytest.raises(Cancelled):
         download(TAGGER, tmp_path / "LLM", Watching(cancel_after=4))
     (part,) = (tmp_path / "LLM" / "someone").iterdir()
-    part.rename(part.with_name("wd-tagger.ffffffffffff.part"))  # as if the repository had been another one
-    there.asked.clear()
+    part.rename(part.with_name("wd-tagger.ffffffffffff.part"))  # as if left by another commit
+    server.asked.clear()
     download(TAGGER, tmp_path / "LLM", SilentSink())
-    assert {part for _, part in there.asked} == {""}, "something was gone on with"
+    assert {part for _, part in server.asked} == {""}, "a file was resumed"
     assert names(tmp_path / "LLM" / "someone") == ["wd-tagger"]
 
 
-def test_a_model_with_terms(there, tmp_path):
-    there.gated = {"model.onnx"}
+def test_a_gated_model_says_what_to_do(server, tmp_path):
+    server.gated = {"model.onnx"}
     with pytest.raises(UserError, match="agreed to its terms"):
         download(TAGGER, tmp_path / "LLM", SilentSink())
 
 
 @pytest.mark.parametrize(("name", "size"), [("model.onnx", 3000000), ("selected_tags.csv", 100)])
-def test_damage_is_noticed(name, size, there, tmp_path):
-    there.lie = {name}
-    with pytest.raises(UserError, match=rf"{name} came with {size} of {size} bytes, or damaged"):
+def test_damage_is_detected(name, size, server, tmp_path):
+    server.lie = {name}
+    with pytest.raises(UserError, match=rf"{name} is incomplete or damaged: {size} of {size} bytes"):
         download(TAGGER, tmp_path / "LLM", SilentSink())
     assert not (tmp_path / "LLM" / TAGGER).exists()
-    there.lie = set()
+    server.lie = set()
     assert download(TAGGER, tmp_path / "LLM", SilentSink()).is_dir()
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("blip", "written as owner/name"),
-        ("../LLM", "written as owner/name"),
-        ("someone/..", "written as owner/name"),
-        ("https://huggingface.co/someone/blip", "written as owner/name"),
-        ("someone/nothing", "There is no model someone/nothing on http://127"),
+        ("blip", "is not a Hugging Face name. Use owner/name"),
+        ("../LLM", "is not a Hugging Face name. Use owner/name"),
+        ("someone/..", "is not a Hugging Face name. Use owner/name"),
+        ("https://huggingface.co/someone/blip", "is not a Hugging Face name. Use owner/name"),
+        ("someone/nothing", "There is no public model someone/nothing on http://127"),
         ("someone/pickled", "neither .safetensors nor .onnx"),
     ],
 )
-def test_refusals(name, words, there, tmp_path):
+def test_unusable_names_and_models_are_rejected(name, words, server, tmp_path):
     with pytest.raises(UserError, match=words):
         download(name, tmp_path / "LLM", SilentSink())
     assert not list((tmp_path / "LLM").rglob("*.safetensors"))
 
 
-def test_offline_is_offline(there, tmp_path, monkeypatch):
+def test_offline_sends_no_request(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids"):
         download(WRITER, tmp_path / "LLM", SilentSink())
-    assert there.asked == []
+    assert server.asked == []
 
 
 def test_no_network(tmp_path, monkeypatch):
     pytest.importorskip("huggingface_hub", reason="comes with transformers, which this Python lacks")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    with pytest.raises(UserError, match="cannot be asked"):
+    with pytest.raises(UserError, match="did not answer"):
         download(WRITER, tmp_path / "LLM", SilentSink())

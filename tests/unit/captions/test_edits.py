@@ -1,4 +1,4 @@
-"""Edits of captions: each does what its name says, whole tags only, and never loses the trigger."""
+"""Caption edits: each does what its name says, matches whole tags only, and never loses the trigger."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def test_what_each_operation_does(operation, settings, expected):
     assert before == TAGS
 
 
-def test_tags_implied_by_the_trigger_are_those_that_come_with_it():
+def test_tags_implied_by_the_trigger_are_those_that_occur_with_it():
     captions = ["zorp, teal, hat", "zorp, teal", "teal, sea", "sea"]
     assert done("prune tags implied by the trigger", captions) == ["zorp, hat", "zorp", "teal, sea", "sea"]
 
 
-def test_brackets_are_escaped_once_and_come_back():
+def test_brackets_are_escaped_once_and_unescaped():
     once = done("escape brackets", TAGS)
     assert done("escape brackets", once) == once
     assert done("unescape brackets", once) == TAGS
 
 
-def test_each_line_is_edited_by_itself():
+def test_each_line_is_edited_separately():
     two = ["zorp, hat, sea\nsea, zorp, hat"]
     assert done("remove tags", two, text="sea") == ["zorp, hat\nzorp, hat"]
     assert done("add after", two, text=", x") == ["zorp, hat, sea, x\nsea, zorp, hat, x"]
@@ -70,7 +70,7 @@ def test_each_concept_has_its_own_trigger():
     assert pruned == ["zorp, hat", "zorp", "quib, hat", "quib"]
 
 
-def test_a_sentence_with_the_trigger_stays_as_it_is():
+def test_a_sentence_with_the_trigger_is_unchanged():
     assert done("trigger first", ["a zorp on grass, sea"], text="zorp") == ["a zorp on grass, sea"]
 
 
@@ -85,22 +85,22 @@ def test_shuffling_is_repeatable_and_keeps_the_beginning_and_the_trigger():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"operation": "replace"}, "needs its text"),
-        ({"operation": "replace (regular expression)", "text": "(a"}, "is not valid: missing"),
+        ({"operation": "replace"}, "text is empty"),
+        ({"operation": "replace (regular expression)", "text": "(a"}, r"is not valid \(missing"),
         ({"operation": "polish"}, "Choose one of trigger first"),
     ],
 )
-def test_what_cannot_work_is_refused_in_words(settings, words):
+def test_invalid_edits_are_rejected(settings, words):
     with pytest.raises(SettingError, match=words):
         CaptionEdit(**settings)
 
 
-def test_a_group_that_is_not_there_is_named():
+def test_a_missing_group_is_an_error():
     with pytest.raises(SettingError, match="does not fit the expression"):
         done("replace (regular expression)", TAGS, text="smile", replacement=r"\2")
 
 
-def test_every_operation_is_there():
+def test_every_operation_is_implemented():
     for operation in OPERATIONS:
         assert len(done(operation, TAGS, text="x")) == len(TAGS)
     assert tag_counts(TAGS)["smile"] == 3

@@ -1,4 +1,4 @@
-"""Taggers through onnxruntime, on small real ONNX files in the formats that taggers are published in."""
+"""Taggers in onnxruntime, on small real ONNX files in the formats of published taggers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PICTURES = [plain("#ff0000"), plain("#00ff00"), plain("#0000ff")]
 
 
 @pytest.mark.parametrize("batch", ["N", 1, 2])
-def test_a_wd_tagger_names_what_it_sees(tmp_path, batch):
+def test_a_wd_tagger_writes_the_tags_it_sees(tmp_path, batch):
     made = OnnxTagger(tagger(tmp_path, batch=batch), TagSettings())
     assert made.batch == (8 if batch == "N" else batch)
     found = []
     for at in range(0, 3, made.batch):
         found += made.caption(PICTURES[at : at + made.batch])
-    # The surest first; a rating is no tag; the face keeps its mouth; zorp (0.96) is a character above its threshold.
+    # Highest score first, without ratings; the emoticon keeps its underscore; zorp (0.96) is above its threshold.
     assert found == ["red hair, zorp, ^_^", r"green \(dress\), ^_^", "blue sea, ^_^"]
 
 
@@ -42,8 +42,8 @@ def test_settings_decide_what_is_written(tmp_path):
     assert OnnxTagger(folder, TagSettings(escape_brackets=False)).caption(PICTURES[1:2]) == ["green (dress), ^_^"]
 
 
-def test_what_a_picture_lies_on_is_white(tmp_path):
-    """A narrow picture is padded, not stretched: white answers to all three colours."""
+def test_pictures_are_padded_with_white(tmp_path):
+    """A narrow picture is padded, not stretched: white scores for all three colours."""
     made = OnnxTagger(tagger(tmp_path), TagSettings(general_threshold=0.5))
     assert made.caption([plain("#ff0000", (20, 400))]) == [r"red hair, green \(dress\), blue sea, zorp"]
 
@@ -57,7 +57,7 @@ def test_a_deepdanbooru_folder_has_a_plain_list(tmp_path):
     assert found == ["red, zorp, face", "green, face", "blue, face"]
 
 
-def test_a_model_of_half_precision(tmp_path):
+def test_a_half_precision_model(tmp_path):
     made = OnnxTagger(tagger(tmp_path, kind="FLOAT16"), TagSettings())
     assert made.caption(PICTURES[:1]) == ["red hair, zorp, ^_^"]
 
@@ -82,7 +82,7 @@ def test_the_identity_changes_with_model_and_settings(tmp_path):
         (lambda folder: tagger(folder, channels=4), "takes N × 448 × 448 × 4 instead of"),
     ],
 )
-def test_what_does_not_fit_is_said_in_words(tmp_path, harm, words):
+def test_unusable_folders_are_rejected(tmp_path, harm, words):
     harm(tagger(tmp_path))
     with pytest.raises(UserError, match=words):
         OnnxTagger(tmp_path, TagSettings())

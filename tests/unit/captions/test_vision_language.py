@@ -1,4 +1,4 @@
-"""A captioner that writes sentences, through transformers' own loading, from a folder and from nothing else."""
+"""Captioners that write sentences, loaded by transformers from a local folder only."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cut(file: Path) -> None:
 
 
 def reweighted(folder: Path, change) -> None:
-    """Change the weights of a model, {name: tensor}, as another model's file in its place would."""
+    """Change a model's weights, {name: tensor}, as a file of another model would."""
     file = folder / "model.safetensors"
     weights = change(load_file(file))
     save_file(weights, file, {"format": "pt"})
@@ -50,9 +50,9 @@ def captioner(folder: Path, **settings: object) -> VisionLanguage:
     return VisionLanguage(folder, SentenceSettings(**settings), lambda model: on_cpu)
 
 
-def test_it_says_what_it_sees(folder, monkeypatch):
+def test_it_captions_without_the_network(folder, monkeypatch):
     def no_network(*_: object, **__: object) -> None:
-        raise AssertionError("asked the network")
+        raise AssertionError("used the network")
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     made = captioner(folder)
@@ -60,19 +60,19 @@ def test_it_says_what_it_sees(folder, monkeypatch):
     assert made.batch == 1
 
 
-def test_a_beginning_that_is_completed_stays_in_the_caption(folder):
+def test_a_prompt_that_is_completed_stays_in_the_caption(folder):
     assert captioner(folder, prompt="a photo").caption([Image.new("RGB", (32, 32), "#ff0000")]) == [
         "a photo of red cat"
     ]
 
 
-def test_a_chat_model_is_asked_and_only_its_answer_is_taken(tmp_path):
+def test_the_caption_of_a_chat_model_is_its_answer_alone(tmp_path):
     folder = tiny_llava(tmp_path)
     pictures = [Image.new("RGB", (40, 40), color) for color in KNOWN]
     question = " ".join(QUESTION_WORDS)
     assert captioner(folder, prompt=question).caption(pictures[:1]) == list(KNOWN.values())[:1]
     assert captioner(folder, prompt=question, batch_size=2).caption(pictures) == list(KNOWN.values())
-    # Templates that take the question as a text and put the picture there themselves, as JoyCaption's does.
+    # Templates that take the question as a string and add the picture themselves, like JoyCaption's.
     shown = "USER: <image> {{ m['content'] }} ASSISTANT:"
     joined = "{{ 'USER: <image> ' + m['content'] + ' ASSISTANT:' }}"
     for talk in (shown, joined):
@@ -91,14 +91,14 @@ def test_a_chat_model_is_asked_and_only_its_answer_is_taken(tmp_path):
 )
 def test_every_kind_writes_the_caption_and_nothing_else(tmp_path, make, prompts):
     folder = make(tmp_path)
-    # Qwen-VL's questions hold more tokens for the larger picture, so the other's is padded.
+    # Qwen-VL's question has more tokens for the larger picture, so the other one is padded.
     pictures = [Image.new("RGB", (side, side), color) for side, color in zip((16, 32), KNOWN, strict=True)]
     for prompt in prompts:
         assert captioner(folder, prompt=prompt).caption(pictures[:1]) == list(KNOWN.values())[:1]
         assert captioner(folder, prompt=prompt, batch_size=2).caption(pictures) == list(KNOWN.values())
 
 
-def test_captions_are_no_longer_than_asked(folder):
+def test_max_tokens_limits_captions(folder):
     assert len(captioner(folder, max_tokens=8).caption([Image.new("RGB", (32, 32), "#ff0000")])[0].split()) <= 8
 
 
@@ -106,7 +106,7 @@ def test_the_identity_follows_files_and_settings(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copy2)
     one = captioner(folder).identity
     assert one == captioner(copy).identity != captioner(folder, prompt="a").identity
-    assert captioner(copy, batch_size=4).identity == one, "how many at a time changes no caption"
+    assert captioner(copy, batch_size=4).identity == one, "the batch size does not change captions"
     (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
     assert captioner(copy).identity != one
 

@@ -1,4 +1,4 @@
-"""An epoch deals every picture as often as it repeats, in an order that only the seed and the epoch decide."""
+"""An epoch shows every picture as often as it repeats, in an order that depends only on the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_an_epoch_is_complete_and_unmixed(batch_size: int) -> None:
     for batch in dealt:
         assert {dataset.pictures[index].placement.bucket for index in batch.indices} == {batch.bucket}
         assert 1 <= len(batch) <= batch_size and len(batch.flips) == len(batch)
-    # One short batch in a bucket at most.
+    # At most one short batch per bucket.
     assert max(Counter(batch.bucket for batch in dealt if len(batch) < batch_size).values(), default=0) <= 1
 
 
 @pytest.mark.parametrize(("repeats", "count", "each"), [(0.25, 20, 5), (0.1, 30, 3), (1.5, 8, 12), (7 / 3, 3, 7)])
-def test_parts_of_a_repeat_take_turns(repeats: float, count: int, each: int) -> None:
+def test_fractional_repeats_take_turns(repeats: float, count: int, each: int) -> None:
     place = Placement((512, 512), (512, 512), (0, 0))
     pictures = tuple(Picture(Path(f"{n}.png"), (9, 9), "", repeats=repeats, placement=place) for n in range(count))
     epochs = [
@@ -46,19 +46,19 @@ def test_parts_of_a_repeat_take_turns(repeats: float, count: int, each: int) -> 
     ]
     assert {sum(seen.values()) for seen in epochs} == {each}
     total = sum(epochs, Counter())
-    assert all(total[index] == pytest.approx(30 * repeats, abs=1) for index in range(count)), "some come too seldom"
+    assert all(total[index] == pytest.approx(30 * repeats, abs=1) for index in range(count)), "some are too rare"
 
 
-def test_order_is_a_matter_of_seed_and_epoch() -> None:
+def test_order_depends_on_seed_and_epoch() -> None:
     dataset = _dataset()
     first = batches.epoch_batches(dataset, 2, seed=3, epoch=1)
     assert first == batches.epoch_batches(dataset, 2, seed=3, epoch=1)
     assert first != batches.epoch_batches(dataset, 2, seed=3, epoch=2)
     assert first != batches.epoch_batches(dataset, 2, seed=4, epoch=1)
     buckets = [batch.bucket for batch in first]
-    assert buckets != sorted(buckets), "batches come bucket by bucket"
+    assert buckets != sorted(buckets), "batches are grouped by bucket"
     for batch in batches.epoch_batches(dataset, 100, seed=3, epoch=1):
-        assert list(batch.indices) != sorted(batch.indices), "pictures come in the order of the folder"
+        assert list(batch.indices) != sorted(batch.indices), "pictures are in folder order"
 
 
 def test_flip_changes_nothing_else() -> None:
@@ -66,14 +66,14 @@ def test_flip_changes_nothing_else() -> None:
     flipped = batches.epoch_batches(_dataset(flip=True), 2, seed=3, epoch=1)
     assert [batch.indices for batch in plain] == [batch.indices for batch in flipped]
     assert not any(flip for batch in plain for flip in batch.flips)
-    # The flips have a generator of their own: other draws for the order leave them alone.
+    # Flips have their own generator, so they do not depend on the order's draws.
     whole = batches.epoch_batches(_dataset(flip=True), 100, seed=3, epoch=1)
     assert [flip for batch in whole for flip in batch.flips] == [flip for batch in flipped for flip in batch.flips]
     draws = [
         flip for epoch in range(20) for b in batches.epoch_batches(_dataset(True), 2, 3, epoch) for flip in b.flips
     ]
     assert 0.45 < sum(draws) / len(draws) < 0.55
-    # Of two datasets put together one may be mirrored, and the other hold writing.
+    # After a concat one dataset may be mirrored while the other shows text.
     some = _dataset(True)
     some = some.with_pictures(replace(p, flip=number < 10) for number, p in enumerate(some.pictures))
     dealt = batches.epoch_batches(some, 2, seed=3, epoch=1)
@@ -90,7 +90,7 @@ def test_steps_group_batches_and_keep_the_rest() -> None:
     assert batches.steps_of([], 3) == []
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_values_are_rejected() -> None:
     with pytest.raises(SettingError, match="batch size is 0"):
         batches.epoch_batches(_dataset(), 0, 0, 0)
     with pytest.raises(SettingError, match="gradient accumulation is 0"):

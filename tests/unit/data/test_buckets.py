@@ -23,7 +23,7 @@ def _placed(size: tuple[int, int], **settings: object) -> buckets.Placement:
     return placement
 
 
-def test_as_kohya_where_kohya_is_right() -> None:
+def test_buckets_match_kohya_where_kohya_is_right() -> None:
     sizes = buckets.bucket_sizes(512, 256, 1024)
     assert len(sizes) == 17 and sizes[0] == (256, 832) and sizes[-1] == (1024, 256)
     assert len(buckets.bucket_sizes(1024, 512, 2048)) == 33
@@ -42,7 +42,7 @@ def test_automatic_limits() -> None:
 
 @pytest.mark.parametrize("step", [8, 32, 64])
 @pytest.mark.parametrize("resolution", [256, 512, 768, 1024])
-def test_what_holds_of_every_list(resolution: int, step: int) -> None:
+def test_invariants_of_bucket_lists(resolution: int, step: int) -> None:
     low, high = buckets.side_limits(resolution, 0, 0, step)
     sizes = buckets.bucket_sizes(resolution, step=step)
     assert (resolution, resolution) in sizes
@@ -50,7 +50,7 @@ def test_what_holds_of_every_list(resolution: int, step: int) -> None:
     for width, height in sizes:
         assert (height, width) in sizes
         assert width % step == 0 and height % step == 0 and low <= min(width, height) <= max(width, height) <= high
-        # As close to the area as a step of the shorter side allows, and never above it.
+        # As close to the area as one step of the shorter side allows, and never above it.
         assert resolution**2 - max(width, height) * step < width * height <= resolution**2
 
 
@@ -77,7 +77,7 @@ def test_a_portrait_is_treated_as_the_mirror_of_a_landscape() -> None:
 
 @pytest.mark.parametrize("upscale", [True, False])
 @pytest.mark.parametrize("fit", ["crop", "pad"])
-def test_what_holds_of_every_placement(fit: str, upscale: bool) -> None:
+def test_invariants_of_placements(fit: str, upscale: bool) -> None:
     draw = random.Random(2)
     sizes = [(int(2 ** draw.uniform(6, 12)), int(2 ** draw.uniform(6, 12))) for _ in range(400)]
     config = BucketConfig(resolution=512, step=32, fit=fit, upscale=upscale, min_side=64)
@@ -106,33 +106,33 @@ def test_small_pictures_are_enlarged_only_when_asked() -> None:
     assert _placed((300, 300)).scaled == (512, 512)
     assert _placed((300, 300), upscale=False).bucket == (256, 256)
     assert _placed((512, 512), upscale=False).bucket == (512, 512)
-    # One side short, the area large enough: shrunk to the area, not enlarged to the bucket.
+    # One side is short but the area is large enough: shrunk to the area, not enlarged to the bucket.
     near = _placed((1000, 1050), resolution=1024, upscale=False)
     assert near.bucket == (960, 1024) and near.scaled[0] <= 1000
 
 
-def test_the_longest_side_holds_for_own_buckets_too() -> None:
+def test_max_side_limits_buckets_without_upscale_too() -> None:
     placement = _placed((2500, 100), upscale=False, min_side=64)
     assert placement.bucket == (1024, 64)
     assert placement.scaled == (1600, 64)
 
 
-def test_a_hair_keeps_its_pixel() -> None:
+def test_a_picture_one_pixel_wide_stays_visible() -> None:
     assert _placed((5000, 1), fit="pad").scaled == (1024, 1)
     assert _placed((1, 5000), fit="pad").scaled == (1, 1024)
 
 
-def test_too_small_is_left_out_by_name() -> None:
+def test_small_pictures_are_skipped_and_named() -> None:
     dataset = _dataset((200, 200), (600, 600), (20, 20))
     bucketed = buckets.assign_buckets(dataset, BucketConfig(upscale=False))
     assert [picture.size for picture in bucketed.pictures] == [(600, 600)]
     assert len(bucketed.skipped) == 2 and "p0.png is 200 x 200 pixels" in bucketed.skipped[0]
     assert "upscale" in bucketed.skipped[0] and "256" in bucketed.skipped[0]
-    with pytest.raises(UserError, match="All 1 pictures"):
+    with pytest.raises(UserError, match="No picture is large enough"):
         buckets.assign_buckets(_dataset((30, 30)), BucketConfig(upscale=False))
 
 
-def test_settings_go_into_the_dataset_and_nothing_else_changes() -> None:
+def test_bucketing_stores_its_settings_and_changes_nothing_else() -> None:
     dataset = _dataset((600, 400), (400, 600))
     bucketed = buckets.assign_buckets(dataset, BucketConfig(resolution=256, step=32, flip=True))
     assert (bucketed.bucket_step, bucketed.resolution) == (32, 256)
@@ -146,15 +146,15 @@ def test_settings_go_into_the_dataset_and_nothing_else_changes() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"resolution": 520}, "use 512 or 576"),
-        ({"step": 12}, "such as 8 or 16"),
+        ({"resolution": 520}, "Use 512 or 576"),
+        ({"step": 12}, "Use 8 or 16"),
         ({"min_side": 640}, "min side is 640, more than the resolution 512"),
         ({"max_side": 448}, "max side is 448, less than the resolution 512"),
         ({"fit": "stretch"}, "crop, pad"),
         ({"resolution": 0}, "at least 64"),
     ],
 )
-def test_settings_that_do_not_go_together(settings: dict[str, object], words: str) -> None:
+def test_conflicting_settings_are_rejected(settings: dict[str, object], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         BucketConfig(**settings)
 

@@ -1,4 +1,4 @@
-"""Every kind of picture file comes out upright, opaque and 8-bit, or is refused by name."""
+"""Every kind of picture file is decoded upright, opaque and 8-bit, or rejected by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _close(pixel: object, wanted: tuple[int, int, int], by: int = 12) -> bool:
 
 
 def _png(path: Path, depth: int, color_type: int, rows: np.ndarray, clear: bytes = b"", late: bytes = b"") -> Path:
-    """Write a PNG that pillow itself cannot write: 16-bit colour, a clear colour, EXIF data at the end."""
+    """Write a PNG that Pillow cannot write: 16-bit colour, a transparent colour, EXIF data at the end."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -59,14 +59,14 @@ def test_every_suffix_is_read(tmp_path: Path, suffix: str) -> None:
     assert _close(image.getpixel((8, 16)), RED) and _close(image.getpixel((56, 16)), BLUE)
 
 
-# Where the red half lies when a viewer obeys the tag: a point (x, y) as shares of the shown size.
+# A point in the red half once the orientation is applied: (x, y) as shares of the displayed size.
 RED_AFTER = {1: (0.1, 0.5), 2: (0.9, 0.5), 3: (0.9, 0.5), 4: (0.1, 0.5)}
 RED_AFTER |= {5: (0.5, 0.1), 6: (0.5, 0.1), 7: (0.5, 0.9), 8: (0.5, 0.9)}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
-def test_exif_orientation_is_obeyed(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"phone{suffix}"
@@ -81,7 +81,7 @@ def test_exif_orientation_is_obeyed(tmp_path: Path, orientation: int, suffix: st
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
-def test_broken_exif_costs_the_orientation_not_the_picture(tmp_path: Path, suffix: str) -> None:
+def test_broken_exif_loses_the_orientation_but_not_the_picture(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     _two_halves().save(path, exif=b"Exif\0\0garbage that is no TIFF header")
     assert images.read_size(path) == (64, 32)
@@ -96,7 +96,7 @@ def test_size_and_pixels_agree_on_exif_at_the_end_of_a_png(tmp_path: Path) -> No
     assert images.read_rgb(path).size == images.read_size(path)
 
 
-def test_size_needs_no_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_the_size_decodes_no_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for suffix in (".png", ".jpg"):
         _two_halves().save(tmp_path / f"a{suffix}")
 
@@ -129,7 +129,7 @@ def test_half_transparency_is_blended(tmp_path: Path) -> None:
     assert _close(images.read_rgb(path, (255, 255, 255)).getpixel((3, 3)), (127, 127, 127), 2)
 
 
-def test_a_clear_colour_shows_the_background(tmp_path: Path) -> None:
+def test_a_transparent_colour_shows_the_background(tmp_path: Path) -> None:
     rows = np.array([[10, 20, 30, 40, 50, 60]], np.uint8)
     path = _png(tmp_path / "a.png", 8, 2, rows.reshape(1, 2, 3), struct.pack(">3H", 10, 20, 30))
     read = images.read_rgb(path, GREEN)
@@ -148,7 +148,7 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, clear: bool) -> None:
     assert read == [[0] * 3, [1] * 3, list(GREEN) if clear else [100] * 3, [255] * 3]
 
 
-def test_16_bit_grey_of_older_pillows(tmp_path: Path) -> None:
+def test_16_bit_grey_in_older_pillow(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 25700, 65535]], np.int32))
     assert image.mode == "I"
     assert np.asarray(images.opaque(image, GREEN))[0, :, 0].tolist() == [0, 100, 255]
@@ -169,7 +169,7 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", images.IMAGE_SUFFIXES)
-def test_a_cut_off_file_is_named(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
     if suffix == ".avif" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
     whole, path = tmp_path / f"w{suffix}", tmp_path / f"half{suffix}"
@@ -180,17 +180,17 @@ def test_a_cut_off_file_is_named(tmp_path: Path, suffix: str) -> None:
         images.read_rgb(path)
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_picture_is_named(tmp_path: Path) -> None:
     path = tmp_path / "letter.png"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     for read in (images.read_size, images.read_rgb):
-        with pytest.raises(UnreadableImage, match=r"letter\.png.*no picture"):
+        with pytest.raises(UnreadableImage, match=r"letter\.png.*not a picture"):
             read(path)
         with pytest.raises(UnreadableImage, match="gone.png is not there"):
             read(tmp_path / "gone.png")
 
 
-def test_a_decompression_bomb_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "big.png"
     Image.new("1", (3000, 2000)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)
@@ -198,7 +198,7 @@ def test_a_decompression_bomb_is_refused_in_words(tmp_path: Path, monkeypatch: p
         images.read_size(path)
 
 
-def test_a_picture_that_changed_is_not_distorted(tmp_path: Path) -> None:
+def test_a_picture_of_changed_size_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     _two_halves().save(path)
     picture = Picture(path, (64, 32), "")

@@ -1,4 +1,4 @@
-"""Masks: where they come from, where they lie on the latent, and what cannot be learned with them."""
+"""Masks: their sources, their position on the latent, and masks that leave nothing to learn."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def left_half(size: tuple[int, int] = (128, 128), mode: str = "L") -> Image.Imag
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """a has a mask file, b is transparent on its right, c has neither, d_mask belongs to nothing."""
+    """a has a mask file, b is transparent on its right, c has neither, d_mask is the mask of no picture."""
     root = tmp_path / "pictures"
     root.mkdir()
     for name in ("a.jpg", "c.png", "d_mask.png"):
@@ -56,11 +56,11 @@ def bucketed(dataset: Dataset, **settings: Any) -> Dataset:
     return assign_buckets(dataset, BucketConfig(resolution=128, step=64, **settings))
 
 
-def test_a_mask_file_is_no_picture(folder):
+def test_a_mask_file_is_not_a_picture(folder):
     dataset = scan_folder(folder)
     assert [picture.path.name for picture in dataset.pictures] == ["a.jpg", "b.png", "c.png", "d_mask.png"]
     assert [picture.mask and picture.mask.name for picture in dataset.pictures] == ["a_mask.png", None, None, None]
-    assert not any(picture.is_masked for picture in dataset.pictures), "masks are used when a node says so"
+    assert not any(picture.is_masked for picture in dataset.pictures), "masks are used only when a node asks for them"
     before = folder_fingerprint(folder)
     Image.new("L", (128, 128), 9).save(folder / "a_mask.png")
     assert folder_fingerprint(folder) != before
@@ -79,7 +79,7 @@ def test_sources(source, masked, folder):
         assert mask[:, :64].min() == 255 and mask[:, 64:].max() == 0
 
 
-def test_masks_of_the_graph_are_one_for_all_or_one_for_each(folder, tmp_path):
+def test_masks_from_the_graph_are_one_for_all_or_one_for_each(folder, tmp_path):
     dataset = scan_folder(folder)
     one = write_masks([torch.ones(1, 32, 32)], tmp_path / "temp")
     each = write_masks([torch.rand(3, 32, 32), torch.zeros(64, 64)], tmp_path / "temp")
@@ -91,28 +91,28 @@ def test_masks_of_the_graph_are_one_for_all_or_one_for_each(folder, tmp_path):
     with pytest.raises(UserError, match="3 masks for 4 pictures"):
         with_masks(dataset, SOURCES[0], 0.0, each[:3])
     wide = write_masks([torch.ones(64, 16)], tmp_path / "temp")
-    with pytest.raises(UserError, match="another shape"):
+    with pytest.raises(UserError, match="different shape"):
         read_mask(with_masks(dataset, SOURCES[0], 0.0, wide)[0].pictures[0])
-    # What is to be kept is kept whole, and has no mask among those that are given.
-    kept = with_prior_preservation(replace(dataset, trigger="zorp"), prompts=["a thing"])
-    masked, count = with_masks(kept, SOURCES[0], 0.0, each)
+    # Regularization pictures are preserved whole and take none of the given masks.
+    preserved = with_prior_preservation(replace(dataset, trigger="zorp"), prompts=["a thing"])
+    masked, count = with_masks(preserved, SOURCES[0], 0.0, each)
     assert count == 4 and {picture.is_masked for picture in masked.pictures if picture.is_regularization} == {False}
 
 
-def test_the_mask_lies_where_the_picture_does(folder):
+def test_the_mask_is_placed_like_its_picture(folder):
     dataset, _ = with_masks(scan_folder(folder), SOURCES[1], 0.0)
     (picture,) = (picture for picture in bucketed(dataset).pictures if picture.is_masked)
     expected = torch.cat([torch.ones(16, 8), torch.zeros(16, 8)], dim=1)
     assert torch.equal(latent_mask(picture, (16, 16), False), expected)
     assert torch.equal(latent_mask(picture, (16, 16), True), expected.flip(1))
-    # Three times as large and cut to its right third: nothing of the mask is left.
+    # Scaled to three times its size and cropped to the right third: nothing of the mask is left.
     right = replace(picture, placement=Placement((128, 128), (384, 384), (256, 0)))
     with pytest.raises(UserError, match="black over all of a.jpg"):
         latent_mask(right, (16, 16), False)
     assert float(latent_mask(replace(right, outside=0.1), (16, 16), False).max()) == 0
 
 
-def test_masks_are_kept_beside_the_latents_and_made_anew_when_they_change(folder, tmp_path):
+def test_masks_are_cached_and_made_again_when_they_change(folder, tmp_path):
     dataset, _ = with_masks(scan_folder(folder), SOURCES[0], 0.0)
     dataset = bucketed(dataset, flip=True)
     cache = TensorCache(tmp_path / "cache")
@@ -125,14 +125,14 @@ def test_masks_are_kept_beside_the_latents_and_made_anew_when_they_change(folder
     again = store_latents(dataset, Averages(), cache, SilentSink())
     assert again.encoded == 0, "the latents are the same"
     assert float(again.mask(0, False).min()) == 1
-    # One that cannot be used leaves its picture out and says which.
+    # A picture with an unusable mask is skipped, and the mask is named.
     Image.new("L", (128, 128), 0).save(folder / "a_mask.png")
     last = store_latents(dataset, Averages(), cache, SilentSink())
     assert len(last.dataset.pictures) == 3 and "a_mask.png is black" in last.dataset.skipped[-1]
     assert float(last.mask(0, False)[:, :8].mean()) == 1, "masks stay with their pictures"
 
 
-def test_the_sheet_shows_what_counts_less(folder):
+def test_the_sheet_marks_what_counts_less(folder):
     dataset, _ = with_masks(scan_folder(folder), SOURCES[1], 0.0)
     plain, masked = (np.asarray(bucket_sheet(bucketed(d))) for d in (scan_folder(folder), dataset))
     reddened = (plain[..., 1].astype(int) - masked[..., 1] > 60) & (masked[..., 0].astype(int) - plain[..., 0] > 60)

@@ -1,4 +1,4 @@
-"""Datasets put together: how often each is seen, and that no prior picture is left out for ever."""
+"""Combined datasets: how often each is shown, and that every regularization picture gets its turn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def seen(dataset: Dataset, epoch: int) -> Counter[str]:
     )
 
 
-def test_datasets_follow_one_another_with_their_weights():
+def test_concat_applies_weights_to_repeats():
     both = concat([made("a", 3, 2, trigger="zorp"), made("b", 4)], [1.0, 0.5])
     assert both.trigger == "zorp" and both.root is None and len(both.pictures) == 7
     assert [picture.repeats for picture in both.pictures] == [2, 2, 2, 0.5, 0.5, 0.5, 0.5]
@@ -48,7 +48,7 @@ def test_each_dataset_keeps_its_trigger_and_its_caption_policy():
 
 
 @pytest.mark.parametrize("count", [3, 10, 37])
-def test_prior_pictures_are_as_many_as_those_to_learn_and_take_turns(count):
+def test_regularization_pictures_match_the_learned_ones_in_number_and_take_turns(count):
     mixed = with_regularization(made("zorp", 4, 5), made("creature", count), weight=0.5)
     assert {picture.weight for picture in mixed.pictures if picture.is_regularization} == {0.5}
     assert {picture.weight for picture in mixed.pictures if not picture.is_regularization} == {1.0}
@@ -56,10 +56,10 @@ def test_prior_pictures_are_as_many_as_those_to_learn_and_take_turns(count):
     for epoch in range(10):
         assert seen(mixed, epoch) == {"zorp": 20, "creature": 20}
         total.update(index for batch in epoch_batches(mixed, 2, 0, epoch) for index in batch.indices)
-    assert set(total) == set(range(4 + count)), "some were never seen"
+    assert set(total) == set(range(4 + count)), "some were never shown"
 
 
-def test_their_share_can_be_chosen():
+def test_the_share_of_regularization_pictures_can_be_chosen():
     mixed = with_regularization(made("zorp", 4, 5), made("creature", 40), share=0.5)
     assert [seen(mixed, epoch) for epoch in range(4)] == [{"zorp": 20, "creature": 10}] * 4
 
@@ -77,12 +77,12 @@ def test_their_share_can_be_chosen():
         (lambda: with_regularization(made("a", 1), made("b", 1), weight=0), "weight is 0"),
     ],
 )
-def test_what_does_not_fit_is_said(act, words):
+def test_conflicting_datasets_are_rejected(act, words):
     with pytest.raises(UserError, match=words):
         act()
 
 
-def test_without_further_pictures_each_is_seen_once_more_without_its_trigger():
+def test_prior_preservation_shows_each_picture_again_without_its_trigger():
     pictures = made("zorp", 2, 5, trigger="zorp").pictures
     captions = ("Zorp wearing a hat, zorp, on grass", "a zorpling, zorp")
     dataset = made("zorp", 2, 5, trigger="zorp").with_pictures(
@@ -99,7 +99,7 @@ def test_without_further_pictures_each_is_seen_once_more_without_its_trigger():
         assert {(p.is_regularization, p.preserves_prior, p.weight, p.repeats) for p in prior} == {(True, True, 0.5, 10)}
 
 
-def test_prompts_stand_in_for_captions_each_in_its_turn():
+def test_prompts_replace_captions_in_turn():
     dataset = made("a", 2, 6)
     for prompts in (["a dog"], ["a dog", "", "a cat", "a cow"]):
         prior = with_prior_preservation(dataset, prompts=prompts).pictures[2:]
@@ -108,7 +108,7 @@ def test_prompts_stand_in_for_captions_each_in_its_turn():
         assert sum(picture.repeats for picture in prior) == 12
 
 
-def test_what_stands_for_itself_a_second_time_is_a_copy():
+def test_copies_for_prior_preservation_are_recognised():
     dataset = made("zorp", 2, trigger="zorp")
     dataset = dataset.with_pictures(tuple(replace(picture, caption="zorp") for picture in dataset.pictures))
     mixed = with_prior_preservation(with_regularization(dataset, made("class", 3)), "a creature")
@@ -116,7 +116,7 @@ def test_what_stands_for_itself_a_second_time_is_a_copy():
     assert [picture.concept for picture in mixed.without_copies()] == ["zorp"] * 2 + ["class"] * 3
 
 
-def test_datasets_of_one_parent_keep_their_names_apart():
+def test_the_root_of_a_concat_is_the_common_parent():
     both = concat([made("set/a", 1), made("set/b", 1)])
     assert both.root == Path("/set")
     assert concat([made("a", 1), Dataset(made("b", 1).pictures)]).root is None

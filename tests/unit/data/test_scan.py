@@ -1,4 +1,4 @@
-"""A folder becomes a dataset the way its names and caption files say, whatever else lies about."""
+"""A folder becomes a dataset according to its names and caption files; other files are ignored."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_kohya_folders(tmp_path: Path) -> None:
     assert dataset.pictures[0].size == (20, 10) and dataset.images_per_epoch == 30
 
 
-def test_the_root_itself_may_count(tmp_path: Path) -> None:
+def test_the_name_of_the_root_counts(tmp_path: Path) -> None:
     root = tmp_path / "4_red_car"
     _picture(root / "a.png")
     _picture(root / "sub" / "b.png")
@@ -81,7 +81,7 @@ def test_repeats_may_be_fractions(tmp_path: Path) -> None:
     assert found == {"zorp": 0.5, "hat": 1.25}
 
 
-def test_no_repeats_are_said(tmp_path: Path) -> None:
+def test_a_folder_with_zero_repeats_is_skipped_and_named(tmp_path: Path) -> None:
     _picture(tmp_path / "0_off" / "a.png")
     _picture(tmp_path / "0_off" / "b.png")
     _picture(tmp_path / "c.png")
@@ -90,7 +90,7 @@ def test_no_repeats_are_said(tmp_path: Path) -> None:
     assert len(dataset.skipped) == 1 and "0_off was left out with its 2 pictures" in dataset.skipped[0]
 
 
-def test_litter_is_not_seen(tmp_path: Path) -> None:
+def test_system_files_are_ignored(tmp_path: Path) -> None:
     for name in (".hidden.png", "._a.png", ".git/b.png", "__MACOSX/c.png", "@eaDir/d.png", "e.png"):
         _picture(tmp_path / name)
     for name in ("Thumbs.db", "notes.txt", "clip.mp4", "e.png.txt"):
@@ -116,19 +116,19 @@ def test_suffixes_in_capitals(tmp_path: Path) -> None:
     ("data", "caption"),
     [
         (b"one, two", "one, two"),
-        (b"\xef\xbb\xbfwith a mark\r\n", "with a mark"),
+        (b"\xef\xbb\xbfwith a BOM\r\n", "with a BOM"),
         (b"first line\r\n\r\n  second line \nthird", "first line\nsecond line\nthird"),
         ("ein Häuschen, 猫".encode(), "ein Häuschen, 猫"),
         (b" \r\n\t\n", "class word"),
         (b"", "class word"),
     ],
 )
-def test_what_a_caption_file_says(tmp_path: Path, data: bytes, caption: str) -> None:
+def test_the_text_of_a_caption_file(tmp_path: Path, data: bytes, caption: str) -> None:
     _picture(tmp_path / "1_class_word" / "a.png", data)
     assert _caption(tmp_path) == caption
 
 
-def test_txt_goes_before_caption(tmp_path: Path) -> None:
+def test_txt_takes_precedence_over_caption(tmp_path: Path) -> None:
     path = _picture(tmp_path / "a.png", "from caption", end=".caption")
     assert _caption(tmp_path) == "from caption"
     path.with_suffix(".txt").write_text("from txt")
@@ -151,9 +151,9 @@ def test_two_pictures_may_share_a_caption(tmp_path: Path) -> None:
         ("ä".encode() + b"\0", 2),
     ],
 )
-def test_other_encodings_are_named(tmp_path: Path, data: bytes, byte: int) -> None:
+def test_other_encodings_are_rejected(tmp_path: Path, data: bytes, byte: int) -> None:
     _picture(tmp_path / "a.png", data)
-    with pytest.raises(UserError, match=rf"a\.txt is not UTF-8 text \(byte {byte}\): save it as UTF-8"):
+    with pytest.raises(UserError, match=rf"a\.txt is not UTF-8 text \(byte {byte}\)\. Save it as UTF-8"):
         scan.scan_folder(tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_other_encodings_are_named(tmp_path: Path, data: bytes, byte: int) -> No
         ("a cat", "  ", "a cat"),
     ],
 )
-def test_the_trigger_comes_first_unless_it_is_there(tmp_path: Path, caption: str, trigger: str, result: str) -> None:
+def test_the_trigger_is_added_unless_present(tmp_path: Path, caption: str, trigger: str, result: str) -> None:
     _picture(tmp_path / "a.png", caption)
     assert _caption(tmp_path, trigger=trigger) == result
 
@@ -187,7 +187,7 @@ def test_unreadable_headers_are_named(tmp_path: Path) -> None:
     assert [name for name in ("bad.png", "empty.jpg") if name in " ".join(dataset.skipped)] == ["bad.png", "empty.jpg"]
 
 
-def test_nothing_to_train(tmp_path: Path) -> None:
+def test_folders_without_usable_pictures_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no folder .*gone"):
         scan.scan_folder(tmp_path / "gone")
     with pytest.raises(UserError, match=r"a\.png is a file"):
@@ -207,7 +207,7 @@ def _link(link: Path, target: Path, folder: bool = False) -> None:
     try:
         link.symlink_to(target, target_is_directory=folder)
     except OSError:
-        pytest.skip("this system does not let us make links")
+        pytest.skip("this system does not allow links")
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
