@@ -9,9 +9,9 @@ from comfy_api.latest import io
 
 from ..training.cache.store import TensorCache
 from ..training.captions.auto import CaptionerChoice, CaptioningConfig, caption_dataset
-from ..training.captions.sources import captioner_settings, choose_captioner
+from ..training.captions.sources import captioner_settings, choose_captioner, installed_captioners
 from ..training.data.dataset import Dataset as DatasetObject
-from ..training.host.paths import cache_folder, captioner_folders
+from ..training.host.paths import cache_folder
 from ..training.settings import settings_from
 from .base import Node
 from .schema import Dataset, widgets
@@ -27,7 +27,7 @@ class AutoCaption(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """List the captioners installed now and the settings of all kinds."""
-        options = list(captioner_folders()) or [_NONE]
+        options = list(installed_captioners()) or [_NONE]
         captioner, download = widgets(CaptionerChoice, captioner={"options": options})
         return cls.schema(
             display_name="Auto Caption",

@@ -49,12 +49,20 @@ def test_a_new_captioner_is_a_file_and_an_entry(sources: Any, tmp_path: Path, mo
 
     entry = sources.Source(lambda folder: (folder / "toy.txt").is_file(), Toy, ToySettings)
     monkeypatch.setattr(sources, "CAPTIONERS", [*sources.CAPTIONERS, entry])
-    (tmp_path / "toy.txt").write_text("a thing", encoding="utf-8")
-    toy = sources.make_captioner(tmp_path, {"shouting": 2, "prompt": "of another captioner"})
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    folder = tmp_path / "LLM" / "toy"
+    for name in ("toy", "toy.part", "empty"):
+        (tmp_path / "LLM" / name).mkdir(parents=True)
+    for name in ("toy", "toy.part"):
+        (tmp_path / "LLM" / name / "toy.txt").write_text("a thing", encoding="utf-8")
+    assert list(sources.installed_captioners()) == ["toy"]
+    toy = sources.make_captioner(folder, {"shouting": 2, "prompt": "of another captioner"})
     assert toy.caption([Image.new("RGB", (8, 8))]) == ["a thing!!"]
     assert "shouting" in [widget.id for widget in AutoCaption.define_schema().inputs]
     with pytest.raises(SettingError, match="shouting is 4. Set it to at most 3"):
-        sources.make_captioner(tmp_path, {"shouting": 4})
+        sources.make_captioner(folder, {"shouting": 4})
 
 
 def test_every_model_gets_its_captioner(sources: Any, tmp_path: Path) -> None:
@@ -68,5 +76,5 @@ def test_every_model_gets_its_captioner(sources: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty holds no captioner.*Choose another model"):
         sources.make_captioner(tmp_path / "empty", values)
-    with pytest.raises(UserError, match="This CLIP writes no text"):
+    with pytest.raises(UserError, match="This CLIP cannot write text"):
         sources.make_captioner(object(), values)

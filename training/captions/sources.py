@@ -40,11 +40,17 @@ CAPTIONERS: list[Source] = [
     Source(lambda model: not isinstance(model, Path), TextGenerator, SentenceSettings),
     Source(lambda folder: any(folder.glob("*.onnx")), OnnxTagger, TagSettings),
     Source(
-        lambda folder: (folder / "config.json").is_file(),
+        lambda folder: (folder / "config.json").is_file() and any(folder.glob("*.safetensors")),
         lambda folder, settings: VisionLanguage(folder, settings, held),
         SentenceSettings,
     ),
 ]
+
+
+def installed_captioners() -> dict[str, Path]:
+    """The folders that hold a captioner, by name."""
+    folders = captioner_folders().items()
+    return {name: folder for name, folder in folders if any(source.matches(folder) for source in CAPTIONERS)}
 
 
 def captioner_settings() -> list[type[Settings]]:
@@ -65,7 +71,9 @@ def make_captioner(model: Any, values: Mapping[str, Any]) -> Captioner:
     for source in CAPTIONERS:
         if source.matches(model):
             return source.make(model, settings_from(source.settings, values))
-    raise UserError(f"{model} holds no captioner: neither an .onnx file nor a config.json. Choose another model.")
+    raise UserError(
+        f"{model} holds no captioner: neither an .onnx file nor a config.json with .safetensors. Choose another model."
+    )
 
 
 def choose_captioner(choice: CaptionerChoice, clip: Any, values: Mapping[str, Any], sink: Sink) -> Captioner:
@@ -79,7 +87,7 @@ def choose_captioner(choice: CaptionerChoice, clip: Any, values: Mapping[str, An
         return make_captioner(clip, values)
     if choice.download.strip():
         return make_captioner(download(choice.download, captioners_root(), sink), values)
-    folder = captioner_folders().get(choice.captioner)
+    folder = installed_captioners().get(choice.captioner)
     if folder is None:
         raise UserError(
             f"There is no captioner {choice.captioner!r} in models/LLM. Put a model folder there and press R, or enter "
