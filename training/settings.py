@@ -46,6 +46,7 @@ def knob(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """Base of the dataclasses made of knobs. Values are checked on creation.
 
