@@ -95,3 +95,14 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Write a number with its noun: `1 picture`, `2 pictures`, `2 batches`.
+
+    Args:
+        number: How many.
+        noun: The noun in the singular.
+        plural: The plural, where it is not the noun and an `s`.
+    """
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
