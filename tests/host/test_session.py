@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -146,9 +147,7 @@ def test_a_bucket_that_the_vae_cannot_take(checkpoint, dataset, tmp_path):
 
 
 def test_a_full_disk_costs_a_file_and_not_the_training(checkpoint, dataset, tmp_path, monkeypatch):
-    from lora_workbench.training.files import export
-
-    real = export.os.replace
+    real = os.replace
 
     def full(source, target):
         if str(target).endswith(".safetensors"):
@@ -157,11 +156,11 @@ def test_a_full_disk_costs_a_file_and_not_the_training(checkpoint, dataset, tmp_
 
     whole = train(checkpoint, dataset, tmp_path / "before")
     train(checkpoint, dataset, tmp_path, name="fills the caches", steps=1)
-    monkeypatch.setattr(export.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     result = train(checkpoint, dataset, tmp_path, save_every_steps=1)
     assert all(torch.equal(result.lora[name], tensor) for name, tensor in whole.lora.items())
-    assert "There is no room for run.safetensors" in " ".join(result.summary.not_saved)
-    assert "There is no room for" in result.summary.describe() and result.summary.checkpoints == ()
+    assert "run.safetensors could not be written" in " ".join(result.summary.not_saved)
+    assert "could not be written" in result.summary.describe() and result.summary.checkpoints == ()
     assert not [path for path in (tmp_path / "runs" / "run").iterdir() if path.suffix not in (".json", ".csv")]
 
 
