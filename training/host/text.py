@@ -1,6 +1,6 @@
-"""The CLIP: from captions to conditioning, once for each distinct caption, through ComfyUI's own encoding.
+"""The CLIP: turns captions into conditioning with ComfyUI's own encoding, once for each distinct caption.
 
-What the model is trained on is what the prompt box will give it: same tokenizer, weights in parentheses, chunks,
+The model is trained on the same encoding that a prompt gets: the same tokenizer, weights in parentheses, chunks and
 clip skip.
 """
 
@@ -18,16 +18,16 @@ from .model import Conditioning
 
 
 class HostText:
-    """A CLIP socket as the caption cache needs it."""
+    """A CLIP as the caption cache uses it."""
 
     def __init__(self, clip: Any) -> None:
         self.clip = clip
         baked = getattr(clip.patcher.model, "current_weight_patches_uuid", None)
         if baked not in (None, clip.patcher.patches_uuid):
-            # The weights hold another node's patches at the moment; loading ours takes them off.
+            # The weights carry another node's patches now; loading this patcher removes them.
             comfy.model_management.load_models_gpu([clip.patcher])
         parts = [
-            host_version,  # a newer host may tokenize or pad otherwise
+            host_version,  # a newer host may tokenize or pad differently
             type(clip.cond_stage_model).__name__,
             weights_identity(clip.cond_stage_model),
             patches_identity(clip.patcher),
@@ -42,10 +42,10 @@ class HostText:
 
 
 def pack(conditioning: Conditioning) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Take the first entry of a conditioning apart for the cache.
+    """Split the first entry of a conditioning for the cache.
 
     Returns:
-        (tensors by name, the other values), or None when it holds something neither tensor nor plain value.
+        (tensors by name, the other values), or None if a value is neither a tensor nor plain.
     """
     cross_attn, options = conditioning[0]
     tensors, plain = {"cross_attn": cross_attn}, {}
@@ -60,7 +60,7 @@ def pack(conditioning: Conditioning) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def unpack(tensors: dict[str, Tensor], plain: dict[str, Any]) -> Conditioning:
-    """Put a conditioning together again: the inverse of `pack`."""
+    """Rebuild a conditioning: the inverse of `pack`."""
     options = dict(plain)
     for name, tensor in tensors.items():
         if name.startswith("option."):

@@ -26,7 +26,7 @@ SHARPNESS_SIDE = 512  # longest side in pixels at which sharpness is compared
 HASH_BITS = 64
 _AHEAD = 64  # pictures handed to the threads before their results are collected
 _BLOCK = 250  # pictures compared with all others at once
-_HASHED_SIDE = 128  # longest side in pixels; the hash uses 32, and this many give the same hash faster
+_HASHED_SIDE = 128  # longest side in pixels; the hash uses 32; from this many it is as good and faster
 
 
 @dataclass(frozen=True)
