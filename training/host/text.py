@@ -42,10 +42,10 @@ class HostText:
 
 
 def pack(conditioning: Conditioning) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Split the first entry of a conditioning for the cache.
+    """Take the first entry of a conditioning apart for the cache.
 
     Returns:
-        (tensors by name, the other values), or None if a value is neither a tensor nor plain.
+        (tensors by name, the other values), or None when it holds something neither tensor nor plain value.
     """
     cross_attn, options = conditioning[0]
     tensors, plain = {"cross_attn": cross_attn}, {}
@@ -60,7 +60,7 @@ def pack(conditioning: Conditioning) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def unpack(tensors: dict[str, Tensor], plain: dict[str, Any]) -> Conditioning:
-    """Rebuild a conditioning: the inverse of `pack`."""
+    """Put a conditioning together again: the inverse of `pack`."""
     options = dict(plain)
     for name, tensor in tensors.items():
         if name.startswith("option."):
