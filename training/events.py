@@ -98,11 +98,11 @@ def clock(seconds: float) -> str:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """Write a number with its noun: `1 picture`, `2 pictures`, `2 batches`.
+    """Format a number with its noun: `1 picture`, `2 pictures`, `2 batches`.
 
     Args:
         number: How many.
-        noun: The noun in the singular.
-        plural: The plural, where it is not the noun and an `s`.
+        noun: The singular.
+        plural: The plural, if it is not the singular plus `s`.
     """
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
