@@ -140,3 +140,10 @@ def test_numbers_have_their_nouns(tmp_path: Path) -> None:
         with drawn_text() as drawn:
             sheet.bucket_sheet(_dataset(tmp_path, *sizes, repeats=1))
         assert said in drawn.all().splitlines()
+
+
+def test_the_totals_leave_room_for_the_legend(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path, (20, 800), (512, 512), repeats=10**48)
+    with drawn_text() as drawn:
+        drawn.check(sheet.bucket_sheet(dataset))
+    assert f" · {2 * 10**48} per epoch · 2 buckets" in drawn.all()
