@@ -78,7 +78,7 @@ def picture_sheet(title: str, note: str, rows: Sequence[Row], footer: str) -> Im
 
 
 def _row_title(row: Row) -> tuple[list[str], list[str], int]:
-    """Lines of a row's title, lines of its note beside the title's last line, and the height of both."""
+    """Return the lines of a row's title, the lines of its note to the right of the title, and the height of both."""
     name = palette.wrapped(row.title, 19, _ROOM * 0.6)
     used = palette.font(19).getlength(name[-1]) + 14 if name else 0
     remark = palette.wrapped(row.note, _NOTE, _ROOM - used)

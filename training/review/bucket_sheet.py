@@ -173,8 +173,8 @@ def _draw_block(sheet: Image.Image, block: _Block, corner: tuple[int, int], back
     left, top = corner
     title = _title(block.bucket)
     draw.text((left, top + 16), title, palette.TEXT, palette.font(16), anchor="ls")
-    beside = (left + palette.font(16).getlength(title) + 12, top + 16)
-    draw.text(beside, block.summary, palette.QUIET, palette.font(14), anchor="ls")
+    after_title = (left + palette.font(16).getlength(title) + 12, top + 16)
+    draw.text(after_title, block.summary, palette.QUIET, palette.font(14), anchor="ls")
     for picture, (x0, y0, x1, y1) in block.cells:
         drawn = _draw_picture(picture, (x1 - x0, y1 - y0), background)
         palette.paste_rounded(sheet, drawn, (left + x0, top + y0))

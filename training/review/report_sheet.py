@@ -15,7 +15,7 @@ from . import palette
 from .doctor import NOTE, SPOILS, WEAKENS, Examination, Finding
 
 _MARGIN, _GAP, _TILE = 32, 8, 94
-_INDENT = _MARGIN + 16  # of what stands beside the coloured bar
+_INDENT = _MARGIN + 16  # left edge of text and pictures, right of the coloured bar
 _HEADER = 76
 _BLOCK_GAP = 16
 _NAME_HEIGHT = 18  # below a picture
