@@ -9,7 +9,7 @@ import { STYLE } from "./style.js"
 import { Tags } from "./tags.js"
 
 const IDLE = 800 // milliseconds without typing after which a caption is saved
-const NAME_END = 14 // last characters of a file name, always shown
+const NAME_END = 12 // last characters of a file name, always shown
 
 const BULK = {
   front: ["Add in front", ["text"], (text) => (caption) => captions.addInFront(caption, text)],
