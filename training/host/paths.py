@@ -39,7 +39,7 @@ def captioners_root() -> Path:
 
 
 def captioner_folders() -> dict[str, Path]:
-    """Return the folders of captioners by name. A captioner is an .onnx file, or a config.json with .safetensors."""
+    """Folders with a captioner in them, by name: an .onnx file, or a config.json with .safetensors."""
     roots = [captioners_root()]
     for key in _CAPTIONERS:
         if key in folder_paths.folder_names_and_paths:
@@ -47,7 +47,7 @@ def captioner_folders() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in dict.fromkeys(roots):
         for folder in sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_dir()):
-            if folder.suffix == ".part":  # still being downloaded
+            if folder.suffix == ".part":  # still being fetched
                 continue
             whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
             if whole or any(folder.glob("*.onnx")):
