@@ -1,12 +1,12 @@
 // Hides the advanced inputs of this pack's nodes behind a button, in ComfyUI's canvas renderer.
 //
-// ComfyUI passes `advanced` on as `widget.options.advanced`, which its Vue renderer reads and answers with a button of
-// its own. Its canvas renderer asks `widget.advanced`, which nobody sets, and reserves room for what it hides.
+// ComfyUI sets `widget.options.advanced`, for which its Vue renderer shows a button of its own. Its canvas renderer reads
+// `widget.advanced`, which nothing sets, and leaves room for the widgets it hides.
 
 import { app } from "../../scripts/app.js"
 
 const PREFIX = "LoRAWorkbench_"
-const WIDGET_GAP = 4 // LiteGraph's own, below each widget
+const WIDGET_GAP = 4 // pixels that LiteGraph leaves below each widget
 
 function hide(node, widget) {
   widget.advanced = true

@@ -1,12 +1,13 @@
-// The findings of DatasetReport as a list in its node, the worst first, in both of ComfyUI's renderers.
+// Lists the findings of Dataset Report in its node, the worst first, in both of ComfyUI's renderers.
 
 import { app } from "../../scripts/app.js"
 
 const NODE = "LoRAWorkbench_DatasetReport"
-const REPORT = "lora_workbench_report" // in the node's output: one entry for each finding
+const REPORT = "lora_workbench_report" // key in the node's output, with one entry per finding
 const SIZE = [440, 560]
 const LEAST_HEIGHT = 160
-const COLORS = ["#e05d5d", "#e0a33a", "#6f9fd8"] // spoils the training, weakens it, worth knowing
+// By severity. The colours are those of the sheet, in training/review/palette.py.
+const COLORS = ["#f06e68", "#ffbe5c", "#7ac4ff"]
 const MEANS = ["spoils the training", "weakens it", "worth knowing"]
 
 const STYLE = `
@@ -44,8 +45,8 @@ app.registerExtension({
     const root = document.createElement("div")
     const style = Object.assign(document.createElement("style"), { textContent: STYLE })
     root.className = "lwb-report"
-    root.dataset.captureWheel = "true" // by which the Vue renderer leaves the wheel to what scrolls
-    root.append(style, "Queue the graph to see what is found.")
+    root.dataset.captureWheel = "true" // makes the Vue renderer leave the wheel to this list
+    root.append(style, "Queue the graph to examine the dataset.")
     for (const kind of ["wheel", "pointerdown", "dblclick", "contextmenu", "copy"])
       root.addEventListener(kind, (event) => event.stopPropagation())
     const widget = node.addDOMWidget("findings", "lora_workbench_report", root, {
@@ -60,7 +61,7 @@ app.registerExtension({
       onExecuted?.apply(this, arguments)
       const found = output?.[REPORT]
       if (!found) return
-      root.replaceChildren(style, ...(found.length ? found.map(finding) : ["Nothing to complain about."]))
+      root.replaceChildren(style, ...(found.length ? found.map(finding) : ["No problems found."]))
     }
   },
 })

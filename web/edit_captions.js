@@ -1,11 +1,11 @@
-// Puts the gallery into the node EditCaptions, in both of ComfyUI's renderers.
+// Shows the gallery in the node Edit Captions, in both of ComfyUI's renderers.
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 import { View } from "./gallery/view.js"
 
 const NODE = "LoRAWorkbench_EditCaptions"
-const KEY = "lora_workbench_gallery" // of the dataset shown, in the node's output and in its saved properties
+const KEY = "lora_workbench_gallery" // where the node's output and saved properties name the dataset shown
 const SIZE = [920, 680]
 const LEAST_HEIGHT = 420
 
@@ -31,7 +31,7 @@ app.registerExtension({
       node.properties[KEY] = key
       view.show(key)
     }
-    // After a reload of the page the server may still have the dataset.
+    // The server may still have the dataset after a reload of the page.
     node.onConfigure = function () {
       onConfigure?.apply(this, arguments)
       if (node.properties?.[KEY]) view.show(node.properties[KEY])

@@ -37,7 +37,7 @@ def test_the_panel_shows_what_was_found(vue: bool, chromium: Any, server: ComfyS
     with open_page(chromium, server.url, vue=vue) as page:
         page.evaluate(SHOW, "report")
         panel = page.locator(".lwb-report")
-        panel.get_by_text("Queue the graph to see what is found.").wait_for()
+        panel.get_by_text("Queue the graph to examine the dataset.").wait_for()
         page.evaluate("() => window.app.queuePrompt(0)")
         finding = panel.locator("details", has_text="near-duplicates")
         finding.wait_for()

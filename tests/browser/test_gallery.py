@@ -89,10 +89,10 @@ def test_tags_filter_rename_and_remove(opened: Any, server: ComfyServer, tmp_pat
     gallery.tag("red").locator("span").first.click()
     gallery.shows("20 of 20")
 
-    gallery.tag("picture").get_by_title("Remove everywhere").click()
+    gallery.tag("picture").get_by_title("Remove this tag from all captions").click()
     gallery.tag("picture").wait_for(state="detached")
     assert gallery.captions(0) == ["red, number 0"]
-    gallery.tag("red").get_by_title("Rename everywhere").click()
+    gallery.tag("red").get_by_title("Rename this tag in all captions").click()
     gallery.tag("red").locator("input").fill("crimson")
     page.keyboard.press("Enter")
     gallery.tag("crimson").wait_for()
@@ -111,7 +111,7 @@ def test_tags_filter_rename_and_remove(opened: Any, server: ComfyServer, tmp_pat
     # One after the other without waiting: each sees what the one before it made.
     gallery.root.get_by_placeholder("Search").fill("")
     for name in ("crimson", "green"):
-        gallery.tag(name).get_by_title("Remove everywhere").dispatch_event("click")
+        gallery.tag(name).get_by_title("Remove this tag from all captions").dispatch_event("click")
     gallery.tag("green").wait_for(state="detached")
     gallery.tag("crimson").wait_for(state="detached")
     assert gallery.captions(0, 1) == ["number 0", "number 1"]
@@ -127,7 +127,7 @@ def test_tokens_are_counted(opened: Any) -> None:
     assert gallery.card(1).locator(".lwb-tokens").inner_text() == "over 75"
     assert gallery.root.get_by_text("more than 75 tokens").is_visible()
     assert not gallery.card(0).locator(".lwb-tokens").is_visible()
-    gallery.root.get_by_role("button", name="As it came").click()
+    gallery.root.get_by_role("button", name="Restore original").click()
     gallery.root.locator(".lwb-card .lwb-tokens.is-long").wait_for(state="detached")
     gallery.page.evaluate(COUNT_TOKENS)
     gallery.page.evaluate(QUEUE)
@@ -153,7 +153,7 @@ def test_captions_of_several_lines_are_edited_line_by_line(opened: Any, server: 
     assert gallery.tag("sea").locator(".lwb-count").inner_text() == "1"
     gallery.tag("sea").locator("span").first.click()
     gallery.shows("1 of 2")
-    gallery.tag("sea").get_by_title("Remove everywhere").dispatch_event("click")
+    gallery.tag("sea").get_by_title("Remove this tag from all captions").dispatch_event("click")
     gallery.tag("sea").wait_for(state="detached")
     saved = gallery.saved(server)["1_numbers/0000.png"]
     assert saved["caption"] == "zorp, hat\nzorp\na sentence"

@@ -17,7 +17,7 @@ def test_two_people_on_one_picture(opened: Any, server: ComfyServer) -> None:
     server.request(f"/lora_workbench/datasets/{key}/edits", {"edits": [edit]})
     gallery.text.fill("mine")
     gallery.text.press("Control+Enter")
-    gallery.root.get_by_text("Not saved: 1_numbers/0000.png was changed elsewhere meanwhile").wait_for()
+    gallery.root.get_by_text("Not saved: 1_numbers/0000.png was changed elsewhere in the meantime").wait_for()
     # Both are there: the other's on the picture, mine where I typed it, and nothing but my word writes over theirs.
     gallery.says(0, "the other one's")
     theirs = gallery.root.get_by_text("It is now: “the other one's”")
@@ -59,7 +59,7 @@ def test_two_people_on_one_picture(opened: Any, server: ComfyServer) -> None:
     gallery.text.fill("mine once more")
     gallery.text.press("Control+Enter")
     theirs.wait_for()
-    gallery.root.get_by_role("button", name="As it came").click()
+    gallery.root.get_by_role("button", name="Restore original").click()
     gallery.says(0, "red, number 0, picture")
     assert gallery.text.input_value() == "red, number 0, picture"
     assert not theirs.is_visible()

@@ -340,4 +340,4 @@ def test_what_is_read_is_what_was_written(precision, make):
 def test_a_peft_file_of_a_unet_is_saved_with_a_word_about_comfyui(name, make, caplog):
     with caplog.at_level(logging.INFO):
         assert save(make(name, 2.0).lora, layout="peft").exists()
-    assert "for ComfyUI save the format kohya" in caplog.text
+    assert "For ComfyUI, save in the kohya format" in caplog.text

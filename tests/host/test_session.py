@@ -159,8 +159,8 @@ def test_a_full_disk_costs_a_file_and_not_the_training(checkpoint, dataset, tmp_
     monkeypatch.setattr(os, "replace", full)
     result = train(checkpoint, dataset, tmp_path, save_every_steps=1)
     assert all(torch.equal(result.lora[name], tensor) for name, tensor in whole.lora.items())
-    assert "There is no room for run.safetensors" in " ".join(result.summary.not_saved)
-    assert "There is no room for" in result.summary.describe() and result.summary.checkpoints == ()
+    assert "run.safetensors could not be written" in " ".join(result.summary.not_saved)
+    assert "could not be written" in result.summary.describe() and result.summary.checkpoints == ()
     assert not [path for path in (tmp_path / "runs" / "run").iterdir() if path.suffix not in (".json", ".csv")]
 
 

@@ -1,11 +1,11 @@
-"""LoRA files: what other programs read, written so that a night's work cannot be lost or left half written.
+"""Writes LoRA files for other programs. A file is written whole or not at all, so no training is lost.
 
-Two layouts of the same numbers, always safetensors:
+There are two layouts of the same numbers, both safetensors:
 
-- `kohya`: one down, up and alpha per layer, by the names of kohya's trainer. ComfyUI, Automatic1111 and Forge
-  read it.
-- `peft`: `lora_A` and `lora_B` by the names of diffusers' modules, which split what ComfyUI fuses. Its
-  readers take a file without alpha at scale 1, so alpha / rank is multiplied into `lora_B`.
+- `kohya`: one down, up and alpha tensor per layer, with the names of kohya's trainer. ComfyUI, Automatic1111 and
+  Forge read it.
+- `peft`: `lora_A` and `lora_B` with the names of diffusers' modules, which split layers that ComfyUI fuses. Programs
+  that read it use scale 1 for a file without alpha, so alpha / rank is multiplied into `lora_B`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..disk import SUFFIX, give_free_name, give_name, unfinished
+from ..disk import SUFFIX, disk_trouble, give_free_name, give_name, unfinished
 from ..errors import SettingError, UserError
+from ..events import counted
 from ..lora import DiffusersTarget, LayerNames, LoraModel
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LAYOUTS = ("kohya", "peft")
-
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota error
 
 
 def to_kohya(lora: LoraModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the tensors of a LoRA under kohya's names.
 
     Args:
-        lora: The LoRA; one that came from elsewhere keeps the names it has.
-        dtype: What floating point tensors are cast to, alpha too.
+        lora: The LoRA. One from another program keeps its names.
+        dtype: The dtype of the floating point tensors, alpha included.
 
     Returns:
         Copies on the CPU: `<layer>.lora_down.weight` [rank, in, …], `.lora_up.weight` [out, rank, …] and
@@ -46,25 +47,25 @@ def to_kohya(lora: LoraModel, dtype: torch.dtype) -> dict[str, Tensor]:
 def to_peft(lora: LoraModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the tensors of a LoRA under diffusers' names.
 
-    A layer that diffusers splits becomes several, each with its rows of `lora_B` and a copy of `lora_A`. A
-    layer for which no diffusers name is known goes by `diffusion_model.<path>`, which ComfyUI, ai-toolkit and
-    musubi tuner read and diffusers converts for the models they write it for.
+    A layer that diffusers splits becomes several, each with its rows of `lora_B` and a copy of `lora_A`. A layer
+    without a known diffusers name is called `diffusion_model.<path>`. ComfyUI, ai-toolkit and musubi tuner read that
+    name, and diffusers converts it for the models those trainers support.
 
     Args:
-        lora: A LoRA that was trained by this pack.
-        dtype: What the tensors are cast to.
+        lora: A LoRA trained by this pack.
+        dtype: The dtype of the tensors.
 
     Returns:
         Copies on the CPU: `<module>.lora_A.weight` [rank, in, …] and `.lora_B.weight` [rows, rank, …], with
         alpha / rank multiplied into `lora_B`.
 
     Raises:
-        UserError: The LoRA came from elsewhere, or holds more than pairs of down and up.
+        UserError: The LoRA is from another program, or has tensors other than down, up and alpha.
     """
     if not lora.layers:
         raise UserError(
-            "This LoRA was not trained by LoRA Workbench, so the names of its layers in diffusers are not "
-            "known. Save it in the kohya layout."
+            "This LoRA was not trained by LoRA Workbench, so the diffusers names of its layers are not known. "
+            "Save it in the kohya format."
         )
     tensors: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -82,23 +83,23 @@ def to_peft(lora: LoraModel, dtype: torch.dtype) -> dict[str, Tensor]:
     unknown = sorted(set(lora) - used)
     if unknown:
         raise UserError(
-            f"This LoRA holds {len(unknown)} tensors that have no place in the PEFT layout, {unknown[0]} for "
-            "one. Save it in the kohya layout."
+            f"This LoRA has {counted(len(unknown), 'tensor')} without a place in the PEFT format, such as {unknown[0]}."
+            " Save it in the kohya format."
         )
     return tensors
 
 
 def model_hashes(tensors: Mapping[str, Tensor], metadata_ss: Mapping[str, str]) -> tuple[str, str]:
-    """Compute the two hashes by which LoRA managers recognise a file, as kohya's trainer does.
+    """Compute the two hashes by which LoRA managers recognize a file, as kohya's trainer does.
 
     Args:
-        tensors: What stands in the file.
-        metadata_ss: Its metadata; keys that do not start with `ss_` are passed over.
+        tensors: The tensors of the file.
+        metadata_ss: Its metadata. Keys that do not start with `ss_` are ignored.
 
     Returns:
-        `sshs_model_hash`, SHA-256 of the file's bytes after its header, and `sshs_legacy_hash`, the first
-        eight digits of the SHA-256 of 64 KiB at 1 MiB into a file that has no other metadata (of nothing, for
-        a smaller one).
+        `sshs_model_hash` and `sshs_legacy_hash` of a file with no other metadata. The first is the SHA-256 of its
+        bytes after the header. The second is the first eight digits of the SHA-256 of the 64 KiB at offset 1 MiB, or
+        of no bytes if the file is smaller.
     """
     only_ss = {key: value for key, value in metadata_ss.items() if key.startswith("ss_")}
     blob = memoryview(safetensors.torch.save(dict(tensors), only_ss))
@@ -116,28 +117,28 @@ def write_lora(
     overwrite: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write a LoRA file in one piece: it is there whole, or not at all.
+    """Write a LoRA file whole or not at all.
 
     Args:
-        path: The file, with or without `.safetensors`. Folders that are missing are made.
-        lora: What to write; its metadata goes with it.
-        precision: `fp16`, `bf16` or `fp32`.
-        layout: `kohya` or `peft`.
-        overwrite: Replace a file of that name. Otherwise a taken name gets a number: `name-2`, `name-3`, …
-        check: Reads the written file back before it gets its name; what it raises leaves everything as it was.
+        path: The file, with or without `.safetensors`. Missing folders are created.
+        lora: The LoRA and its metadata.
+        precision: A key of `PRECISIONS`.
+        layout: One of `LAYOUTS`.
+        overwrite: Replace an existing file. Otherwise the name gets a number: `name-2`, `name-3`, …
+        check: Called with the written file before it gets its name. If it raises, nothing has changed.
 
     Returns:
         The file that was written.
 
     Raises:
-        SettingError: `precision` or `layout` is none of the above.
-        UserError: The folder cannot be written to or is full, a tensor is not finite or does not fit the
-            precision, or the LoRA cannot be put in this layout. No file is left behind.
+        SettingError: `precision` or `layout` is unknown.
+        UserError: The folder cannot be written, the disk is full, a tensor is not finite or too large for the
+            precision, or the LoRA has no form in this layout. No file is left behind.
     """
     if precision not in PRECISIONS:
-        raise SettingError(f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+        raise SettingError(f"precision is {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
     if layout not in LAYOUTS:
-        raise SettingError(f"layout is {layout!r}: choose one of {', '.join(LAYOUTS)}.")
+        raise SettingError(f"layout is {layout!r}. Choose one of {', '.join(LAYOUTS)}.")
     _refuse_broken(lora)
     tensors = (to_kohya if layout == "kohya" else to_peft)(lora, PRECISIONS[precision])
     _refuse_overflow(tensors, precision)
@@ -155,10 +156,8 @@ def write_lora(
     return _write_checked(path, blob, overwrite, check)
 
 
-
-
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy on the CPU that shares memory with nothing, as safetensors wants it."""
+    """Return a copy on the CPU that shares no memory, as safetensors requires."""
     wanted = dtype if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", wanted, copy=True, memory_format=torch.contiguous_format)
 
@@ -171,8 +170,8 @@ def _refuse_broken(lora: LoraModel) -> None:
     for key, tensor in lora.items():
         if not torch.isfinite(tensor).all():
             raise UserError(
-                f"The LoRA is broken: {key} holds values that are not numbers (NaN or infinite). Training "
-                "ran away; lower the learning rate and train again. Nothing was written."
+                f"Nothing was written: {key} has values that are NaN or infinite, because the training diverged. "
+                "Lower the learning rate and train again."
             )
 
 
@@ -180,13 +179,13 @@ def _refuse_overflow(tensors: Mapping[str, Tensor], precision: str) -> None:
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(
-                f"{key} holds values too large for {precision}, which would be written as infinite: save it "
-                f"as {'bf16 or fp32' if precision == 'fp16' else 'fp32'}. Nothing was written."
+                f"Nothing was written: {key} has values too large for {precision}, which would become infinite. "
+                f"Save it as {'bf16 or fp32' if precision == 'fp16' else 'fp32'}."
             )
 
 
 def _write_checked(path: Path, blob: bytes, overwrite: bool, check: Callable[[Path], None] | None) -> Path:
-    """Write a file, have it checked, and only then give it its name."""
+    """Write a file, check it, and only then give it its name."""
     try:
         with unfinished(path.parent) as part:
             part.write_bytes(blob)
@@ -196,7 +195,10 @@ def _write_checked(path: Path, blob: bytes, overwrite: bool, check: Callable[[Pa
                 return give_free_name(part, _numbered(path))
             give_name(part, path)
     except OSError as error:
-        raise UserError(_why_not(error, path, len(blob))) from error
+        trouble = disk_trouble(error, path)
+        if error.errno in _FULL:
+            trouble += f" It needs {len(blob) / 2**20:.1f} MiB{_free(path.parent)}."
+        raise UserError(trouble) from error
     return path
 
 
@@ -208,19 +210,9 @@ def _numbered(path: Path) -> Iterator[Path]:
         number += 1
 
 
-def _why_not(error: OSError, path: Path, size: int) -> str:
-    """Say in words why a file could not be written and what to do."""
-    folder = path.parent
-    needed = f"{size / 2**20:.1f} MiB"
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        try:
-            free = f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
-        except OSError:
-            free = "too little is free"
-        return f"There is no room for {path.name} in {folder}: it needs {needed}, {free}. Make room first."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return (
-            f"{path.name} cannot be written to {folder}: {error.strerror}. Give ComfyUI the right to write "
-            "in that folder, or save to another."
-        )
-    return f"{path.name} ({needed}) cannot be written to {folder}: {error.strerror or error}."
+def _free(folder: Path) -> str:
+    """Return how much room a folder's disk has, as the end of a sentence; nothing if that is not known."""
+    try:
+        return f"; {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
+    except OSError:
+        return ""

@@ -1,4 +1,4 @@
-"""A LORA_MODEL as a file in ComfyUI's LoRA folder, read back by the host's own loader before it counts as saved."""
+"""Saves a LORA_MODEL into ComfyUI's LoRA folder and reads it back with ComfyUI's own loader."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import safetensors.torch
 
 from ..disk import safe_name
 from ..errors import UserError
+from ..events import counted
 from ..host.keys import read_back
 from ..host.paths import forget_lora_list, loras_folder
 from ..lora import DiffusersTarget, LoraModel
@@ -40,15 +41,19 @@ def save_lora(lora: dict[str, Any], name: str, *, precision: str, layout: str, o
     """Write a LoRA and check that ComfyUI can use all of it.
 
     Args:
-        lora: A LORA_MODEL, ours or the host's.
+        lora: A LORA_MODEL of this pack or of ComfyUI.
         name: File name without folder and suffix.
-        precision: `fp16`, `bf16` or `fp32`.
-        layout: `kohya` or `peft`.
-        overwrite: Whether an existing file of that name is replaced; else a number is added.
+        precision: See `write_lora`.
+        layout: See `write_lora`.
+        overwrite: Replace an existing file of that name. Otherwise the name gets a number.
+
+    Returns:
+        The file that was written.
 
     Raises:
-        UserError: The name or folder cannot be used, the disk is full, or the file that was written is not the
-            LoRA that was meant; then it is removed again.
+        SettingError: `precision` or `layout` is unknown.
+        UserError: The name or folder cannot be used, the disk is full, or ComfyUI would not load the whole file. No
+            file is left behind.
     """
     ours = lora if isinstance(lora, LoraModel) else LoraModel(dict(lora))
     path = write_lora(
@@ -65,17 +70,17 @@ def save_lora(lora: dict[str, Any], name: str, *, precision: str, layout: str, o
 
 
 def check_file(path: Path, lora: LoraModel) -> None:
-    """Load a file as ComfyUI would and hold it against the layers that were trained.
+    """Load a file as ComfyUI would and compare it with the trained layers.
 
-    Layers whose diffusers names alone this host has no map for (a UNet's attention, say) are for diffusers: they are
-    left out of the count, and the log says so.
+    A PEFT file can have diffusers names that this host cannot load, such as those of a UNet's attention. Such a file is
+    for diffusers: these layers do not count, and the log says so.
 
     Raises:
         UserError: ComfyUI would not load every layer it should.
     """
     if not lora.key_map:
-        return  # made by another node: which model it belongs to is not known here
-    # The file does not end in .safetensors until it is checked, so the host is given what it would have read.
+        return  # a LoRA of another node: its model is not known here
+    # Until it is checked the file does not end in .safetensors, so the host cannot load it by its path.
     tensors = safetensors.torch.load(path.read_bytes())
     there = {key.rsplit(".lora_", 1)[0] for key in tensors}
     absent = [
@@ -88,10 +93,10 @@ def check_file(path: Path, lora: LoraModel) -> None:
     for_others = {target.module for names in known for target in names.diffusers} - set(lora.key_map)
     mine = {key: tensor for key, tensor in tensors.items() if key.rsplit(".lora_", 1)[0] not in for_others}
     if len(mine) < len(tensors):
-        log.info("LoRA Workbench: this PEFT file is for diffusers and peft; for ComfyUI save the format kohya.")
+        log.info("LoRA Workbench: this PEFT file is for diffusers and peft. For ComfyUI, save in the kohya format.")
     patched, left_over = read_back(mine, lora.key_map)
     if absent or left_over or (len(mine) == len(tensors) and patched < len(lora.layers)):
         raise UserError(
-            f"The LoRA was not saved: of its {len(lora.layers)} layers ComfyUI would load only {patched} "
-            f"(left over: {', '.join([*absent, *left_over][:3]) or 'none'}). Please report this with the model's name."
+            f"The LoRA was not saved: ComfyUI would load only {patched} of its {counted(len(lora.layers), 'layer')} "
+            f"(left over: {', '.join([*absent, *left_over][:3]) or 'none'}). Report this with the model's name."
         )

@@ -1,1 +1,1 @@
-"""The only place of the engine, and of the base model's scripts, that imports `comfy`, `folder_paths` or `server`."""
+"""The only room of the engine that imports `comfy`, `folder_paths` or `server`."""

@@ -1,4 +1,4 @@
-"""A LORA_MODEL on a MODEL and CLIP, by the host's own loader: what LoraLoader does with a file."""
+"""Applies a LORA_MODEL to a MODEL and CLIP with the host's own loader, as LoraLoader does with a file."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class ApplySettings(Settings):
 
 
 def apply_lora(model: Any, clip: Any, lora: dict[str, Any], strength_model: float, strength_clip: float) -> Any:
-    """Return (MODEL, CLIP) with the LoRA on them; what came in stays as it is.
+    """Return clones of MODEL and CLIP with the LoRA applied.
 
     Raises:
-        UserError: Not one layer of the LoRA belongs to this MODEL or CLIP.
+        UserError: No layer of the LoRA belongs to this MODEL or CLIP.
     """
     if strength_model == 0 and strength_clip == 0:
         return model, clip
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
-    # Read as the host reads it, since a LORA_MODEL of its own can be a LoHa, LoKr or OFT as well.
+    # The host's own reader, because a LORA_MODEL of its nodes can also be a LoHa, LoKr or OFT.
     if not comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), names, log_missing=False):
         raise UserError(
             f"This LoRA does not fit this MODEL ({type(model.model.model_config).__name__}): none of its "
-            f"{len(lora)} tensors has a place in it. Connect the kind of model it was trained on."
+            f"{len(lora)} tensors has a place in it. Connect a MODEL of the architecture it was trained on."
         )
     return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength_model, strength_clip)

@@ -1,8 +1,8 @@
-"""Makes the host's loaded model differentiable for the length of a run, and puts it back exactly as it was.
+"""Makes the host's loaded model differentiable during a run, and restores it exactly.
 
-The host's weights are inference tensors, may be on the CPU, quantized or paged out, and belong to every other node
-of the graph. So Linear and Conv layers get a `forward` that borrows the weight (see `training/adapters.py`), the
-few tensors of all other layers are swapped for clones, and the rest of the model's code runs as it stands.
+The host's weights are inference tensors. They may be on the CPU, quantized or paged out, and other nodes of the graph
+use them too. Linear and Conv layers therefore get a `forward` that borrows the weight (see `training/adapters/`). The
+few tensors of all other layers are swapped for clones. The rest of the model's code runs unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class FrozenLayer:
-    """A host layer that lends its weight for one operation, wherever and however the host keeps it."""
+    """A host layer that lends its weight for one operation, wherever and in whatever form the host stores it."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -34,8 +34,8 @@ class FrozenLayer:
     def lend(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Lend (weight, bias) in the dtype and on the device of `x`.
 
-        The host casts, moves, dequantizes and applies patches; inside the block the weight is ours to read, after
-        it the host may page it out or reuse its buffer.
+        The host casts, moves, dequantizes and applies patches. Inside the block the weight may be read; after it the
+        host may page it out or reuse its buffer.
         """
         module: Any = self.module
         if not hasattr(module, "weight_function"):  # a plain torch layer, not one of the host's
@@ -51,10 +51,10 @@ class FrozenLayer:
             comfy.ops.uncast_bias_weight(module, weight, bias, handle)
 
     def _as_computed(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the weight the layer's own forward would in effect multiply with."""
+        """Return the weight that the layer's own forward effectively multiplies by."""
         if hasattr(weight, "dequantize") and type(weight) not in (Tensor, nn.Parameter):
             weight = weight.dequantize().to(dtype)
-        # Scaled fp8 keeps one factor per layer beside the weight, AWQ one per input channel.
+        # Scaled fp8 stores one factor per layer next to the weight, AWQ one per input channel.
         for name in ("scale_weight", "pre_quant_scale"):
             factor = getattr(self.module, name, None)
             if factor is not None:
@@ -63,24 +63,24 @@ class FrozenLayer:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer, the host's quantized ones included (they are no nn.Linear)."""
+    """Return whether a module is a linear layer. The host's quantized ones are no nn.Linear but count."""
     if isinstance(module, nn.Linear):
         return True
     return "Linear" in type(module).__name__ and hasattr(module, "in_features") and hasattr(module, "weight_function")
 
 
 def is_conv(module: nn.Module) -> bool:
-    """Whether a module is a convolution whose backward needs no more than its weight and padding by zeros."""
+    """Return whether a module is a convolution whose backward needs only its weight and zero padding."""
     if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return False
     return module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
 class _Undo(ExitStack):
-    """Remembers how to put back each thing that was changed, and does so in reverse order."""
+    """Records every change and undoes all of them in reverse order."""
 
     def set_attr(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute of an object, restoring the object's own one (or its absence) at the end."""
+        """Set an attribute of an object; at the end its own value, or the lack of one, is restored."""
         own = vars(owner)
         if name in own:
             self.callback(setattr, owner, name, own[name])
@@ -89,22 +89,22 @@ class _Undo(ExitStack):
         setattr(owner, name, value)
 
     def set_item(self, owner: dict[str, Any], name: str, value: Any) -> None:
-        """Set an item of a dict that is already there, restoring the very same object at the end."""
+        """Replace an existing item of a dict; at the end the same object is restored."""
         self.callback(owner.__setitem__, name, owner[name])
         owner[name] = value
 
 
 class Differentiable:
-    """A host model while it is differentiable."""
+    """A host model that is differentiable at present."""
 
     def __init__(self, undo: _Undo, norms: list[nn.Module]) -> None:
         self._undo, self._norms = undo, norms
 
     def rehearse(self, step: Callable[[], None]) -> None:
-        """Do one forward and backward for trial, and change what the model's code turns out to need.
+        """Run one forward and backward as a trial, and adapt to the model's code.
 
-        Some models go on adding in place into what their norms have saved for backward (Flux's `img += …`), which
-        autograd notices: for those, norms get a copy. Others are spared its memory.
+        Some models add in place to what their norms saved for backward (Flux's `img += …`), which autograd rejects.
+        Only for those do norms get a copy of their input, since it costs memory.
         """
         try:
             step()
@@ -112,13 +112,13 @@ class Differentiable:
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
-        # Out here, or the exception's traceback would keep the first attempt's activations through the second.
-        log.info("LoRA Workbench: this model adds in place; its norms get copies")
+        # Outside the except block: the traceback would keep the first attempt's activations alive.
+        log.info("LoRA Workbench: this model adds in place, so its norms get copies of their inputs")
         self.copy_norm_inputs()
         step()
 
     def copy_norm_inputs(self) -> None:
-        """Give every norm a copy of its input to save."""
+        """Give every norm a copy of its input to save for backward."""
         for module in self._norms:
             self._undo.set_attr(module, "forward", _cloning(module.forward))
         self._norms = []
@@ -132,19 +132,19 @@ def differentiable(
     precision: torch.dtype,
     checkpointing: bool,
 ) -> Iterator[Differentiable]:
-    """Make a host model differentiable with the given LoRA layers on it, until the block ends.
+    """Make a host model with the given LoRA layers differentiable until the block ends.
 
-    Must be entered outside inference mode. On leaving, on success, error and cancel alike, every module has the
-    `forward`, parameters and buffers it came with: the same objects, never written to.
+    Enter it outside inference mode. After success, error or cancel, every module has its original `forward`,
+    parameters and buffers: the same objects, never written to.
 
     Args:
         model: The host's BaseModel, loaded on its device.
         layers: LoRA layers by path below `model.diffusion_model`.
-        precision: What the frozen model computes in.
-        checkpointing: Whether blocks are computed again in backward instead of keeping their activations.
+        precision: The dtype the frozen model computes in.
+        checkpointing: Whether blocks are recomputed in backward instead of keeping their activations.
 
     Yields:
-        The model, whose `rehearse` must be called with the first step.
+        The model. Call its `rehearse` with the first step.
     """
     norms: list[nn.Module] = []
     diffusion_model: nn.Module = model.diffusion_model  # type: ignore[assignment]
@@ -161,7 +161,7 @@ def differentiable(
                     norms.append(module)
         made = Differentiable(undo, norms)
         if checkpointing:
-            # Within a recomputed block autograd does not notice what is changed in place.
+            # Inside a recomputed block autograd does not notice changes in place.
             made.copy_norm_inputs()
             for block in blocks(diffusion_model):
                 undo.set_attr(block, "forward", _checkpointed(block.forward))
@@ -174,7 +174,7 @@ def _runner(run: Callable[..., Tensor], module: nn.Module, layer: LoraLayer | No
     frozen = FrozenLayer(module)
 
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-        comfy.ops.run_every_op()  # raises the host's interrupt, as its own layers do
+        comfy.ops.run_every_op()  # raises the host's interrupt, as the host's own layers do
         return run(x, frozen, layer)
 
     return forward
@@ -188,10 +188,10 @@ def _cloning(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _swap_tensors(undo: _Undo, module: nn.Module, precision: torch.dtype) -> None:
-    """Replace a module's own parameters and buffers by clones that autograd may save.
+    """Replace a module's own parameters and buffers by clones.
 
-    They are the host's inference tensors, which it may not. For fp32 the clones are fp32 too, since layers of a
-    half-precision model otherwise refuse the wider input.
+    Autograd cannot save the host's inference tensors. With fp32 the clones are fp32 too, because layers of a
+    half-precision model would refuse the wider input.
     """
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
@@ -206,10 +206,10 @@ def _swap_tensors(undo: _Undo, module: nn.Module, precision: torch.dtype) -> Non
 
 
 def blocks(diffusion_model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a model, outermost first come: what is checkpointed.
+    """Return the repeated blocks of a model, which are checkpointed; of nested blocks only the outermost.
 
-    Elements of a ModuleList are blocks. A UNet's elements are sequences whose members are called one by one, so
-    there the members are the blocks.
+    The elements of a ModuleList are blocks. In a UNet these elements are sequences whose members are called one by
+    one, so there the members are the blocks.
     """
     found: list[nn.Module] = []
 
@@ -229,7 +229,7 @@ def blocks(diffusion_model: nn.Module) -> list[nn.Module]:
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def on_clones(*args: Any, **kwargs: Any) -> Any:
-        # Blocks that add into their inputs in place would otherwise find them changed when computed again.
+        # A block that adds to its inputs in place would find them changed when it is recomputed.
         fresh = [a.clone() if isinstance(a, Tensor) else a for a in args]
         fresh_named = {k: v.clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         return forward(*fresh, **fresh_named)
@@ -241,7 +241,7 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _use_differentiable_kernels(undo: _Undo) -> None:
-    """Turn off the fused kernels of newer hosts that have no backward; hosts without them need nothing."""
+    """Replace the fused kernels of newer hosts, which have no backward, by eager ones."""
     if hasattr(comfy.model_management, "in_training"):
         undo.set_attr(comfy.model_management, "in_training", True)
     try:
@@ -256,8 +256,8 @@ def _use_differentiable_kernels(undo: _Undo) -> None:
 
 
 def torch_attention(_function: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Stand in for whatever attention the host chose: torch's own, differentiable and the same on every recompute.
+    """Compute attention with torch, which is differentiable and gives the same result on every recompute.
 
-    Given to the model as `optimized_attention_override`.
+    The model gets this as `optimized_attention_override`, in place of the attention the host chose.
     """
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)

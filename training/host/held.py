@@ -1,4 +1,4 @@
-"""Models of our own (captioners) that ComfyUI may move off the device when it needs the room."""
+"""Models of this pack (captioners) that ComfyUI may offload when it needs the memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class _Shell(torch.nn.Module):
-    """Around the model: the host writes its device onto it, which transformers' models do not let it."""
+    """A wrapper that takes the attributes the host sets, which models of transformers refuse."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -19,13 +19,13 @@ class _Shell(torch.nn.Module):
 
 
 def held(model: torch.nn.Module) -> Callable[[], AbstractContextManager[torch.device]]:
-    """Give a model into the host's keeping.
+    """Let the host manage a model's memory.
 
     Args:
-        model: In inference mode or not; its weights are moved, never changed.
+        model: Any model, in inference mode or not. Its weights are moved, never changed.
 
     Returns:
-        What brings it to its device for as long as a `with` lasts.
+        A function whose context manager keeps the model on its device.
     """
     patcher = comfy.model_patcher.ModelPatcher(
         _Shell(model),
@@ -35,7 +35,7 @@ def held(model: torch.nn.Module) -> Callable[[], AbstractContextManager[torch.de
 
     @contextmanager
     def on_device() -> Iterator[torch.device]:
-        # Whole or not at all: left to choose, the host would leave parts on the CPU, which only its own layers can do.
+        # Loaded whole: the host would otherwise leave parts on the CPU, which only its own layers support.
         management.load_models_gpu([patcher], force_full_load=True)
         yield patcher.load_device
 

@@ -1,4 +1,4 @@
-"""Tells one model's weights from another's, for caches that outlive the session."""
+"""Identifies a model's weights, for caches that outlive the session."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_WHOLE = 1 << 16  # elements hashed whole; of larger tensors as many are taken, evenly spread
+_WHOLE = 1 << 16  # most elements hashed per tensor; larger tensors are sampled evenly
 
 _known: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 def weights_identity(module: nn.Module) -> str:
-    """Return a hash that differs when the weights do.
+    """Return a hash of a module's weights.
 
-    Of large tensors an even sample is hashed: a fine-tune moves every element a little, and reading a whole text
-    encoder of 10 GB would take longer than encoding the captions. Kept per module, as loaded weights do not change.
+    Large tensors are sampled evenly. A fine-tune changes every element a little, and reading a whole text encoder of
+    10 GB would take longer than encoding the captions. The hash is cached per module, as loaded weights do not change.
     """
     if module not in _known:
         digest = hashlib.sha256()
         for name, tensor in sorted(module.state_dict().items()):
-            # Checkpoints of SD1.5 lack this one; the host then leaves raw memory in it and never uses it.
+            # SD1.5 checkpoints lack this tensor. The host leaves it uninitialized and never uses it.
             if isinstance(tensor, Tensor) and not name.endswith("clip_l.transformer.text_projection.weight"):
                 digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
                 digest.update(_sample(tensor))
@@ -40,5 +40,5 @@ def _sample(tensor: Tensor) -> bytes:
 
 
 def patches_identity(patcher: Any) -> str:
-    """Return what else shapes a patched model's output: its LoRA patches, which carry a fresh id per change."""
+    """Return an id of a model's LoRA patches; the host gives a new one with each change."""
     return str(patcher.patches_uuid) if getattr(patcher, "patches", None) else "unpatched"

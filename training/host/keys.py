@@ -1,7 +1,7 @@
-"""Names of trained layers, read off the host's own maps from LoRA names to weights.
+"""Names of trained layers, taken from the host's own maps from LoRA names to weights.
 
-Nothing here knows an architecture that the host knows: a name is used only where the host itself would load
-it into the weight it was trained on.
+Nothing here knows an architecture by itself. A name is used only if the host would load it into the weight it was
+trained on.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor
 
 from ..lora import DiffusersTarget, LayerNames
 
-# What the host's maps point a name at: a weight's key, or (key, (dim, start, length)) for a part of it, or
-# (key, None, function) where diffusers holds the weight rearranged.
+# Values of the host's maps: a weight's key, (key, (dim, start, length)) for a part of the weight, or
+# (key, None, function) if diffusers stores the weight rearranged.
 Place = Any
 
 HOST_PREFIX = "diffusion_model."
 
 
 def layer_names(model: Any, module_paths: Iterable[str]) -> dict[str, LayerNames]:
-    """Name trained layers as kohya's, diffusers' and ComfyUI's files do.
+    """Return the names of trained layers in the files of kohya, diffusers and ComfyUI.
 
     Args:
         model: The host's ModelPatcher.
-        module_paths: Paths inside `model.model`, each of a layer with a `weight`, such as
+        module_paths: Paths of layers inside `model.model`, each with a `weight`, such as
             `diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q`.
 
     Returns:
-        The names of each layer, by its path. A layer for which the host knows no kohya name goes by its own
-        path in the kohya field too, which the host loads for every model.
+        The names of each layer, by its path. If the host knows no kohya name, the kohya field has the path, which the
+        host loads for every model.
     """
     base = model.model
     key_map = _host_key_map(base)
@@ -54,15 +54,15 @@ def layer_names(model: Any, module_paths: Iterable[str]) -> dict[str, LayerNames
 
 
 def restricted_key_map(model: Any, names: Mapping[str, LayerNames]) -> dict[str, object]:
-    """Cut the host's map down to the layers that were trained.
+    """Reduce the host's map to the trained layers.
 
     Args:
         model: The host's ModelPatcher.
-        names: What `layer_names` returned for it.
+        names: The result of `layer_names` for this model.
 
     Returns:
-        LoRA name → weight (or part of one), as `comfy.lora.load_lora` takes it, for every name under which a
-        trained layer can stand in a file of ours. Names that the host cannot load are not in it.
+        LoRA name → weight (or part of one), as `comfy.lora.load_lora` takes it. It has every name a trained layer can
+        have in a file of this pack, except names that the host cannot load.
     """
     key_map = _host_key_map(model.model)
     kept: dict[str, object] = {}
@@ -74,21 +74,21 @@ def restricted_key_map(model: Any, names: Mapping[str, LayerNames]) -> dict[str,
 
 
 def read_back(tensors: Mapping[str, Tensor], key_map: Mapping[str, object]) -> tuple[int, list[str]]:
-    """Load a LoRA with the host's own loader, patching nothing.
+    """Load a LoRA with the host's own loader, without patching a model.
 
     Args:
-        tensors: What stands in a LoRA file.
-        key_map: LoRA name → weight, as `restricted_key_map` gives it.
+        tensors: The tensors of a LoRA file.
+        key_map: LoRA name → weight, from `restricted_key_map`.
 
     Returns:
-        How many weights (parts of a fused weight count each) the host would patch, and the keys in `tensors`
-        that it would pass over.
+        The number of weights the host would patch (each part of a fused weight counts), and the keys of `tensors` it
+        would ignore.
 
     Raises:
         KeyError: The file has one matrix of a layer without the other.
     """
     patches = comfy.lora.load_lora(dict(tensors), dict(key_map), log_missing=False)
-    # The host tells what it passed over only to its log, but each adapter it makes knows its keys.
+    # The host only logs what it ignores, but each adapter it makes knows its keys.
     used: set[str] = set()
     for patch in patches.values():
         used |= getattr(patch, "loaded_keys", set())
@@ -96,14 +96,14 @@ def read_back(tensors: Mapping[str, Tensor], key_map: Mapping[str, object]) -> t
 
 
 def _host_key_map(base: Any) -> dict[str, Place]:
-    # The host's own default for the second argument is one dict shared by all calls.
+    # The host's default for the second argument is one dict shared by all calls.
     return comfy.lora.model_lora_keys_unet(base, {})
 
 
 def _unet_names(base: Any) -> list[tuple[str, str]]:
-    """Pairs of (diffusers path, weight's key) of a UNet, empty for everything else.
+    """Return pairs of (diffusers path, weight's key) of a UNet; none for other models.
 
-    Sorted, because the host builds them from sets. For the one weight with two names (`label_emb`) this puts
+    They are sorted, because the host builds them from sets. One weight has two names (`label_emb`); sorting puts
     SDXL's `add_embedding` before `class_embedding`.
     """
     paths = comfy.utils.unet_to_diffusers(base.model_config.unet_config)
@@ -115,11 +115,10 @@ def _unet_names(base: Any) -> list[tuple[str, str]]:
 
 
 def _kohya_uses_diffusers_paths(base: Any) -> bool:
-    """Whether kohya's files name this UNet's layers as diffusers does.
+    """Return whether kohya's files name this UNet's layers as diffusers does.
 
-    kohya's trainer holds SD1.x and SD2.x as diffusers' UNet class but SDXL as the original one, and its names
-    are module paths. What sets SDXL and its relatives apart is the second, "added" conditioning (pooled text
-    and sizes) beside the timestep; SD1.x and SD2.x have none.
+    kohya's names are module paths. Its trainer uses diffusers' UNet class for SD1.x and SD2.x, but the original one for
+    SDXL. SDXL and its relatives have a second, "added" conditioning (pooled text and sizes); SD1.x and SD2.x have none.
     """
     config = base.model_config.unet_config
     return config.get("adm_in_channels") is None and config.get("num_classes") is None
@@ -128,26 +127,26 @@ def _kohya_uses_diffusers_paths(base: Any) -> bool:
 def _diffusers_targets(
     base: Any, key_map: Mapping[str, Place], unet_names: list[tuple[str, str]]
 ) -> dict[str, tuple[DiffusersTarget, ...]]:
-    """The diffusers modules that hold each weight, by the weight's key."""
+    """Return the diffusers modules of each weight, by the weight's key."""
     whole: dict[str, DiffusersTarget] = {}
     parts: dict[str, list[DiffusersTarget]] = {}
     for name, place in _diffusers_names(base, key_map, unet_names):
         if isinstance(place, str):
-            # The host lists a layer's first name before those that later models brought.
+            # The host lists a layer's original name before those added for later models.
             whole.setdefault(place, DiffusersTarget(name))
         elif len(place) == 2 and place[1][0] == 0:
             weight, (_, start, rows) = place
             parts.setdefault(weight, []).append(DiffusersTarget(name, start, rows))
-        # else: diffusers holds the rows of this layer in another order, which LayerNames cannot say.
+        # else: diffusers stores the rows of this layer in another order, which LayerNames cannot express.
 
     for weight, targets in parts.items():
         out_features = _out_features(base, weight)
         if out_features is None:
-            continue  # a layer that this variant of the model does not have
+            continue  # this variant of the model lacks the layer
         targets.sort(key=lambda target: target.start)
         if not _tiles(targets, out_features):
-            # The host's names are those of another variant (Flux.1's for Flux.2, Z-Image's for Lumina 2): its
-            # cuts do not fit, so its other names cannot be trusted either. One file, one naming.
+            # The host's names belong to another variant (Flux.1's for Flux.2, Z-Image's for Lumina 2). Its parts
+            # do not fit, so its other names cannot be trusted either. One file uses one naming.
             return {}
     found = {weight: (target,) for weight, target in whole.items()}
     return found | {weight: tuple(targets) for weight, targets in parts.items()}
@@ -156,12 +155,12 @@ def _diffusers_targets(
 def _diffusers_names(
     base: Any, key_map: Mapping[str, Place], unet_names: list[tuple[str, str]]
 ) -> list[tuple[str, Place]]:
-    """Pairs of (component and diffusers path, place), in the host's order."""
+    """Return pairs of (component and diffusers path, place) in the host's order."""
     if unet_names:
-        # Not from the key map, which writes attention layers as diffusers' attention processors once did.
+        # Not from the key map: it names attention layers as diffusers' old attention processors did.
         return [(f"unet.{name}", weight) for name, weight in unet_names]
     if isinstance(base, comfy.model_base.Lumina2):
-        # The key map of older hosts has these only without their component.
+        # The key map of older hosts has these names only without the component.
         config = base.model_config.unet_config
         places = comfy.utils.z_image_to_diffusers(config, output_prefix=HOST_PREFIX)
         return [
@@ -173,7 +172,7 @@ def _diffusers_names(
 
 
 def _out_features(base: Any, weight: str) -> int | None:
-    """Rows of a linear layer by its module, since a quantized weight may be packed into another shape."""
+    """Return the rows of a linear layer from its module, as a quantized weight may have another shape."""
     try:
         module = base.get_submodule(weight.removesuffix(".weight"))
     except AttributeError:
@@ -182,7 +181,7 @@ def _out_features(base: Any, weight: str) -> int | None:
 
 
 def _tiles(targets: list[DiffusersTarget], out_features: int) -> bool:
-    """Whether the parts, in order, cover every row exactly once."""
+    """Return whether the parts, in order, cover every row exactly once."""
     end = 0
     for target in targets:
         if target.start != end or target.rows is None:

@@ -1,7 +1,7 @@
-"""The MODEL as the engine sees it: what it predicts from a noised latent, in its own terms.
+"""The MODEL as the engine sees it: its prediction from a noised latent.
 
-Everything goes through the host's own methods (`extra_conds`, `apply_model`, `model_sampling`, `latent_format`), so
-an architecture the host knows is an architecture we train.
+Everything goes through the host's own methods (`extra_conds`, `apply_model`, `model_sampling`, `latent_format`). So any
+architecture the host knows can be trained.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .frozen import is_conv, is_linear, torch_attention
 
 log = logging.getLogger(__name__)
 
-Conditioning = list[list[Any]]  # what a CONDITIONING socket carries: [[tensor, {name: value}], …]
+Conditioning = list[list[Any]]  # the value of a CONDITIONING socket: [[tensor, {name: value}], …]
 
 
 def normal(value: Any, device: torch.device | None = None) -> Any:
-    """Return a copy that autograd may save: the host's tensors were made in inference mode.
+    """Return a copy that autograd can save; it cannot save the host's tensors, made in inference mode.
 
-    Must be called outside inference mode. Lists, tuples and dicts are gone through; other values stay.
+    Call it outside inference mode. Tensors inside lists, tuples and dicts are copied too; other values are kept.
     """
     if isinstance(value, Tensor):
         copy = value.detach().clone()
@@ -47,21 +47,21 @@ class HostModel:
 
     Attributes:
         model: The host's BaseModel.
-        device: Where it computes.
+        device: The device it computes on.
     """
 
     def __init__(self, patcher: Any) -> None:
         self.patcher = patcher
         self.model: Any = patcher.model
         self.device: torch.device = patcher.load_device
-        # Options of the user's own MODEL (attention patches and the like) hold in training too.
+        # Options of the user's MODEL, such as attention patches, apply in training too.
         options = dict(patcher.model_options.get("transformer_options", {}))
         self.transformer_options: dict[str, Any] = {**options, "optimized_attention_override": torch_attention}
 
-    # -- what it is made of ------------------------------------------------------------------
+    # -- properties --------------------------------------------------------------------------
 
     def targets(self) -> dict[str, nn.Module]:
-        """The layers a LoRA is trained on, by path below the diffusion model."""
+        """Return the layers a LoRA is trained on, by path below the diffusion model."""
         modules = self.model.diffusion_model.named_modules()
         return {
             path: module
@@ -71,12 +71,12 @@ class HostModel:
 
     @property
     def sampling(self) -> Any:
-        """The noise schedule in force, a ModelSampling node's included."""
+        """The active noise schedule, including that of a ModelSampling node."""
         return self.patcher.get_model_object("model_sampling")
 
     @property
     def is_flow(self) -> bool:
-        """Whether the model is a rectified flow: it mixes data and noise linearly, sigma from 0 to 1."""
+        """Whether the model is a rectified flow, which mixes data and noise linearly with sigma from 0 to 1."""
         return isinstance(self.sampling, comfy.model_sampling.CONST)
 
     @property
@@ -86,26 +86,26 @@ class HostModel:
 
     @property
     def prediction(self) -> str:
-        """What the network predicts, in the host's words: eps, v_prediction, flow, flux, edm …"""
+        """The host's name for what the network predicts: eps, v_prediction, flow, flux, edm …"""
         return self.model.model_type.name.lower()
 
     @property
     def latent_channels(self) -> int:
-        """Channels of its latents."""
+        """Number of channels of its latents."""
         return int(self.model.latent_format.latent_channels)
 
     @property
     def latent_dimensions(self) -> int:
-        """Dimensions of its latents beside batch and channels: 2, or 3 where there is one of time."""
+        """Number of latent dimensions besides batch and channels: 2, or 3 with time."""
         return int(self.model.latent_format.latent_dimensions)
 
     @property
     def flow_shift(self) -> float | None:
-        """How far the schedule of a flow leans to high noise, as a factor on the odds of noise; None for others."""
+        """The factor by which a flow's schedule raises the odds of noise; None for other models."""
         shift = getattr(self.sampling, "shift", None)
         if not self.is_flow or shift is None:
             return None
-        # Flux's schedule keeps the logarithm (the mu of its paper's time shift).
+        # Flux's schedule stores the logarithm (mu in the time shift of its paper).
         return math.exp(shift) if isinstance(self.sampling, comfy.model_sampling.ModelSamplingFlux) else float(shift)
 
     @property
@@ -114,35 +114,35 @@ class HostModel:
         return bool(self.model.model_config.unet_config.get("guidance_embed", False))
 
     def load(self, latent_shape: tuple[int, ...], checkpointing: bool) -> None:
-        """Have the host bring the model to its device, leaving room for a training step.
+        """Have the host load the model on its device, leaving memory for a training step.
 
         Args:
             latent_shape: [B, C, (T,) H, W] of the largest micro-batch.
-            checkpointing: Whether blocks are recomputed, which needs less room.
+            checkpointing: Whether blocks are recomputed, which needs less memory.
         """
-        # The host knows what a forward pass takes; keeping activations for backward takes several times that.
+        # The host knows the memory of a forward pass. Activations kept for backward take several times that.
         room = self.patcher.memory_required(list(latent_shape)) * (2 if checkpointing else 5)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=room)
 
     # -- a training step's parts -------------------------------------------------------------
 
     def latents_in(self, latents: Tensor) -> Tensor:
-        """Scale VAE latents to what the model was trained on."""
+        """Scale VAE latents to the range the model was trained on."""
         return self.model.process_latent_in(latents)
 
     def sigma_table(self) -> Tensor:
-        """The noise levels of the schedule, rising, on the CPU: what timesteps are drawn from."""
+        """Return the noise levels of the schedule, from which timesteps are drawn: ascending, on the CPU."""
         return normal(self.sampling.sigmas).float().cpu()
 
     def noised(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Return the latents at noise level sigma [B], as the sampler would meet them."""
+        """Return the latents at noise level sigma [B], as the sampler would see them."""
         return self.sampling.noise_scaling(sigma, noise, x0, False)
 
     def output_scale(self, sigma: Tensor, ndim: int) -> Tensor:
-        """How far the clean-image estimate moves per unit of network output, at each sigma [B].
+        """Return the slope of the clean-image estimate over the network output, at each sigma [B].
 
-        Every kind of prediction is linear in the network's output, so two points give the slope. Dividing an error
-        of the estimate by it gives the error of the prediction itself: eps, v or velocity, whatever it is.
+        Every kind of prediction is linear in the network's output, so two points give the slope. An error of the
+        estimate divided by the slope is the error of the prediction itself, be it eps, v or velocity.
 
         Returns:
             [B, 1, …] with `ndim` dimensions, never zero for a sigma of the schedule.
@@ -153,13 +153,13 @@ class HostModel:
         return at_one - self.sampling.calculate_denoised(sigma, zeros, zeros)
 
     def conditions(self, conditioning: Conditioning, noise: Tensor, extra: dict[str, Any]) -> dict[str, Any]:
-        """Turn one picture's CONDITIONING into the model's own inputs.
+        """Convert one picture's CONDITIONING to the model's own inputs.
 
         Args:
-            conditioning: As an encoder made it; only its first entry is trained.
-            noise: [1, C, …] of the picture, for its shape.
-            extra: Per-picture values such as width, height, crop_w, crop_h, guidance. What a model has no use
-                for it ignores.
+            conditioning: The output of a text encoder. Only its first entry is trained.
+            noise: [1, C, …], in the shape of the picture's latents.
+            extra: Values of this picture, such as width, height, crop_w, crop_h and guidance. The model ignores values
+                it does not use.
 
         Returns:
             Condition objects of the host by name, for `denoised`.
@@ -181,15 +181,15 @@ class HostModel:
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in made.items()}
 
     def denoised(self, xt: Tensor, sigma: Tensor, conds: list[dict[str, Any]]) -> Tensor:
-        """Estimate the clean latents from noised ones, each with its own conditions.
+        """Estimate the clean latents from noised ones, each picture with its own conditions.
 
         Pictures whose conditions have the same shapes run as one batch. Texts of different lengths run one after
-        the other: padding them would change what joint attention sees.
+        another, because padding them would change what joint attention sees.
 
         Args:
             xt: [B, C, (T,) H, W].
             sigma: [B].
-            conds: B results of `conditions`.
+            conds: The results of `conditions` for the B pictures.
         """
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, cond in enumerate(conds):
@@ -198,7 +198,7 @@ class HostModel:
         for members in groups.values():
             first, *others = [conds[i] for i in members]
             batched = {name: cond.concat([o[name] for o in others]) for name, cond in first.items()}
-            # What the sampler tells patches of the model: where in the schedule they are, and for which prompt.
+            # The sampler gives patches of the model these values: the position in the schedule and the prompt.
             told = {"sigmas": sigma[members], "sample_sigmas": sigma[members], "cond_or_uncond": [0] * len(members)}
             out = self.model.apply_model(
                 xt[members], sigma[members], transformer_options={**self.transformer_options, **told}, **batched
@@ -209,7 +209,7 @@ class HostModel:
 
 
 def _shape_key(cond: dict[str, Any]) -> tuple[Any, ...]:
-    """What must be equal for two pictures to share a forward pass."""
+    """Return a key that two pictures must share to run in one forward pass."""
     key: list[Any] = []
     for name, value in sorted(cond.items()):
         inner = value.cond
@@ -223,8 +223,8 @@ def _shape_key(cond: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def comes_from_the_model(error: BaseException) -> bool:
-    """Whether an error was raised by the host's own model code, rather than by a patch of another node or by us."""
-    # Layers run through our functions and torch's: who called them is what counts.
+    """Return whether an error was raised by the host's model code, not by another node's patch or this pack."""
+    # Layers run through functions of this pack and torch, so their caller decides.
     passed = (Path(__file__).parents[1], Path(torch.__file__).parent)
     frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     callers = [path for path in frames if not any(path.is_relative_to(folder) for folder in passed)]

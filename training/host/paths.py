@@ -1,4 +1,4 @@
-"""ComfyUI's folders, the only ones we read from and write to."""
+"""ComfyUI's folders, the only ones this pack reads from and writes to."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from ..disk import sweep_unfinished
 
 
 def runs_folder() -> Path:
-    """Where runs are kept: `output/lora_workbench`."""
+    """Return the folder of all runs: `output/lora_workbench`."""
     return Path(folder_paths.get_output_directory()) / "lora_workbench"
 
 
 def cache_folder() -> Path:
-    """Where latents and encoded captions are kept; may be deleted at any time."""
+    """Return the cache of latents and encoded captions; it may be deleted at any time."""
     return runs_folder() / "cache"
 
 
 def temp_images_folder() -> Path:
-    """Where pictures that came as tensors lie until the server ends."""
+    """Return the folder of pictures that came as tensors; they stay until the server ends."""
     return Path(folder_paths.get_temp_directory()) / "lora_workbench"
 
 
 def edits_folder() -> Path:
-    """Where the gallery's edits are kept."""
+    """Return the folder of the gallery's edits."""
     return runs_folder() / "edits"
 
 
-# Where captioners are put: the folder that other packs use, and a key of the older taggers for extra_model_paths.yaml.
+# Folders of captioners: the one other packs use, and the older taggers' key in extra_model_paths.yaml.
 _CAPTIONERS = ("LLM", "wd14_tagger")
 
 
 def captioners_root() -> Path:
-    """Where captioners are fetched to."""
+    """Return the folder captioners are downloaded to."""
     return Path(folder_paths.models_dir) / _CAPTIONERS[0]
 
 
@@ -53,17 +53,17 @@ def captioner_folders() -> dict[str, Path]:
 
 
 def loras_folder() -> Path:
-    """The first of ComfyUI's LoRA folders: where SaveLoRA writes and LoraLoader looks."""
+    """Return the first of ComfyUI's LoRA folders, in which Save LoRA writes and LoraLoader looks."""
     return Path(folder_paths.get_folder_paths("loras")[0])
 
 
 def forget_lora_list() -> None:
-    """Make ComfyUI read its LoRA folder anew, so that a fresh file is in LoraLoader's list at once."""
+    """Make ComfyUI read its LoRA folder again, so that LoraLoader lists a new file at once."""
     folder_paths.filename_list_cache.pop("loras", None)
 
 
 def input_folders(key: str) -> list[Path]:
-    """ComfyUI's input folder, and after it those that a key of extra_model_paths.yaml names."""
+    """Return ComfyUI's input folder, then the folders of a key in extra_model_paths.yaml."""
     folders = [Path(folder_paths.get_input_directory())]
     if key in folder_paths.folder_names_and_paths:
         folders += [Path(folder) for folder in folder_paths.get_folder_paths(key)]
@@ -71,7 +71,7 @@ def input_folders(key: str) -> list[Path]:
 
 
 def sweep_folders() -> None:
-    """Remove what processes that are gone left unfinished in the folders that we write to."""
+    """Remove files that ended processes left unfinished in the folders this pack writes to."""
     sweep_unfinished(runs_folder())
     sweep_unfinished(loras_folder(), deep=False)
     sweep_unfinished(temp_images_folder(), deep=False)

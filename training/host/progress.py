@@ -1,4 +1,4 @@
-"""Where progress goes when ComfyUI runs us: its bar, the text in the node, and its cancel button."""
+"""Shows progress in ComfyUI: its progress bar, the text in the node, and its cancel button."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import comfy.utils
 from ..events import StepEvent, describe
 from .server import node_text
 
-# Text is sent at most this often; the bar goes with every step and the host throttles it as it likes.
+# Shortest time between two texts. The bar moves with every step; the host throttles it.
 _TEXT_EVERY = 0.2  # seconds
 
 
@@ -19,7 +19,7 @@ class NodeSink:
     """Shows progress on one node of the graph.
 
     Args:
-        node_id: The node's unique id, None when the graph did not say.
+        node_id: The node's unique id; None if the graph did not give it.
     """
 
     def __init__(self, node_id: str | None) -> None:
@@ -28,7 +28,7 @@ class NodeSink:
         self._last_text = 0.0
 
     def phase(self, text: str, done: int, total: int) -> None:
-        """Show work before training: a bar of its own and one line."""
+        """Show work before training: a progress bar of its own and one line."""
         self._bar(text, total).update_absolute(done, total)
         self._say(f"{text}: {done}/{total}", urgent=done == total)
 
@@ -46,7 +46,7 @@ class NodeSink:
         return bool(comfy.model_management.processing_interrupted())
 
     def take_cancel(self) -> None:
-        """Take the press away, so that the rest of the graph runs."""
+        """Clear the cancel, so that the rest of the graph runs."""
         comfy.model_management.interrupt_current_processing(False)
 
     def _bar(self, name: str, total: int) -> Any:
@@ -63,10 +63,10 @@ class NodeSink:
 
 
 def is_host_interrupt(error: BaseException) -> bool:
-    """Whether an exception is ComfyUI's cancel, by name: its base class differs between versions."""
+    """Return whether an exception is ComfyUI's cancel, by name, as its base class differs between versions."""
     return type(error).__name__ == "InterruptProcessingException"
 
 
 def host_interrupt() -> BaseException:
-    """The exception that stops ComfyUI's queue as its cancel button does."""
+    """Return the exception that stops ComfyUI's queue as its cancel button does."""
     return comfy.model_management.InterruptProcessingException()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""ComfyUI's own web server, where there is one: a script or a test runs without."""
+"""ComfyUI's own web server, if it runs; scripts and tests run without it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _instance() -> Any:
 
 
 def add_routes(routes: Iterable[Any]) -> None:
-    """Add routes of aiohttp to the server; without a server there is nothing to add to."""
+    """Add routes of aiohttp to the server. Without a server, do nothing."""
     server = _instance()
     if server is not None:
         for route in routes:
@@ -21,14 +21,14 @@ def add_routes(routes: Iterable[Any]) -> None:
 
 
 def node_text(node_id: str | None, text: str) -> None:
-    """Write a line of text into a node of the graph; without a server or a node, nowhere."""
+    """Show a line of text in a node of the graph. Without a server or a node, do nothing."""
     server = _instance()
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
 
 
 def executing_node() -> str:
-    """The id of the node that ComfyUI asks or runs at this moment, with those of the subgraphs around it."""
+    """Return the id of the node that ComfyUI queries or runs now, with the ids of the subgraphs around it."""
     from comfy_execution.utils import get_executing_context
 
     context = get_executing_context()

@@ -1,6 +1,6 @@
-"""The CLIP: from captions to conditioning, once for each distinct caption, through ComfyUI's own encoding.
+"""The CLIP: turns captions into conditioning with ComfyUI's own encoding, once for each distinct caption.
 
-What the model is trained on is what the prompt box will give it: same tokenizer, weights in parentheses, chunks,
+The model is trained on the same encoding that a prompt gets: the same tokenizer, weights in parentheses, chunks and
 clip skip.
 """
 
@@ -18,16 +18,16 @@ from .model import Conditioning
 
 
 class HostText:
-    """A CLIP socket as the caption cache needs it."""
+    """A CLIP as the caption cache uses it."""
 
     def __init__(self, clip: Any) -> None:
         self.clip = clip
         baked = getattr(clip.patcher.model, "current_weight_patches_uuid", None)
         if baked not in (None, clip.patcher.patches_uuid):
-            # The weights hold another node's patches at the moment; loading ours takes them off.
+            # The weights carry another node's patches now; loading this patcher removes them.
             comfy.model_management.load_models_gpu([clip.patcher])
         parts = [
-            host_version,  # a newer host may tokenize or pad otherwise
+            host_version,  # a newer host may tokenize or pad differently
             type(clip.cond_stage_model).__name__,
             weights_identity(clip.cond_stage_model),
             patches_identity(clip.patcher),

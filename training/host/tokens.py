@@ -1,4 +1,4 @@
-"""How many tokens a text has, by the CLIP that will read it."""
+"""Counts the tokens of a text with the tokenizer of a CLIP."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 
 def token_counter(clip: Any) -> Callable[[str], int]:
-    """Make a function that counts a text's tokens, without those that begin, end and pad each piece of it.
+    """Return a function that counts a text's tokens, without the start, end and padding tokens of each chunk.
 
-    It holds the tokenizer alone, and not the model.
+    The function keeps the tokenizer alive, not the model.
     """
     tokenizer, options = clip.tokenizer, dict(clip.tokenizer_options)
     more = {"tokenizer_options": options} if options else {}
 
     def pieces(text: str) -> list[list[int]]:
-        """The ids of each piece that the encoder reads at a time; CLIP takes 75 and their begin and end."""
+        """Return the ids of each chunk the encoder reads; for CLIP, 75 tokens with start and end."""
         chunks = next(iter(tokenizer.tokenize_with_weights(text, False, **more).values()))
         return [[int(entry[0]) for entry in chunk if isinstance(entry[0], int)] for chunk in chunks]
 

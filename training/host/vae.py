@@ -1,4 +1,4 @@
-"""The VAE: from placed pictures to latents, once for each picture and crop."""
+"""The VAE: turns placed pictures into latents, once for each picture and crop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .identity import weights_identity
 
 
 class HostVAE:
-    """A VAE socket as the latent cache needs it."""
+    """A VAE as the latent cache uses it."""
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
@@ -27,10 +27,10 @@ class HostVAE:
             pixels: [H, W, 3], 0 to 1.
 
         Returns:
-            Latents [1, C, (T,) h, w] on the CPU, fp32, not yet scaled for a model.
+            Latents [1, C, (T,) h, w] on the CPU in fp32, not yet scaled for a model.
         """
-        # Some of the host's autoencoders sample; a fixed seed keeps the cache and the run repeatable, and the
-        # global generator, which other nodes may draw from, is left as it was.
+        # Some of the host's autoencoders sample. A fixed seed keeps cache and run repeatable. The state of the global
+        # generator, which other nodes may use, is restored.
         with _seeded():
             latent: Tensor = self.vae.encode(torch.from_numpy(pixels)[None])
         return latent.float().cpu()
@@ -38,7 +38,7 @@ class HostVAE:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Seed the global generators inside the block and put their states back after it."""
+    """Seed the global generators inside the block and restore their states after it."""
     apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count()), device_type="cuda"):

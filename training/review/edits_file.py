@@ -1,7 +1,7 @@
-"""What a person changed in the gallery, kept in one small file per dataset: captions and pictures left out.
+"""The edits made in the gallery: changed captions and excluded pictures, in one small file per dataset.
 
-The file survives a reload of the page and a restart of the server. Each entry has a revision, so that of two people (or
-two tabs) who edit one picture at the same time, the second is told instead of writing over the first.
+The file survives a reload of the page and a restart of the server. Each entry has a revision. If two people (or two
+tabs) edit one picture at the same time, the second gets an error instead of overwriting the first.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Entry:
     """One picture's edits.
 
     Attributes:
-        caption: What it is called now; None where the caption is as it came.
-        excluded: Whether it is left out.
-        revision: Rises with each edit of this picture; 0 before the first.
+        caption: The edited caption; None if the original holds.
+        excluded: Whether the picture is left out.
+        revision: Number of edits of this picture so far.
     """
 
     caption: str | None = None
@@ -45,10 +45,10 @@ class Entry:
 
 
 class Conflict(UserError):
-    """A picture was edited elsewhere meanwhile; `entry` is how it is now."""
+    """The picture was edited elsewhere in the meantime; `entry` is its present state."""
 
     def __init__(self, name: str, entry: Entry) -> None:
-        super().__init__(f"{name} was changed elsewhere meanwhile: look at it again before you save.")
+        super().__init__(f"{name} was changed elsewhere in the meantime. Look at it again before you save.")
         self.entry = entry
 
 
@@ -56,28 +56,28 @@ class EditsFile:
     """The edits of one dataset.
 
     Args:
-        folder: Where such files are kept.
-        dataset: Which dataset: its folder decides, or its name where its pictures came from the graph.
+        folder: The folder of all edits files.
+        dataset: The dataset, identified by its folder, or by its name if its pictures came from the graph.
     """
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
         self.path = folder / f"{dataset_key(dataset)}.json"
 
     def entries(self) -> dict[str, Entry]:
-        """All edits by picture, as `name_in` names them; none when the file is not there.
+        """Return all edits by picture name (see `name_in`); an absent file has none.
 
-        A damaged file is set aside under another name, and the log says so.
+        A damaged file is renamed, and the log says so.
 
         Raises:
-            UserError: The file is there and cannot be opened: its edits are not to be taken for none.
+            UserError: The file exists and cannot be opened. Its edits must not count as none.
         """
         try:
-            with self._locked():  # nobody is writing it
+            with self._locked():  # no other thread is writing it
                 text = self.path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
-            raise UserError(f"The edits in {self.path} cannot be read ({error.strerror}): try again.") from error
+            raise UserError(f"The edits in {self.path} cannot be read ({error.strerror}). Try again.") from error
         try:
             found = json.loads(text)
             return {name: Entry(**entry) for name, entry in found["pictures"].items()}
@@ -86,23 +86,23 @@ class EditsFile:
             return {}
 
     def change(self, name: str, *, base: int, caption: str | None = None, excluded: bool | None = None) -> Entry:
-        """Save one edit at once.
+        """Save one edit.
 
         Args:
-            name: Of the picture.
-            base: Revision that the person saw.
-            caption: The new caption, or None to leave it.
-            excluded: Whether it is left out, or None to leave that.
+            name: Name of the picture.
+            base: The revision the edit is based on.
+            caption: The new caption, or None to leave it unchanged.
+            excluded: Whether the picture is left out, or None to leave that unchanged.
 
         Returns:
-            The entry as it is now.
+            The new entry.
 
         Raises:
-            Conflict: It was edited since.
+            Conflict: The picture was edited since that revision.
             UserError: The caption is too long, or the file cannot be read or written.
         """
         if caption is not None and len(caption) > LONGEST_CAPTION:
-            raise UserError(f"The caption has {len(caption)} characters: {LONGEST_CAPTION} at most.")
+            raise UserError(f"The caption has {len(caption)} characters. Shorten it to {LONGEST_CAPTION} at most.")
         with self._locked():
             entries = self.entries()
             entry = entries.get(name, Entry())
@@ -118,13 +118,13 @@ class EditsFile:
             return changed
 
     def change_all(self, changes: Mapping[str, Entry]) -> dict[str, Entry]:
-        """Save many edits in one write: all, or where one was edited meanwhile none.
+        """Save many edits in one write: all of them or none.
 
         Args:
-            changes: The wanted entries, each with the revision that the person saw.
+            changes: The new entries, each with the revision the edit is based on.
 
         Raises:
-            Conflict: One of them was edited since.
+            Conflict: One of the pictures was edited since its revision.
         """
         with self._locked():
             entries = self.entries()
@@ -137,11 +137,15 @@ class EditsFile:
             return changed
 
     def stamp(self) -> str:
-        """Changes when what the edits come to does."""
+        """Return a hash of the effect of the edits."""
         return _stamp(self.path)
 
     def applied_to(self, dataset: Dataset) -> Dataset:
-        """The dataset with the edits in it."""
+        """Return the dataset with the edits applied.
+
+        Raises:
+            UserError: Every picture is excluded, or the file cannot be read.
+        """
         entries = self.entries()
         shown = {id(picture) for picture in dataset.without_copies()}
 
@@ -155,10 +159,10 @@ class EditsFile:
                 else:
                     yield replace(picture, caption=entry.caption)
 
-        kept = tuple(edited())
-        if not kept:
-            raise UserError("Every picture of the dataset is left out: take some in again in the gallery.")
-        return dataset.with_pictures(kept)
+        remaining = tuple(edited())
+        if not remaining:
+            raise UserError("Every picture of the dataset is left out. Include some again in Edit Captions.")
+        return dataset.with_pictures(remaining)
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
         text = json.dumps({"format": _FORMAT, "pictures": {n: asdict(entry) for n, entry in entries.items()}}, indent=1)
@@ -168,12 +172,12 @@ class EditsFile:
             raise UserError(disk_trouble(error, self.path.parent)) from error
 
     def _set_aside(self) -> None:
-        """Keep a file that says nothing under another name, so that the next edit does not write over it."""
+        """Rename a damaged file, so that the next edit does not overwrite it."""
         aside = next(
             path for path in (self.path.with_suffix(f".damaged{number or ''}") for number in itertools.count())
             if not path.exists()
         )  # fmt: skip
-        log.error("LoRA Workbench: the gallery's edits in %s are damaged and were set aside as %s.", self.path, aside)
+        log.error("LoRA Workbench: the gallery's edits in %s are damaged. The file is now %s.", self.path, aside)
         with contextlib.suppress(OSError):
             os.replace(self.path, aside)
 
@@ -186,17 +190,17 @@ class EditsFile:
 
 
 def dataset_key(dataset: Dataset) -> str:
-    """Names a dataset's edits: the same folder has the same key whatever was done to the dataset since."""
+    """Return a key of a dataset's edits. It depends on the folder alone, not on what was done to the dataset since."""
     source = str(dataset.root) if dataset.root else f"name:{dataset.name}"
     return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 class Watched:
-    """Whether a node has to run again: only when a dataset that it showed was edited since.
+    """Decides whether a node must run again: only if a dataset it showed was edited since.
 
-    ComfyUI asks a node for its fingerprint before it knows the node's dataset, and runs again whatever hangs on a
-    fingerprint that differs from the last one. So what is answered changes when, and only when, an edit was saved after
-    the node read them; to know a dataset for the first time changes nothing.
+    ComfyUI asks a node for its fingerprint before it knows the node's dataset. If the fingerprint differs from the last
+    one, ComfyUI runs the node and all that depend on it. So the fingerprint changes if and only if an edit was saved
+    after the node read them. Seeing a dataset for the first time changes nothing.
     """
 
     def __init__(self) -> None:
@@ -204,29 +208,29 @@ class Watched:
         self._read: dict[str, tuple[str, dict[Path, str]]] = {}
 
     def fingerprint(self, node: str) -> str:
-        """What ComfyUI is told of a node before it runs."""
-        told, stamps = self._read.get(node, ("", {}))
+        """Return the fingerprint ComfyUI gets before it runs a node."""
+        last, stamps = self._read.get(node, ("", {}))
         now = {path: _stamp(path) for path in stamps}
         if now != stamps:
-            # With what was told before in it, so that no answer is ever given again for another state.
-            told = hashlib.sha256(repr((told, sorted(now.items()))).encode("utf-8", "surrogateescape")).hexdigest()
-        self._asked[node] = told
-        return told
+            # The last fingerprint is part of the hash, so no fingerprint ever stands for two states.
+            last = hashlib.sha256(repr((last, sorted(now.items()))).encode("utf-8", "surrogateescape")).hexdigest()
+        self._asked[node] = last
+        return last
 
     def reads(self, node: str, edits: EditsFile) -> None:
-        """Remember what a node is about to read."""
-        # Under the id of this node another graph may have shown other datasets: all of them are watched.
+        """Record which edits a node is about to read."""
+        # Another graph may have shown other datasets under the same node id: all of them are watched.
         _, stamps = self._read.get(node, ("", {}))
         now = {path: _stamp(path) for path in stamps} | {edits.path: edits.stamp()}
         self._read[node] = (self._asked.get(node, ""), now)
 
 
 def _stamp(path: Path) -> str:
-    """A hash of what the edits come to: one that was taken back leaves no trace in it."""
+    """Return a hash of the effect of the edits; an undone edit leaves no trace in it. Empty if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["pictures"]
-        counted = {name: (entry["caption"], entry["excluded"]) for name, entry in found.items()}
+        edited = {name: (entry["caption"], entry["excluded"]) for name, entry in found.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return ""
-    counted = {name: what for name, what in sorted(counted.items()) if what != (None, False)}
-    return hashlib.sha256(json.dumps(counted).encode()).hexdigest() if counted else ""
+    edited = {name: what for name, what in sorted(edited.items()) if what != (None, False)}
+    return hashlib.sha256(json.dumps(edited).encode()).hexdigest() if edited else ""

@@ -1,7 +1,7 @@
-"""What the gallery in the browser is given: the datasets of this server by key, their pages and their thumbnails.
+"""The datasets shown in the browser's gallery: pages of pictures, thumbnails and edits.
 
-The browser names a dataset by a key made of where it lies, and a picture by its name within it; a path never crosses
-the wire, and whoever guesses a key still gets nothing but the pictures of datasets that a graph has loaded.
+The browser names a dataset by a key, a hash of its folder, and a picture by its name within the dataset. No path
+crosses the wire. Whoever guesses a key still gets only pictures of datasets that a graph has loaded.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..disk import GONE, file_stamp, write_whole
 from ..errors import UserError
 from .edits_file import EditsFile, Entry, dataset_key
 
-THUMBNAIL = 256  # pixels of the longer side
+THUMBNAIL = 256  # longer side in pixels
 MOST_ON_A_PAGE = 200
 _MOST_DATASETS = 64
 
 
 class Unknown(UserError):
-    """There is no such dataset or picture on this server."""
+    """The dataset or picture is not known to this server."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Item:
 
     Attributes:
         name: Its name within the dataset.
-        caption: As it is now.
-        original: As it came.
-        excluded: Whether it is left out.
-        revision: What an edit must name; see `Entry`.
+        caption: The present caption.
+        original: The caption before any edit.
+        excluded: Whether the picture is left out.
+        revision: The revision an edit must name; see `Entry`.
         size: (width, height) in pixels.
-        tokens: Of the caption; the least that there can be where no text encoder counted them.
-        counted: Whether one did.
-        stamp: Changes when the file does, for the browser's cache of thumbnails.
+        tokens: Number of tokens in the caption; without a text encoder a lower bound.
+        counted: Whether a text encoder counted the tokens.
+        stamp: Changes with the file, for the browser's cache of thumbnails.
     """
 
     name: str
@@ -63,11 +63,11 @@ class Item:
 
 
 class Gallery:
-    """The datasets that nodes of this server have shown, the last few of them.
+    """The datasets that nodes of this server showed most recently.
 
     Args:
-        edits_folder: Where edits are kept.
-        thumbs_folder: Where thumbnails are kept; may be deleted at any time.
+        edits_folder: The folder of the edits files.
+        thumbs_folder: The cache of thumbnails; may be deleted at any time.
     """
 
     def __init__(self, edits_folder: Path, thumbs_folder: Path) -> None:
@@ -76,7 +76,7 @@ class Gallery:
         self._lock = threading.Lock()
 
     def show(self, dataset: Dataset, count_tokens: Callable[[str], int] | None = None) -> str:
-        """Make a dataset known and return its key."""
+        """Add a dataset and return its key."""
         key = dataset_key(dataset)
         by_name = {name_in(dataset, picture): picture for picture in dataset.without_copies()}
         with self._lock:
@@ -87,23 +87,23 @@ class Gallery:
         return key
 
     def edits(self, key: str) -> EditsFile:
-        """The edits of a known dataset."""
+        """Return the edits of a dataset."""
         return EditsFile(self._edits_folder, self._dataset(key)[0])
 
     def names(self, key: str) -> list[str]:
-        """The names of all pictures, in the dataset's order."""
+        """Return the names of all pictures in the dataset's order."""
         return list(self._dataset(key)[1])
 
     def page(self, key: str, start: int, count: int) -> list[Item]:
-        """Some pictures in the dataset's order.
+        """Return a range of pictures in the dataset's order.
 
         Args:
-            key: Of the dataset.
-            start: The first, from 0.
-            count: How many; never more than `MOST_ON_A_PAGE`.
+            key: Key of the dataset.
+            start: Index of the first picture, from 0.
+            count: Number of pictures, limited to `MOST_ON_A_PAGE`.
 
         Raises:
-            Unknown: There is no such dataset.
+            Unknown: No dataset has this key.
         """
         _, by_name, count_tokens = self._dataset(key)
         entries = self.edits(key).entries()
@@ -111,37 +111,38 @@ class Gallery:
         return [_item(name, picture, entries.get(name, Entry()), count_tokens) for name, picture in chosen]
 
     def items(self, key: str, names: Iterable[str]) -> list[Item]:
-        """Some pictures by name.
+        """Return pictures by name.
 
         Raises:
-            Unknown: There is no such dataset or picture.
+            Unknown: The dataset or a picture is not known.
         """
         _, _, count_tokens = self._dataset(key)
         entries = self.edits(key).entries()
         return [_item(name, self._picture(key, name), entries.get(name, Entry()), count_tokens) for name in names]
 
     def write_text_files(self, key: str, over: bool) -> tuple[int, list[str]]:
-        """Write the captions as they are now to .txt files beside the pictures; those left out are not written.
+        """Write the edited captions to .txt files next to the pictures, except for excluded pictures.
 
         Args:
-            key: Of the dataset.
-            over: Whether files that are there are written over.
+            key: Key of the dataset.
+            over: Whether existing files are overwritten.
 
         Returns:
-            How many were written, and a sentence for each that could not be.
+            The number of files written, and a sentence for each file that could not be written.
 
         Raises:
-            Unknown: There is no such dataset.
+            Unknown: No dataset has this key.
         """
         dataset = self.edits(key).applied_to(self._dataset(key)[0])
         problems: list[str] = []
         return write_captions(dataset.without_copies(), dataset, over=over, problems=problems), problems
 
     def thumbnail(self, key: str, name: str) -> bytes:
-        """A picture as a small JPEG, made once and kept.
+        """Return a picture as a small JPEG, made once and cached.
 
         Raises:
-            Unknown: There is no such dataset or picture.
+            Unknown: The dataset or picture is not known.
+            UserError: The file was changed since the dataset was loaded.
             UnreadableImage: The file cannot be read.
         """
         dataset, _, _ = self._dataset(key)
@@ -153,8 +154,8 @@ class Gallery:
             return file.read_bytes()
         except OSError:
             if file_stamp(picture.path) not in (picture.fingerprint, GONE) and not picture.is_of_the_graph:
-                # It may be another file by now, or a link to one that was never part of the dataset.
-                raise UserError(f"{name} was changed since it was loaded: queue the graph again.") from None
+                # It may be another file now, or a link to a file outside the dataset.
+                raise UserError(f"{name} was changed since it was loaded. Queue the graph again.") from None
             blob = _shrunk(picture, dataset.background)
         _keep(file, blob)
         return blob
@@ -162,7 +163,7 @@ class Gallery:
     def _dataset(self, key: str) -> tuple[Dataset, dict[str, Picture], Callable[[str], int] | None]:
         with self._lock:
             if key not in self._known:
-                raise Unknown("This dataset is not loaded any more: queue the graph once to see it again.")
+                raise Unknown("This dataset is not loaded any more. Queue the graph once to see it again.")
             return self._known[key]
 
     def _picture(self, key: str, name: str) -> Picture:
@@ -195,13 +196,13 @@ def _shrunk(picture: Picture, background: tuple[int, int, int]) -> bytes:
 
 
 def _keep(file: Path, blob: bytes) -> None:
-    """Write a thumbnail; where that fails it is made again the next time, which is no one's trouble."""
+    """Cache a thumbnail. A failure is harmless: the thumbnail is made again next time."""
     with contextlib.suppress(OSError):
         write_whole(file, blob)
 
 
 def as_json(item: Item) -> dict[str, Any]:
-    """An item as the browser gets it."""
+    """Return an item as the browser receives it."""
     return {
         "name": item.name, "caption": item.caption, "original": item.original, "excluded": item.excluded,
         "revision": item.revision, "width": item.size[0], "height": item.size[1], "tokens": item.tokens,

@@ -1,14 +1,14 @@
-"""The gallery over HTTP: pages, thumbnails and edits of the datasets that are loaded, and nothing else.
+"""The gallery over HTTP: pages, thumbnails and edits of the loaded datasets, and nothing else.
 
-Handlers for aiohttp, which ComfyUI's server stands on; `training/host/routes.py` hangs them up there.
+The handlers are for aiohttp, which ComfyUI's server uses; `routes.py` collects them for it.
 
-- GET  /lora_workbench/datasets/{key}?start=0&count=100    a page of pictures, and how many there are
+- GET  /lora_workbench/datasets/{key}?start=0&count=100    a page of pictures, and the total
 - GET  /lora_workbench/datasets/{key}/thumbnail?name=…     a small JPEG
 - POST /lora_workbench/datasets/{key}/edits                {"edits": [{"name", "revision", "caption"?, "excluded"?}, …]}
-- POST /lora_workbench/datasets/{key}/text_files           {"over": whether captions that are there are written over}
+- POST /lora_workbench/datasets/{key}/text_files           {"over": whether existing captions are overwritten}
 
-Edits are all saved or none; one that somebody else changed meanwhile is answered with 409 and how it is now. A
-caption of null is the one that came.
+Edits of one request are saved all or none. If somebody else edited a picture in the meantime, the answer is 409 with
+its present state. A caption of null restores the original.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from .gallery import Gallery, Unknown, as_json
 PREFIX = "/lora_workbench/datasets/{key}"
 LARGEST_BODY = 4 << 20  # bytes: ten thousand short captions
 MOST_EDITS = 10_000
-MOST_DECODED = 4  # thumbnails made at a time
-MOST_WRITES, WINDOW = 60, 1.0  # edits taken in so many seconds
+MOST_DECODED = 4  # thumbnails made at once
+MOST_WRITES, WINDOW = 60, 1.0  # requests to write, in this many seconds
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Refused(UserError):
-    """A request that is not answered; `status` says why in HTTP."""
+    """A refused request; `status` is the HTTP status."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -45,7 +45,7 @@ class Refused(UserError):
 
 
 class GalleryApi:
-    """The handlers over one gallery."""
+    """The handlers of one gallery."""
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
@@ -53,7 +53,7 @@ class GalleryApi:
         self._decoding = asyncio.Semaphore(MOST_DECODED)
 
     def routes(self) -> list[web.RouteDef]:
-        """What to add to a server."""
+        """Return the routes to add to a server."""
         return [
             web.get(PREFIX, _answered(self.page)),
             web.get(PREFIX + "/thumbnail", _answered(self.thumbnail)),
@@ -62,7 +62,7 @@ class GalleryApi:
         ]
 
     async def page(self, request: web.Request) -> web.StreamResponse:
-        """A page of pictures."""
+        """Answer with a page of pictures."""
         key = request.match_info["key"]
         start, count = _number(request, "start", 0), _number(request, "count", 100)
         items = await asyncio.to_thread(self.gallery.page, key, start, count)
@@ -70,7 +70,7 @@ class GalleryApi:
         return web.json_response({"total": total, "start": start, "pictures": [as_json(item) for item in items]})
 
     async def thumbnail(self, request: web.Request) -> web.StreamResponse:
-        """A small JPEG. Its address carries the file's stamp, so a browser may keep it."""
+        """Answer with a small JPEG. Its address carries the file's stamp, so a browser may cache it."""
         key, name = request.match_info["key"], request.query.get("name", "")
         async with self._decoding:
             blob = await asyncio.to_thread(self.gallery.thumbnail, key, name)
@@ -91,25 +91,25 @@ class GalleryApi:
         return web.json_response({"pictures": await asyncio.to_thread(save)})
 
     async def write_text_files(self, request: web.Request) -> web.StreamResponse:
-        """Write the captions beside the pictures."""
+        """Write the captions to .txt files next to the pictures."""
         _refuse_other_sites(request)
         self._refuse_floods()
         body = await _body(request)
         over = body.get("over") if isinstance(body, dict) else None
         if not isinstance(over, bool):
-            raise Refused(400, 'The request needs "over", true or false.')
+            raise Refused(400, 'The request lacks "over". Set it to true or false.')
         written, problems = await asyncio.to_thread(self.gallery.write_text_files, request.match_info["key"], over)
         return web.json_response({"written": written, "problems": problems})
 
     def _refuse_floods(self) -> None:
         now = time.monotonic()
         if len(self._writes) == MOST_WRITES and now - self._writes[0] < WINDOW:
-            raise Refused(429, "Too many edits at a time: wait a moment.")
+            raise Refused(429, f"More than {MOST_WRITES} edits came within {WINDOW:g} s. Wait a moment.")
         self._writes.append(now)
 
 
 def _answered(handler: Handler) -> Handler:
-    """A handler whose errors are answered in words."""
+    """Wrap a handler so that its errors become answers in words."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
@@ -128,21 +128,22 @@ def _answered(handler: Handler) -> Handler:
 
 
 def _refuse_other_sites(request: web.Request) -> None:
-    """Refuse a page of another site that makes the browser write here.
+    """Refuse requests that a page of another site makes the browser send.
 
-    ComfyUI refuses such requests as well, but only where the server listens on a loopback address.
+    ComfyUI refuses such requests too, but only if the server listens on a loopback address.
     """
     origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
-    # What the browser says of itself first: behind a proxy the host's name may be another one.
+    # Sec-Fetch-Site comes first: behind a proxy the host's name may differ.
     own = site in ("same-origin", "none") if site else not origin or urlsplit(origin).netloc == request.host
     if not own:
-        raise Refused(403, "Edits are taken from ComfyUI's own page only.")
+        raise Refused(403, "The request came from another site. Edit captions on ComfyUI's own page.")
     if request.content_type != "application/json":
-        raise Refused(415, "Edits are sent as application/json.")  # a form of another site cannot say that
+        # A form of another site cannot send this type.
+        raise Refused(415, f"The content type is {request.content_type}. Send application/json.")
 
 
 async def _body(request: web.Request) -> Any:
-    """The JSON of a request, read no further than allowed."""
+    """Return the JSON of a request, read up to `LARGEST_BODY` bytes."""
     if (request.content_length or 0) > LARGEST_BODY:
         raise Refused(413, f"The request is larger than {LARGEST_BODY} bytes.")
     blob = bytearray()
@@ -153,34 +154,34 @@ async def _body(request: web.Request) -> Any:
     try:
         return json.loads(blob)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"The request is no JSON: {error}.") from error
+        raise Refused(400, f"The request is not JSON: {error}.") from error
 
 
 def _read_edits(body: Any, key: str, gallery: Gallery) -> dict[str, Entry]:
-    """What a request asks to change, each entry whole."""
+    """Return the changes a request asks for, each as a complete entry."""
     edits = body.get("edits") if isinstance(body, dict) else None
     if not isinstance(edits, list) or not 0 < len(edits) <= MOST_EDITS:
-        raise Refused(400, f'The request needs "edits", a list of 1 to {MOST_EDITS}.')
+        raise Refused(400, f'"edits" is not a list of 1 to {MOST_EDITS} edits. Send such a list.')
     known = set(gallery.names(key))
     entries = gallery.edits(key).entries()
     changes: dict[str, Entry] = {}
     for edit in edits:
         if not isinstance(edit, dict) or not set(edit) <= {"name", "revision", "caption", "excluded"}:
-            raise Refused(400, 'An edit has "name" and "revision", and "caption" or "excluded".')
+            raise Refused(400, 'An edit has other fields. Send "name", "revision", and "caption" or "excluded".')
         name, revision = edit.get("name"), edit.get("revision")
         caption, excluded = edit.get("caption"), edit.get("excluded")
         if not isinstance(name, str) or name not in known:
             raise Unknown(f"The dataset has no picture {str(name)[:100]!r}.")
         if name in changes:
-            raise Refused(400, f"{name} is there twice.")
+            raise Refused(400, f"{name} is in the request twice. Send one edit per picture.")
         if not isinstance(revision, int) or isinstance(revision, bool):
-            raise Refused(400, f"{name}: the revision is a whole number.")
+            raise Refused(400, f"{name}: revision is {revision!r:.100}. Send a whole number.")
         if caption is not None and not (isinstance(caption, str) and len(caption) <= LONGEST_CAPTION):
-            raise Refused(400, f"{name}: the caption is a text of at most {LONGEST_CAPTION} characters.")
+            raise Refused(400, f"{name}: the caption is no text or too long. Send up to {LONGEST_CAPTION} characters.")
         if caption and not _is_text(caption):
-            raise Refused(400, f"{name}: the caption has signs in it that no file can hold.")
+            raise Refused(400, f"{name}: the caption has characters that a text file cannot hold. Remove them.")
         if excluded is not None and not isinstance(excluded, bool):
-            raise Refused(400, f"{name}: excluded is true or false.")
+            raise Refused(400, f"{name}: excluded is {excluded!r:.100}. Send true or false.")
         before = entries.get(name, Entry())
         changes[name] = Entry(
             caption if "caption" in edit else before.caption,
@@ -191,7 +192,7 @@ def _read_edits(body: Any, key: str, gallery: Gallery) -> dict[str, Entry]:
 
 
 def _is_text(caption: str) -> bool:
-    """Whether a caption can be written and read back: no halves of characters, no zero bytes."""
+    """Return whether a caption can be written and read back: no lone surrogates, no zero bytes."""
     try:
         return "\0" not in caption and bool(caption.encode("utf-8"))
     except UnicodeEncodeError:
@@ -201,5 +202,5 @@ def _is_text(caption: str) -> bool:
 def _number(request: web.Request, name: str, default: int) -> int:
     text = request.query.get(name, str(default))
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise Refused(400, f"{name} is a whole number from 0 on.")
+        raise Refused(400, f"{name} is {text[:100]!r}. Send a whole number, 0 or more.")
     return int(text)

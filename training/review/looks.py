@@ -1,7 +1,6 @@
-"""What a picture looks like in a few numbers: perceptual hashes for near-duplicates, sharpness, how it was stored.
+"""Measures what a picture looks like: perceptual hashes for near-duplicates, sharpness, and how it was stored.
 
-Pixels are decoded at a fraction of their size where the format allows it (JPEG), so ten thousand pictures take under a
-minute.
+JPEG files are decoded at a fraction of their size, so ten thousand pictures take less than a minute.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from ..data.images import opaque, opened, orientation, turned
 from ..errors import UnreadableImage, UserError
 from ..events import Cancelled, Sink
 
-SHARPNESS_SIDE = 512  # pictures are compared at this longest side
+SHARPNESS_SIDE = 512  # longest side in pixels at which sharpness is compared
 HASH_BITS = 64
-_AHEAD = 64  # pictures given to the threads before their answers are taken
-_BLOCK = 250  # pictures compared with all others at a time
-_HASHED_SIDE = 128  # hashes see 32 pixels; from so many they are made as well and sooner
+_AHEAD = 64  # pictures handed to the threads before their results are collected
+_BLOCK = 250  # pictures compared with all others at once
+_HASHED_SIDE = 128  # longest side in pixels; the hash uses 32; from this many it is as good and faster
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is seen of one picture.
+    """The measurements of one picture.
 
     Attributes:
         hash: Perceptual hash, 64 bits.
-        mirrored: That of the mirrored picture.
-        sharpness: Variance of the Laplacian of its grey values at 512 pixels. Flat art is low by nature, so it only
-            ranks the pictures of one set.
-        rotated: Whether the file is stored turned and carries a mark to turn it back.
-        transparent: Share of its pixels that are not fully opaque.
+        mirrored: Perceptual hash of the mirrored picture.
+        sharpness: Variance of the Laplacian of the grey values at 512 pixels. Flat art has low values, so compare
+            pictures of one dataset only.
+        rotated: Whether the file is stored rotated, with an EXIF orientation.
+        transparent: Share of pixels that are not fully opaque.
     """
 
     hash: int
@@ -51,14 +50,14 @@ class Look:
 
 
 def look_at(picture: Picture, background: tuple[int, int, int]) -> Look:
-    """Decode a picture, small, and measure it.
+    """Decode a picture at a small size and measure it.
 
     Args:
-        picture: Of a dataset.
-        background: (r, g, b), seen through transparent pixels.
+        picture: A picture of a dataset.
+        background: (r, g, b) behind transparent pixels.
 
     Raises:
-        UnreadableImage: It cannot be read.
+        UnreadableImage: The picture cannot be read.
         UserError: The package ImageHash is not installed.
     """
     hashes = _imagehash()
@@ -66,8 +65,8 @@ def look_at(picture: Picture, background: tuple[int, int, int]) -> Look:
         turn = orientation(image)
         longest = max(image.size)
         if longest > SHARPNESS_SIDE:
-            # Half as large at the least as what is wanted, so that nothing is lost that is measured.
-            # Grey is all that is looked at, and JPEG keeps it apart from the colours.
+            # A JPEG decodes to at least this size, so nothing measured is lost.
+            # Only grey values are measured, and JPEG stores them apart from the colours.
             image.draft("L", (SHARPNESS_SIDE, SHARPNESS_SIDE))
         image.load()
         clear = _transparent_share(image)
@@ -87,7 +86,10 @@ def look_at(picture: Picture, background: tuple[int, int, int]) -> Look:
 
 
 def _sharpness(grey: np.ndarray) -> float:
-    """Variance of the Laplacian of grey values [H, W], int16; five times as fast as scipy's, which knows the edges."""
+    """Return the variance of the Laplacian of grey values [H, W], int16.
+
+    This is five times as fast as scipy's, which also handles the borders.
+    """
     if min(grey.shape) < 3:
         return 0.0
     edges = grey[1:-1, :-2] + grey[1:-1, 2:]
@@ -99,20 +101,20 @@ def _sharpness(grey: np.ndarray) -> float:
 
 
 def _number(bits: np.ndarray) -> int:
-    """A hash [8, 8] of booleans as one number, the first bit the highest."""
+    """Return a hash [8, 8] of booleans as one number, its first bit the highest."""
     return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
 
 
 def near_duplicates(
     looks: Sequence[Look], closest: int = 8, most: int | None = None
 ) -> list[tuple[int, int, bool]]:
-    """Pairs of pictures that look alike; of those that look the same, each with the next one.
+    """Find pairs of pictures that look alike. Pictures with the same hash are paired each with the next.
 
     Args:
-        looks: Of all pictures.
-        closest: Bits that may differ, 0 to 64. Resized copies differ in 0, crops of a twentieth in about 6, others in
-            about 30.
-        most: No more pairs than that are looked for; None: all.
+        looks: The measurements of all pictures.
+        closest: Most bits that may differ, 0 to 64. Resized copies differ in 0, crops of a twentieth in about 6,
+            unrelated pictures in about 30.
+        most: Most pairs to find; None for all.
 
     Returns:
         (first, second, mirrored) with first < second, each pair once.
@@ -123,7 +125,7 @@ def near_duplicates(
         if look.hash in last:
             found.append((last[look.hash], number, False))
         last[look.hash] = number
-    # One of each stands for all that look the same: a hundred copies are a hundred pairs, not five thousand.
+    # One picture stands for all with its hash: a hundred copies make a hundred pairs, not five thousand.
     some = sorted(last.values())
     plain = _signs([looks[number].hash for number in some])
     mirrored = _signs([looks[number].mirrored for number in some])
@@ -131,7 +133,7 @@ def near_duplicates(
         if most is not None and len(found) >= most:
             return found[:most]
         block = slice(at, at + _BLOCK)
-        # Of vectors of ones and minus ones: the product is 64 less twice the bits that differ.
+        # The product of two vectors of 1 and -1 is 64 minus twice the number of bits that differ.
         same, around = ((HASH_BITS - part[block] @ plain.T) / 2 for part in (plain, mirrored))
         for row, second in zip(*np.nonzero(np.minimum(same, around) <= closest), strict=True):
             first = at + int(row)
@@ -141,7 +143,7 @@ def near_duplicates(
 
 
 def _signs(hashes: Sequence[int]) -> np.ndarray:
-    """Hashes as vectors of 1 and -1, [N, 64]."""
+    """Return hashes as vectors of 1 and -1, [N, 64]."""
     octets = np.array(hashes, dtype=">u8").view(np.uint8).reshape(-1, 8)
     return np.unpackbits(octets, axis=1).astype(np.float32) * 2 - 1
 
@@ -158,16 +160,16 @@ def _imagehash() -> Any:
         return importlib.import_module("imagehash")
     except ImportError as error:
         raise UserError(
-            "Near-duplicates are found with the package ImageHash, which is not installed. In ComfyUI's Python run: "
-            'pip install "ImageHash>=4.3" and restart ComfyUI.'
+            "Near-duplicates are found with the package ImageHash, which is not installed. Run in ComfyUI's Python: "
+            'pip install "ImageHash>=4.3", then restart ComfyUI.'
         ) from error
 
 
 def look_at_all(dataset: Dataset, sink: Sink) -> list[Look | None]:
-    """Measure every picture, several at a time; None for one that cannot be read.
+    """Measure every picture, several at a time; None stands for one that cannot be read.
 
     Raises:
-        Cancelled: The person pressed cancel between two pictures.
+        Cancelled: Cancel was pressed between two pictures.
         UserError: The package ImageHash is not installed.
     """
     _imagehash()
@@ -180,7 +182,7 @@ def look_at_all(dataset: Dataset, sink: Sink) -> list[Look | None]:
 
     looks: list[Look | None] = []
     total = len(dataset.pictures)
-    # Decoders work outside Python's lock, so threads use every core.
+    # Decoders release Python's global lock, so threads use every core.
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         waiting = (pool.submit(look, picture) for picture in dataset.pictures)
         ahead: deque[Future[Look | None]] = deque(itertools.islice(waiting, _AHEAD))

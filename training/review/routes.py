@@ -1,4 +1,4 @@
-"""The routes that the browser asks, and the gallery behind them: one for all graphs of this server."""
+"""The routes for the browser and the gallery behind them, shared by all graphs of this server."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .gallery_api import GalleryApi
 
 @cache
 def gallery() -> Gallery:
-    """The datasets that nodes of this server have shown."""
+    """Return the gallery of the datasets that nodes of this server showed."""
     return Gallery(edits_folder(), cache_folder() / "thumbnails")
 
 
 @cache
 def watched() -> Watched:
-    """Which edits the nodes of this server have read."""
+    """Return the record of the edits that nodes of this server read."""
     return Watched()
 
 
 def all_routes() -> list[RouteDef]:
-    """Every route of the pack, for the host to add to its server."""
+    """Return every route of the pack, for the host to add to its server."""
     return GalleryApi(gallery()).routes()

@@ -1,5 +1,5 @@
-// What can be done to captions: pure functions over text. A caption is a sentence, or tags between commas; one of several
-// lines is several captions of one picture, and each line is edited by itself.
+// Operations on captions: pure functions over text. A caption is a sentence, or tags separated by commas. Each line of a
+// caption is one caption of its own for the picture, and is edited separately.
 
 const tagsOf = (line) =>
   line
@@ -15,7 +15,7 @@ export const hasTag = (caption, tag) => splitTags(caption).some((other) => same(
 
 const eachLine = (caption, change) => caption.split("\n").map(change).join("\n")
 
-// Lines that have the tag, with their tags changed; the others as they are.
+// Changes the tags of the lines that have the tag.
 const where = (caption, tag, change) =>
   eachLine(caption, (line) => (tagsOf(line).some((other) => same(other, tag)) ? change(tagsOf(line)).join(", ") : line))
 
@@ -23,7 +23,7 @@ export function removeTag(caption, tag) {
   return where(caption, tag, (tags) => tags.filter((other) => !same(other, tag)))
 }
 
-// One that gets a name which is there already goes, so that no tag is there twice.
+// A tag renamed to one that exists is removed, so that no tag occurs twice.
 export function renameTag(caption, tag, name) {
   return where(caption, tag, (tags) => {
     const renamed = tags.map((other) => (same(other, tag) ? name.trim() : other))
@@ -43,7 +43,7 @@ export function replaceText(caption, text, replacement) {
   return text ? caption.split(text).join(replacement) : caption
 }
 
-// How many of the captions have each tag, the most frequent first: [["a hat", 12], …].
+// The number of captions with each tag, the most frequent first: [["a hat", 12], …].
 export function tagCounts(captions) {
   const counts = new Map()
   for (const caption of captions)

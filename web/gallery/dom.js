@@ -1,4 +1,4 @@
-// Elements of the page in one call.
+// Creates elements of the page in one call.
 
 export function make(kind, props = {}, ...children) {
   const { class: css, data, ...others } = props
@@ -15,4 +15,4 @@ export function button(textContent, title, act) {
   return made
 }
 
-export const plural = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`
+export const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`

@@ -1,10 +1,10 @@
-// A grid of pictures that has cards for the rows in sight only, however many pictures there are.
+// A grid of pictures that creates cards only for the visible rows, however many pictures there are.
 
 import { make } from "./dom.js"
 import { TOKEN_LIMIT, isLong } from "./store.js"
 import { CARD } from "./style.js"
 
-const ROWS_BEYOND = 2 // drawn above and below those in sight
+const ROWS_BEYOND = 2 // drawn above and below the visible rows
 const ROW = CARD.height + CARD.gap
 
 export class Grid {
@@ -28,11 +28,11 @@ export class Grid {
   show(list, chosen) {
     this.list = list
     this.chosen = chosen
-    this.said = list.length ? "" : "No picture is like that."
+    this.said = list.length ? "" : "No picture matches the search and the filters."
     this.draw()
   }
 
-  // Instead of pictures.
+  // Shows a text instead of pictures.
   note(text) {
     this.list = []
     this.said = text
@@ -43,7 +43,7 @@ export class Grid {
     return Math.max(1, Math.floor((this.root.clientWidth - CARD.gap) / (CARD.width + CARD.gap)))
   }
 
-  // How many pictures are in sight.
+  // The number of visible pictures.
   page() {
     return this.columns() * Math.max(1, Math.floor(this.root.clientHeight / ROW))
   }
@@ -58,7 +58,7 @@ export class Grid {
     this.root.scrollTop = Math.max(Math.min(this.root.scrollTop, top), below)
   }
 
-  // Cards that stay are kept, so that scrolling loads no picture twice.
+  // Visible cards are reused, so that scrolling loads no picture twice.
   draw() {
     if (!this.list.length) {
       this.space.style.height = "100%"
@@ -84,7 +84,7 @@ export class Grid {
   }
 
   #card(name) {
-    const title = "Leave this picture out, or take it in again (X)"
+    const title = "Leave this picture out, or include it again (X)"
     const out = make("button", { class: "lwb-out", type: "button", title })
     out.addEventListener("click", (event) => {
       event.stopPropagation()

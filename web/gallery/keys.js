@@ -1,9 +1,9 @@
-// What a key means in the gallery.
+// The meaning of each key in the gallery.
 
 const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "PageUp", "PageDown", "Home", "End"]
 
 // where: "caption", "field" (another input), "grid", or "" for the rest of the gallery.
-// Returns [what, how far], or nothing where the key is not the gallery's.
+// Returns [action, argument], or null if the gallery does not use the key.
 export function meaning({ key, shiftKey, ctrlKey, metaKey }, where) {
   const ctrl = ctrlKey || metaKey
   if (where === "caption") {

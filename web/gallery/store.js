@@ -1,15 +1,16 @@
-// The pictures of one dataset as the server has them, what is shown of them, and every edit with its way back.
+// The pictures of one dataset as the server has them, the filters, and the history of edits.
 //
-// Nothing here touches the page. The server is the truth: an edit stands here as soon as it is saved there.
+// Nothing here touches the page. The server is the truth: an edit appears here once the server has saved it.
 
 import { hasTag, tagCounts } from "./captions.js"
+import { counted } from "./dom.js"
 
-const PAGE = 200 // as many as the server gives at a time
-const MOST_EDITS = 500 // sent at a time
-const KEEPALIVE = 60_000 // bytes that a browser still sends when its page is closed
-export const TOKEN_LIMIT = 75 // what one piece of CLIP takes
+const PAGE = 200 // pictures per request, the server's limit
+const MOST_EDITS = 500 // edits per request
+const KEEPALIVE = 60_000 // bytes that a browser still sends after its page was closed
+export const TOKEN_LIMIT = 75 // tokens in one chunk of CLIP
 
-// Where no text encoder counts them, `tokens` is how many there are at least.
+// Without a text encoder, `tokens` is a lower bound.
 export const isLong = (picture) => picture.tokens > TOKEN_LIMIT
 
 export const SHOWN = {
@@ -20,10 +21,10 @@ export const SHOWN = {
   excluded: ["Left out", (picture) => picture.excluded],
 }
 
-const anew = (value, now) => (typeof value === "function" ? value(now) : value)
+const resolved = (value, now) => (typeof value === "function" ? value(now) : value)
 
 export class Store {
-  // fetchApi: (path, options) => Promise<Response>. changed: called after each change with what to say, or "".
+  // fetchApi: (path, options) => Promise<Response>. changed: called after each change with a message, or "".
   constructor(key, fetchApi, changed) {
     this.key = key
     this.fetchApi = fetchApi
@@ -34,7 +35,7 @@ export class Store {
     this.undone = []
     this.done = []
     this.queue = Promise.resolve()
-    this.contested = new Set() // pictures of which somebody else's edit is to be seen before it is written over
+    this.contested = new Set() // pictures that somebody else edited while the user typed
   }
 
   path(rest = "") {
@@ -89,9 +90,9 @@ export class Store {
     return tagCounts(this.pictures.filter((picture) => !picture.excluded).map((picture) => picture.caption))
   }
 
-  // Save edits: [{name, caption?, excluded?}, …]; either may be a function of what it is by then. One call after the
-  // other, so that each sees what the one before it made. Returns how many pictures changed, or null if it failed.
-  // What is typed (by a person who may not have seen what it was changed to meanwhile) is not written over that.
+  // Saves edits: [{name, caption?, excluded?}, …]. A value may be a function of the present value. Calls run one after
+  // another, so each sees the result of the one before. Returns the number of changed pictures, or null on failure.
+  // `typed` edits of a picture that somebody else edited in the meantime are not saved over that edit.
   edit(edits, { undoable = true, typed = false } = {}) {
     return this.#inTurn(async () => {
       const { before, failed } = await this.#edit(edits, typed)
@@ -104,7 +105,7 @@ export class Store {
     })
   }
 
-  // Take the last step back. Returns the name of a picture that it was about.
+  // Undoes the last step. Returns the name of one of its pictures.
   undo() {
     return this.#back("done", "undone")
   }
@@ -116,7 +117,7 @@ export class Store {
   async writeTextFiles(over) {
     await this.queue
     const { written, problems } = await this.post("/text_files", { over })
-    return `${written} caption file${written === 1 ? "" : "s"} written. ${problems.slice(0, 3).join(" ")}`
+    return `${counted(written, "caption file")} written. ${problems.slice(0, 3).join(" ")}`
   }
 
   #inTurn(act) {
@@ -139,7 +140,7 @@ export class Store {
     })
   }
 
-  // Returns what was changed as it was before, and what went wrong, or "". Of many edits the first may be saved then.
+  // Returns the values before the change, and the error or "". If many edits fail, the first ones may be saved.
   async #edit(edits, typed = false) {
     const before = []
     const sent = []
@@ -147,9 +148,9 @@ export class Store {
       const now = this.get(name)
       if (!now) continue
       const change = { name, revision: now.revision }
-      const text = anew(caption, now.caption)
-      const out = anew(excluded, now.excluded)
-      // A caption as it came is no edit.
+      const text = resolved(caption, now.caption)
+      const out = resolved(excluded, now.excluded)
+      // The original caption is no edit.
       if (text !== undefined && text !== now.caption) change.caption = text === now.original ? null : text
       if (out !== undefined && out !== now.excluded) change.excluded = out
       if (Object.keys(change).length < 3) continue

@@ -1,4 +1,4 @@
-// How the gallery looks, in the colours of ComfyUI's theme.
+// The style of the gallery, in the colours of ComfyUI's theme.
 
 export const CARD = { width: 148, height: 196, gap: 8 } // pixels
 
@@ -7,7 +7,7 @@ export const STYLE = `
   box-sizing: border-box; contain: layout size; font: 12px/1.35 system-ui, sans-serif; color: var(--fg-color, #ddd);
   background: var(--comfy-menu-bg, #222); border-radius: 6px; outline: none; overflow: hidden; text-align: left }
 .lwb * { box-sizing: border-box }
-/* The Vue renderer gives a widget its least height, the canvas what the node has. */
+/* The Vue renderer gives a widget its least height, the canvas all the room of the node. */
 [data-node-id] .lwb { min-height: 560px }
 .lwb input, .lwb select, .lwb textarea, .lwb button { font: inherit; color: inherit; border-radius: 4px;
   background: var(--comfy-input-bg, #333); border: 1px solid var(--border-color, #555); padding: 3px 6px; min-width: 0 }
@@ -35,7 +35,10 @@ export const STYLE = `
   color: #fff; font-size: 10px }
 .lwb-tokens.is-long { background: #c62828 }
 .lwb-side { display: flex; flex-direction: column; gap: 6px; flex: 0 0 236px; min-height: 0; overflow: hidden }
-.lwb-name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; opacity: .75; flex: none }
+/* A long file name loses its middle: its first part shrinks, the rest stays. */
+.lwb-name { display: flex; white-space: pre; opacity: .75; flex: none }
+.lwb-name span:first-child { overflow: hidden; text-overflow: ellipsis }
+.lwb-name span:last-child { flex: none }
 .lwb-theirs { flex: none; max-height: 84px; overflow-y: auto; color: #e0a33a; overflow-wrap: anywhere; white-space: pre-line }
 .lwb-side textarea.is-draft { border-color: #e0a33a }
 .lwb-side textarea { flex: 1 1 0; min-height: 72px; resize: none; width: 100% }
@@ -44,10 +47,11 @@ export const STYLE = `
   background: var(--comfy-input-bg, #2a2a2a); padding: 2px }
 .lwb-tag { display: flex; gap: 3px; align-items: center; padding: 1px 3px; border-radius: 3px }
 .lwb-tag.is-chosen { background: #5b9dff44 }
-.lwb-tag > span { flex: 1 1 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; cursor: pointer }
+.lwb-tag > span { flex: 1 1 0; min-width: 0; overflow: hidden; overflow-wrap: anywhere; cursor: pointer;
+  display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical }
 .lwb-tag button { padding: 0 4px; border: none; background: none; opacity: .5 }
 .lwb-tag button:hover, .lwb-tag button:focus-visible { opacity: 1 }
 .lwb-tag input { flex: 1 1 0 }
 .lwb-note { margin: auto; padding: 16px; text-align: center; opacity: .8 }
-.lwb-said { min-height: 1.35em; flex: none; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.lwb-said { min-height: 1.35em; max-height: 5.4em; flex: none; overflow-y: auto; overflow-wrap: anywhere }
 `

@@ -1,6 +1,6 @@
-// The tags of all captions, the most frequent first: each can be shown alone, renamed and removed.
+// The tags of all captions, the most frequent first. Each can filter the pictures, be renamed or be removed.
 
-import { button, make, plural } from "./dom.js"
+import { button, counted, make } from "./dom.js"
 
 const MOST = 300
 
@@ -13,27 +13,27 @@ export class Tags {
     this.root = make("div", { class: "lwb-tags" })
   }
 
-  // found: [["a hat", 12], …]; chosen: the tag that pictures are filtered by.
+  // found: [["a hat", 12], …]; chosen: the tag that filters the pictures.
   show(found, chosen) {
     Object.assign(this, { found, chosen })
-    if (!this.renaming) this.#draw() // a name that is being typed stays
+    if (!this.renaming) this.#draw() // keeps the input of a new name
   }
 
   #draw() {
     const { scrollTop } = this.root
     const rows = this.found.slice(0, MOST).map(([tag, count]) => this.#row(tag, count))
     const more = this.found.length - MOST
-    if (more > 0) rows.push(make("div", { class: "lwb-note", textContent: `and ${plural(more, "rarer tag")}` }))
+    if (more > 0) rows.push(make("div", { class: "lwb-note", textContent: `and ${counted(more, "rarer tag")}` }))
     this.root.replaceChildren(...rows)
     this.root.scrollTop = scrollTop
   }
 
   #row(tag, count) {
-    const name = make("span", { textContent: tag, title: `Show only pictures with ${tag}` })
+    const name = make("span", { textContent: tag, title: `Show only pictures with the tag ${tag}` })
     name.addEventListener("click", () => this.acts.filter(tag === this.chosen ? "" : tag))
-    const rename = button("✎", "Rename everywhere", () => this.#rename(name, tag))
-    rename.className = "lwb-keeps" // the focus goes to the new name
-    const remove = button("×", "Remove everywhere", () => this.acts.remove(tag))
+    const rename = button("✎", "Rename this tag in all captions", () => this.#rename(name, tag))
+    rename.className = "lwb-keeps" // the input of the new name takes the focus
+    const remove = button("×", "Remove this tag from all captions", () => this.acts.remove(tag))
     const many = make("span", { class: "lwb-count", textContent: count })
     many.style.flex = "none"
     const row = make("div", { class: "lwb-tag", data: { tag } }, name, many, rename, remove)

@@ -1,42 +1,43 @@
-// The gallery on the page: the grid, the chosen picture with its caption, the tags, and what a person does with them.
+// The gallery on the page: the grid, the chosen picture with its caption, the tags, and the user's actions.
 
 import * as captions from "./captions.js"
-import { button, make, plural } from "./dom.js"
+import { button, counted, make } from "./dom.js"
 import { Grid } from "./grid.js"
 import { meaning } from "./keys.js"
 import { SHOWN, Store, TOKEN_LIMIT, isLong } from "./store.js"
 import { STYLE } from "./style.js"
 import { Tags } from "./tags.js"
 
-const IDLE = 800 // milliseconds of no typing after which a caption is saved
+const IDLE = 800 // milliseconds without typing after which a caption is saved
+const NAME_END = 12 // last characters of a file name, always shown
 
 const BULK = {
   front: ["Add in front", ["text"], (text) => (caption) => captions.addInFront(caption, text)],
   end: ["Add at the end", ["text"], (text) => (caption) => captions.addAtEnd(caption, text)],
-  replace: ["Replace", ["this", "by"], (text, by) => (caption) => captions.replaceText(caption, text, by)],
+  replace: ["Replace", ["text", "replacement"], (text, other) => (caption) => captions.replaceText(caption, text, other)],
   remove: ["Remove tag", ["tag"], (tag) => (caption) => captions.removeTag(caption, tag.trim())],
 }
 
 export class View {
-  // api: ComfyUI's, with fetchApi and apiURL.
+  // api: ComfyUI's api, with fetchApi and apiURL.
   constructor(api) {
     this.api = api
     this.store = null
     this.list = []
     this.chosen = ""
-    this.drafts = new Map() // what was typed and is not saved yet, by picture
-    this.place = 0 // of the chosen picture in the list, or where it was when it fell out of it
+    this.drafts = new Map() // typed captions that are not saved yet, by picture
+    this.place = 0 // index of the chosen picture in the list, or its last index if it is filtered out now
     this.turn = 0
-    // The attribute by which the Vue renderer leaves the wheel to what scrolls; newer ones only while that has the focus.
+    // This attribute makes the Vue renderer leave the wheel to the gallery; newer ones only while it has the focus.
     this.root = make("div", { class: "lwb", tabIndex: -1, data: { captureWheel: "true" } })
     this.root.append(make("style", { textContent: STYLE }))
     this.#build()
-    // The canvas below would move, zoom, delete and undo by what is meant for the gallery.
+    // Otherwise the canvas below would move, zoom, delete and undo too.
     for (const kind of ["wheel", "pointerdown", "pointermove", "dblclick", "contextmenu", "copy", "paste", "cut"])
       this.root.addEventListener(kind, (event) => event.stopPropagation())
     this.root.addEventListener("keydown", (event) => this.#key(event))
-    // ComfyUI takes Ctrl+Z as its own, for the whole graph, unless what has the focus is an input or is called a
-    // textarea. So those parts of the gallery that take keys are called that, and buttons give the focus back.
+    // ComfyUI uses Ctrl+Z for the whole graph unless an input or an element of type "textarea" has the focus. So the
+    // parts of the gallery that take keys get that type, and buttons give the focus back.
     this.root.type = this.grid.type = "textarea"
     this.root.addEventListener("click", ({ target }) => target.closest("button:not(.lwb-keeps)") && this.grid.focus())
     for (const select of [this.kind, this.operation]) select.addEventListener("change", () => this.grid.focus())
@@ -45,7 +46,7 @@ export class View {
     this.note("Queue the graph once to see the pictures here.")
   }
 
-  // Show a dataset. What was typed into the one before is saved in that one.
+  // Shows a dataset. Captions typed in the previous dataset are saved there.
   async show(key) {
     const turn = ++this.turn
     const fetchApi = (path, options) => this.api.fetchApi(path, options)
@@ -58,11 +59,11 @@ export class View {
       return
     }
     await this.save()
-    if (turn !== this.turn) return // a later call has won
+    if (turn !== this.turn) return // a later call took over
     const { store: old } = this
     if (old?.key === key) {
       Object.assign(store, { filter: old.filter, done: old.done, undone: old.undone, contested: old.contested })
-      // What was saved while the pages came is newer than they are.
+      // Edits saved while the pages loaded are newer than the pages.
       await old.queue
       store.take(old.pictures.filter(({ name, revision }) => revision > (store.get(name)?.revision ?? Infinity)))
     } else {
@@ -88,26 +89,26 @@ export class View {
     window.removeEventListener("pagehide", this.closing)
   }
 
-  // -- what there is -------------------------------------------------------------------------
+  // -- building ------------------------------------------------------------------------------
 
   #build() {
     this.search = make("input", { class: "lwb-grow", type: "search", placeholder: "Search names and captions  ( / )" })
     this.search.addEventListener("input", () => this.#filter({ text: this.search.value }))
     const kinds = Object.entries(SHOWN).map(([value, [textContent]]) => make("option", { value, textContent }))
-    this.kind = make("select", { title: "Which pictures are shown" }, ...kinds)
+    this.kind = make("select", { title: "Filter the pictures" }, ...kinds)
     this.kind.addEventListener("change", () => this.#filter({ shown: this.kind.value }))
     this.count = make("span", { class: "lwb-count" })
-    this.undoButton = button("Undo", "Take the last edit back (Ctrl+Z)", () => this.#undo("undo"))
-    this.redoButton = button("Redo", "Do it again (Ctrl+Shift+Z)", () => this.#undo("redo"))
+    this.undoButton = button("Undo", "Undo the last edit (Ctrl+Z)", () => this.#undo("undo"))
+    this.redoButton = button("Redo", "Redo the edit (Ctrl+Shift+Z)", () => this.#undo("redo"))
 
-    this.operation = make("select", { title: "What is done to every picture shown" })
+    this.operation = make("select", { title: "Change the captions of all pictures shown" })
     for (const [value, [textContent]] of Object.entries(BULK)) this.operation.append(make("option", { value, textContent }))
     this.operation.addEventListener("change", () => this.#bulkFields())
     this.first = make("input", { class: "lwb-grow" })
     this.second = make("input", { class: "lwb-grow" })
-    this.apply = button("", "Every picture shown; Ctrl+Z takes it back", () => this.#bulk())
-    this.write = button("Write .txt", "Write the captions to .txt files beside the pictures", () => this.#writeFiles())
-    this.over = make("input", { type: "checkbox", title: "Write over .txt files that are there" })
+    this.apply = button("", "Change the captions of all pictures shown; Ctrl+Z undoes it", () => this.#bulk())
+    this.write = button("Write .txt", "Write the captions to .txt files next to the pictures", () => this.#writeFiles())
+    this.over = make("input", { type: "checkbox", title: "Overwrite existing .txt files" })
 
     this.pictures = new Grid({
       thumbnail: (picture) => this.#thumbnail(picture),
@@ -124,7 +125,7 @@ export class View {
     this.text.addEventListener("blur", () => this.save())
     this.theirs = make("div", { class: "lwb-theirs", hidden: true })
     this.tokens = make("span", { class: "lwb-count lwb-grow" })
-    this.asItCame = button("As it came", "Take all edits of this caption back", () => this.#asItCame())
+    this.original = button("Restore original", "Undo all edits of this caption", () => this.#restore())
     this.tags = new Tags({
       filter: (tag) => this.#filter({ tag }),
       rename: (tag, name) => this.#everywhere((caption) => captions.renameTag(caption, tag, name)),
@@ -140,9 +141,9 @@ export class View {
         "div",
         { class: "lwb-main" },
         this.grid,
-        make("div", { class: "lwb-side" }, this.look, this.name, this.text, this.theirs, bar(this.tokens, this.asItCame), this.tags.root),
+        make("div", { class: "lwb-side" }, this.look, this.name, this.text, this.theirs, bar(this.tokens, this.original), this.tags.root),
       ),
-      bar(this.operation, this.first, this.second, this.apply, this.write, make("label", {}, this.over, " over")),
+      bar(this.operation, this.first, this.second, this.apply, this.write, make("label", {}, this.over, " overwrite")),
       this.said,
     )
     this.#bulkFields()
@@ -173,14 +174,14 @@ export class View {
       const query = `?name=${encodeURIComponent(picture.name)}&v=${picture.stamp}`
       return this.api.apiURL(this.store.path("/thumbnail") + query)
     } catch {
-      return "" // a file name that is no text cannot be asked for
+      return "" // a file name that is not valid text cannot be part of an address
     }
   }
 
   #drawChosen() {
     const picture = this.store.get(this.chosen)
     this.text.disabled = !picture
-    this.asItCame.disabled = !picture || picture.caption === picture.original
+    this.original.disabled = !picture || picture.caption === picture.original
     this.text.classList.toggle("is-draft", this.drafts.has(this.chosen))
     if (!picture) {
       this.name.textContent = this.text.value = this.tokens.textContent = ""
@@ -190,19 +191,21 @@ export class View {
     }
     const address = this.#thumbnail(picture)
     if (this.look.dataset.address !== address) this.look.src = this.look.dataset.address = address
-    this.name.textContent = `${picture.name} · ${picture.width}×${picture.height}`
+    const size = ` · ${picture.width}×${picture.height}`
+    const [start, end] = [picture.name.slice(0, -NAME_END), picture.name.slice(-NAME_END)]
+    this.name.replaceChildren(make("span", { textContent: start }), make("span", { textContent: end + size }))
     this.name.title = picture.name
     const value = this.drafts.get(picture.name) ?? picture.caption
     if (this.text.value !== value) this.text.value = value
     const least = isLong(picture) ? `more than ${TOKEN_LIMIT} tokens` : ""
-    this.tokens.textContent = picture.counted ? plural(picture.tokens, "token") : least
+    this.tokens.textContent = picture.counted ? counted(picture.tokens, "token") : least
     this.tokens.style.color = isLong(picture) ? "#ff6b6b" : ""
     const contested = this.store.contested.has(picture.name) && this.drafts.has(picture.name)
     this.theirs.hidden = !contested
-    if (contested) this.theirs.textContent = `It is now: “${picture.caption}”. Escape takes that, Ctrl+Enter saves yours.`
+    if (contested) this.theirs.textContent = `It is now: “${picture.caption}”. Ctrl+Enter overwrites it; Escape keeps it.`
   }
 
-  // -- what a person does --------------------------------------------------------------------
+  // -- actions -------------------------------------------------------------------------------
 
   #filter(change) {
     Object.assign(this.store.filter, change)
@@ -229,8 +232,7 @@ export class View {
     this.#choose(this.list[this.#beside(by)].name, false)
   }
 
-  // So many places from the chosen picture. What was saved may have fallen out of the list: the next one stands where it
-  // was then.
+  // The index at a distance from the chosen picture. If that picture is filtered out now, the next one has its index.
   #beside(by) {
     const at = this.list.findIndex((picture) => picture.name === this.chosen)
     const to = at >= 0 ? at + by : this.place + (by > 0 ? by - 1 : by)
@@ -244,9 +246,8 @@ export class View {
     this.idle = setTimeout(() => this.save(), IDLE)
   }
 
-  // Save what was typed. What cannot be saved stays as it was typed, and is tried again the next time; what somebody
-  // else has changed meanwhile only when the person says so. All that is typed into one caption before another is chosen
-  // is one step back.
+  // Saves the typed captions. A caption that cannot be saved is kept as typed and tried again the next time. If somebody
+  // else edited it in the meantime, it is saved only when the user says so. All typing in one caption is one undo step.
   async save() {
     clearTimeout(this.idle)
     const { store, typing } = this
@@ -256,14 +257,14 @@ export class View {
         const ours = typing?.name === name ? typing : null
         const changed = await store.edit([{ name, caption }], { undoable: !ours?.saved, typed: true })
         if (changed && ours) ours.saved = true
-        if (changed === null && ours) ours.before = store.get(name)?.caption // somebody else's, it may be
+        if (changed === null && ours) ours.before = store.get(name)?.caption // perhaps somebody else's edit
         if (changed !== null && this.drafts.get(name) === caption) this.drafts.delete(name)
         if (store === this.store && name === this.chosen) this.#drawChosen()
       }),
     )
   }
 
-  // Escape: the caption as it was before the typing began.
+  // Escape: restores the caption from before the typing.
   #forget() {
     clearTimeout(this.idle)
     const { typing } = this
@@ -278,7 +279,7 @@ export class View {
     this.#drawChosen()
   }
 
-  // What was typed is saved, and what is typed from here on is a step of its own.
+  // Saves what was typed. Further typing is an undo step of its own.
   async #settle() {
     await this.save()
     this.typing = null
@@ -288,9 +289,9 @@ export class View {
     this.store.edit([{ name, excluded: (now) => !now }])
   }
 
-  async #asItCame() {
+  async #restore() {
     await this.#settle()
-    // What is contested is not saved; whoever takes the caption back gives up both.
+    // A contested draft is not saved. Restoring the original discards both the draft and the other edit.
     if (this.store.contested.delete(this.chosen)) this.drafts.delete(this.chosen)
     const picture = this.store.get(this.chosen)
     if (picture) this.store.edit([{ name: picture.name, caption: picture.original }])
@@ -314,7 +315,7 @@ export class View {
     await this.#settle()
     const [, , operation] = BULK[this.operation.value]
     if (!this.first.value.trim()) {
-      this.#changed("Type what is to be done into the field first.")
+      this.#changed("The field is empty. Type a text or tag first.")
       return
     }
     const change = operation(this.first.value, this.second.value)
@@ -328,13 +329,13 @@ export class View {
 
   async #all(pictures, change) {
     const changed = await this.store.edit(pictures.map(({ name }) => ({ name, caption: change })))
-    if (changed !== null) this.#changed(`${plural(changed, "caption")} changed.`)
+    if (changed !== null) this.#changed(`${counted(changed, "caption")} changed.`)
   }
 
   async #writeFiles() {
     await this.save()
-    const files = `.txt files beside the pictures${this.over.checked ? ", over those that are there" : ""}`
-    if (!window.confirm(`Write the captions to ${files}?`)) return
+    const existing = this.over.checked ? "Existing files are overwritten." : "Existing captions are kept."
+    if (!window.confirm(`Write the captions to .txt files next to the pictures? ${existing}`)) return
     try {
       this.#changed(await this.store.writeTextFiles(this.over.checked))
     } catch (error) {
@@ -343,7 +344,7 @@ export class View {
   }
 
   #key(event) {
-    if (!event.ctrlKey && !event.metaKey) event.stopPropagation() // those that are not ours are ComfyUI's: Ctrl+S saves
+    if (!event.ctrlKey && !event.metaKey) event.stopPropagation() // ComfyUI keeps its own shortcuts, such as Ctrl+S
     const { target } = event
     const inGrid = target === this.grid || target === this.root
     const where = target === this.text ? "caption" : target.matches("input, select") ? "field" : inGrid ? "grid" : ""

@@ -182,10 +182,10 @@ def test_overwrite_replaces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.ENOSPC, "no room .* are free"),
-        (errno.EACCES, "right to write"),
-        (errno.EROFS, "right to write"),
-        (errno.EIO, "cannot be written"),
+        (errno.ENOSPC, r"disk is full.* It needs \d+\.\d MiB; \d+\.\d MiB are free\."),
+        (errno.EACCES, r"write to .*a\.safetensors"),
+        (errno.EROFS, r"write to .*a\.safetensors"),
+        (errno.EIO, r"a\.safetensors could not be written"),
     ],
 )
 def test_a_disk_that_fails_leaves_nothing_behind(

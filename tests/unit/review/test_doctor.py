@@ -64,7 +64,7 @@ def kinds(examination) -> dict[str, object]:
 def test_a_sound_set_is_left_in_peace(sound):
     _, examination = examined(sound)
     assert examination.findings == ()
-    assert examination.text() == "12 pictures, nothing to complain about."
+    assert examination.text() == "12 pictures, no problems found."
     assert examination.excluded == frozenset()
 
 
@@ -191,7 +191,7 @@ def test_useless_tags_are_named(sound):
     dataset, _ = examined(sound)
     pictures = [replace(p, caption=f"zorp, teal, only{n}, scarf{n % 3}") for n, p in enumerate(dataset.pictures)]
     found = kinds(examine(dataset.with_pictures(tuple(pictures)), [_plain(n) for n in range(12)]))
-    assert found["tags on all"].what == "On every picture: teal." and len(found["tags on all"].files) == 12
+    assert found["tags on all"].what == "1 tag is on every picture: teal." and len(found["tags on all"].files) == 12
     assert found["tags on one"].what == "12 of 17 tags are on one picture only."
     assert found["tags on one"].files[0] == "1_zorp/00.png (only0)"
     # One typing error among tags that all have company.

@@ -101,7 +101,7 @@ def test_edits_that_cannot_be_opened_are_not_taken_for_none(edits, dataset):
 
 
 def test_what_cannot_be_saved_is_said(edits, dataset):
-    with pytest.raises(UserError, match="20000 at most"):
+    with pytest.raises(UserError, match="Shorten it to 20000 at most"):
         edits.change("0.png", base=0, caption="x" * 20_001)
     edits.path.parent.write_text("a file where the folder should be")
     with pytest.raises(UserError, match="could not be written"):
