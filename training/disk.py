@@ -163,7 +163,7 @@ def disk_trouble(error: Exception, folder: Path) -> str:
     """Explain why a folder could not be written, for the user."""
     number = getattr(error, "errno", None)
     text = str(error)
-    if number == errno.ENOSPC or "No space left" in text:
+    if number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or "No space left" in text:
         return f"{folder} could not be written: the disk is full. Free some space and queue again."
     if number in (errno.EACCES, errno.EROFS, errno.EPERM) or "Permission denied" in text:
         return f"ComfyUI has no permission to write to {folder}. Change the folder's permissions and queue again."

@@ -32,7 +32,7 @@ class ConcatSettings(Settings):
 
 @dataclass(frozen=True)
 class RegularizationSettings(Settings):
-    """How regularization pictures count beside the pictures to learn."""
+    """How regularization pictures count relative to the pictures to learn."""
 
     weight: float = knob(
         5.0,

@@ -16,7 +16,7 @@ from ..host.keys import read_back
 from ..host.paths import forget_lora_list, loras_folder
 from ..lora import DiffusersTarget, LoraModel
 from ..settings import Settings, knob
-from .export import write_lora
+from .export import PRECISIONS, write_lora
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class SaveSettings(Settings):
     name: str = knob("my_lora", "File name, without folder and .safetensors.")
     precision: str = knob(
         "fp16", "Number format of the weights. fp16 is the usual choice; fp32 is exact and twice the size.",
-        choices=("fp16", "bf16", "fp32"),
+        choices=tuple(PRECISIONS),
     )
     format: str = knob(
         "kohya", "Names of the weights. kohya is for ComfyUI, Forge and A1111; PEFT is for diffusers and peft.",
