@@ -17,6 +17,10 @@ import pytest
 if TYPE_CHECKING:
     from support.server import ComfyServer
 
+# One thread for each worker of pytest-xdist, and for the server that it starts. torch reads this at import.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_HOST = ROOT / ".host" / "ComfyUI-0.3.75"
 
@@ -44,6 +48,22 @@ class _RootIsAPlainFolder:
 def pytest_configure(config: pytest.Config) -> None:
     # As a plugin: pytest asks a conftest's own hooks only about what lies beside or below it.
     config.pluginmanager.register(_RootIsAPlainFolder())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests and group them for `--dist loadgroup`.
+
+    Tests that use the server form one group: one worker runs them all, so one server starts. Any other test belongs to
+    the group of its file, so that a module's fixtures are set up once. Long groups come first, to let the workers
+    finish together: the server's, then those of the host, then unit tests.
+    """
+    keys = {}
+    for item in items:
+        on_server = "server" in getattr(item, "fixturenames", ())
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        keys[item] = (not on_server, folder == "unit")
+        item.add_marker(pytest.mark.xdist_group("server" if on_server else str(item.path.relative_to(ROOT))))
+    items.sort(key=keys.__getitem__)
 
 
 @dataclass(frozen=True)
