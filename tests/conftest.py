@@ -50,20 +50,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_RootIsAPlainFolder())
 
 
+# Long ones first, to let the workers of pytest-xdist end together. The server's tests come before them all.
+FOLDERS = ("host", "unit/lab", "unit")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests and group them for `--dist loadgroup`.
+    """Order the tests, and group them for `--dist loadgroup`.
 
     Tests that use the server form one group: one worker runs them all, so one server starts. Any other test belongs to
-    the group of its file, so that a module's fixtures are set up once. Long groups come first, to let the workers
-    finish together: the server's, then those of the host, then unit tests.
+    the group of its file, so that a module's fixtures are set up once.
     """
-    keys = {}
+    place = {}
     for item in items:
         on_server = "server" in getattr(item, "fixturenames", ())
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        keys[item] = (not on_server, folder == "unit")
-        item.add_marker(pytest.mark.xdist_group("server" if on_server else str(item.path.relative_to(ROOT))))
-    items.sort(key=keys.__getitem__)
+        file = item.path.relative_to(ROOT / "tests").as_posix()
+        folders = [number for number, folder in enumerate(FOLDERS) if file.startswith(f"{folder}/")]
+        place[item] = -1 if on_server else min(folders, default=0)
+        item.add_marker(pytest.mark.xdist_group("server" if on_server else file))
+    items.sort(key=place.__getitem__)
 
 
 @dataclass(frozen=True)

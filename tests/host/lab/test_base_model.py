@@ -192,8 +192,39 @@ def painted_rows(sheet: Image.Image) -> list[np.ndarray]:
     return [row[:lowest] for row in rows[1:]]
 
 
-def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Path, comfy_host: Any) -> None:
-    """`python lab demo` on the example workflow as it is; its LoRA is then judged as the benchmark judges it."""
+@pytest.fixture(scope="module")
+def demo(server: ComfyServer) -> str:
+    """What `python lab demo` says on the example workflow as it is."""
+    command = [sys.executable, str(ROOT / "lab"), "demo", "--base", str(server.base)]
+    command += ["--port", str(urlsplit(server.url).port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def lora_of(demo: str) -> Path:
+    """The file that the demo has saved."""
+    return Path(re.search(r"LoRA: (.+)", demo)[1])
+
+
+def test_the_demo_trains_and_draws_its_sheet(demo: str, server: ComfyServer) -> None:
+    assert len(re.findall(r"step \d+/\d+.*loss 0\.\d+", demo)) > 1, demo
+    assert re.search(r"trained in \d+ s with encoding", demo), demo
+    with Image.open(re.search(r"picture sheet: (.+)", demo)[1]) as sheet:
+        assert sheet.width == 1200
+        before, half, after, new = painted_rows(sheet)
+    # Each row is something else: the sheet shows what the LoRA does, and what the other prompt does.
+    for one, other in ((before, half), (half, after), (before, after), (after, new)):
+        assert np.abs(one - other).mean() > 4, "two rows show the same"
+    file = lora_of(demo)
+    assert os.path.commonpath([file, server.base]) == str(server.base)
+    assert f"lora_name {file.relative_to(server.base / 'models' / 'loras')}" in demo
+    assert "the checkpoint lora_workbench_base.safetensors and no other, 128 x 128, 20 steps, CFG 4" in demo
+
+
+@pytest.mark.long
+def test_the_demo_learns_its_character(demo: str, base_checkpoint: Path, comfy_host: Any) -> None:
+    """Its LoRA, judged as the benchmark judges it."""
     import comfy.sd
     import comfy.utils
     from lora_workbench.lab.base_model.painter import Painter
@@ -201,26 +232,9 @@ def test_the_demo_learns_its_character(server: ComfyServer, base_checkpoint: Pat
     from lora_workbench.lab.judge.judge import TUNING, Judge
     from lora_workbench.lab.world import known
 
-    command = [sys.executable, str(ROOT / "lab"), "demo", "--base", str(server.base)]
-    command += ["--port", str(urlsplit(server.url).port)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(re.findall(r"step \d+/\d+.*loss 0\.\d+", done.stdout)) > 1, done.stdout
-    assert re.search(r"trained in \d+ s with encoding", done.stdout), done.stdout
-    with Image.open(re.search(r"picture sheet: (.+)", done.stdout)[1]) as sheet:
-        assert sheet.width == 1200
-        before, half, after, new = painted_rows(sheet)
-    # Each row is something else: the sheet shows what the LoRA does, and what the other prompt does.
-    for one, other in ((before, half), (half, after), (before, after), (after, new)):
-        assert np.abs(one - other).mean() > 4, "two rows show the same"
-    file = Path(re.search(r"LoRA: (.+)", done.stdout)[1])
-    assert os.path.commonpath([file, server.base]) == str(server.base)
-    assert f"lora_name {file.relative_to(server.base / 'models' / 'loras')}" in done.stdout
-    assert "the checkpoint lora_workbench_base.safetensors and no other, 128 x 128, 20 steps, CFG 4" in done.stdout
-
     painter = Painter(base_checkpoint)
     with torch.inference_mode():
-        lora = comfy.utils.load_torch_file(str(file), safe_load=True)
+        lora = comfy.utils.load_torch_file(str(lora_of(demo)), safe_load=True)
         model, _ = comfy.sd.load_lora_for_models(painter.model, None, lora, 1.0, 1.0)
     kept = [caption for _, caption in known.known_pictures(KEPT_COUNT, KEPT_SEED)]
     found = Judge(painter, "zorp", count=16, series=TUNING, scenes=SCENES, kept=kept).judge(model)
