@@ -52,8 +52,8 @@ NEEDED = {"demo": [], "serve": [PACK], "test": [PACK, TESTS], "bench": [PACK, TE
 SUITES = {
     "unit": ["tests/unit"], "host": ["tests/host"], "browser": ["tests/browser"], "long": ["-m", "long"],
 }  # fmt: skip
-# Two processes of one thread each. tests/conftest.py groups and orders the tests for them.
-IN_PARALLEL = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
+# Two processes of one thread each. tests/conftest.py orders the tests and gives those of the server to one.
+IN_PARALLEL = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -50,24 +50,38 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_RootIsAPlainFolder())
 
 
-# Long ones first, to let the workers of pytest-xdist end together. The server's tests come before them all.
-FOLDERS = ("host", "unit/lab", "unit")
+# The files whose tests use the server. One worker of pytest-xdist runs them all, so that one server starts.
+ON_SERVER = (
+    "tests/browser/", "tests/host/lab/test_demo.py", "tests/host/test_dataset_nodes.py", "tests/host/test_server.py",
+    "tests/host/test_support_server.py", "tests/host/test_workflows.py",
+)  # fmt: skip
+# Long ones first, so that the workers end together.
+ORDER = (*ON_SERVER, "tests/host/", "tests/unit/lab/", "tests/unit/captions/", "tests/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests, and group them for `--dist loadgroup`.
-
-    Tests that use the server form one group: one worker runs them all, so one server starts. Any other test belongs to
-    the group of its file, so that a module's fixtures are set up once.
-    """
-    place = {}
+    """Put the tests in the order of ORDER."""
     for item in items:
-        on_server = "server" in getattr(item, "fixturenames", ())
-        file = item.path.relative_to(ROOT / "tests").as_posix()
-        folders = [number for number, folder in enumerate(FOLDERS) if file.startswith(f"{folder}/")]
-        place[item] = -1 if on_server else min(folders, default=0)
-        item.add_marker(pytest.mark.xdist_group("server" if on_server else file))
-    items.sort(key=place.__getitem__)
+        if "server" in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(ON_SERVER):
+            raise pytest.UsageError(f"{item.nodeid} uses the server. Add its file to ON_SERVER in tests/conftest.py.")
+    items.sort(key=lambda item: next((n for n, place in enumerate(ORDER) if item.nodeid.startswith(place)), len(ORDER)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let `--dist loadfile` treat the files of ON_SERVER as one file.
+
+    `--dist loadgroup` is meant for this, but pytest-xdist 3.8 loses the groups under pytest 9.2.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "server" if nodeid.startswith(ON_SERVER) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def test_suites_run_in_parallel_where_there_are_two_cores(
     given: list[str], expected: list[str], cores: int, dev: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dev.os, "cpu_count", lambda: cores)
-    parallel = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"] if cores > 1 else []
+    parallel = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if cores > 1 else []
     assert dev.pytest_arguments(given) == parallel + expected
 
 
