@@ -1,4 +1,4 @@
-"""A Chromium for the tests of this folder, and the gallery opened in it."""
+"""A Chromium for each module, and the gallery opened in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.gallery import Gallery, numbered
 from support.server import ComfyServer
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     with browser() as running:
         yield running
