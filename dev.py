@@ -2,7 +2,10 @@
 """One file to try, test, serve and measure LoRA Workbench. Standard library only.
 
     python dev.py demo          train a LoRA end to end and write a picture sheet
-    python dev.py test [ARGS]   lint, type-check and run the whole test suite (ARGS go to pytest)
+    python dev.py test          lint, type-check and run the tests: all but the long ones
+    python dev.py test unit     run the tests of one folder: unit, host or browser (more arguments go to pytest)
+    python dev.py test long     run the long tests, which take minutes and rarely break
+    python dev.py test ARGS     run pytest with ARGS, for example tests/unit/test_disk.py -x
     python dev.py serve         open ComfyUI with the pack for a person
     python dev.py bench         run the benchmarks, beside the host's own trainer
     python dev.py docs          bring the tables of the help pages up to date
@@ -45,6 +48,13 @@ TORCH_FOR_TORCHAUDIO = "torch<2.15"
 # What a command needs beside the host: the demo nothing, so that it runs where a package of the tests does not install.
 PACK, TESTS = ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"
 NEEDED = {"demo": [], "serve": [PACK], "test": [PACK, TESTS], "bench": [PACK, TESTS], "docs": [PACK]}
+
+# What `test` may be followed by, and what pytest is given for it.
+SUITES = {
+    "unit": ["tests/unit"], "host": ["tests/host"], "browser": ["tests/browser"], "long": ["-m", "long"],
+}  # fmt: skip
+# Two processes of one thread each. tests/conftest.py orders the tests and gives those of the server to one.
+IN_PARALLEL = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def say(text: str) -> None:
@@ -305,15 +315,24 @@ def wait_for(server: subprocess.Popen, port: int, log: Path) -> None:
 
 
 def test(args: argparse.Namespace) -> None:
-    """Lint, types and tests; with arguments only pytest, which gets them."""
+    """Run lint, types and tests; a suite of them; or pytest with whatever arguments are given."""
     python, host = prepare(args)
     if not args.rest:
         run([python, "-m", "ruff", "check", ROOT], cwd=ROOT)
         run([python, "-m", "mypy", "--config-file", ROOT / "pyproject.toml"], cwd=ROOT)
     started = time.monotonic()
-    done = subprocess.run([str(python), "-m", "pytest", *args.rest], cwd=ROOT, env=environment(host))
+    command = [str(python), "-m", "pytest", *pytest_arguments(args.rest)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(host))
     say(f"tests took {time.monotonic() - started:.0f} s")
     raise SystemExit(done.returncode)
+
+
+def pytest_arguments(given: list[str]) -> list[str]:
+    """What pytest is given for the arguments of `test`; whole suites run in parallel where there are two cores."""
+    if given and given[0] not in SUITES:
+        return given
+    parallel = IN_PARALLEL if (os.cpu_count() or 1) > 1 else []
+    return [*parallel, *(SUITES[given[0]] if given else []), *given[1:]]
 
 
 def bench(args: argparse.Namespace) -> None:

@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from support.server import ComfyServer
+
+# One thread for each worker of pytest-xdist, and for the server that it starts. torch reads this at import.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_HOST = ROOT / ".host" / "ComfyUI-0.3.75"
@@ -44,6 +48,40 @@ class _RootIsAPlainFolder:
 def pytest_configure(config: pytest.Config) -> None:
     # As a plugin: pytest asks a conftest's own hooks only about what lies beside or below it.
     config.pluginmanager.register(_RootIsAPlainFolder())
+
+
+# The files whose tests use the server. One worker of pytest-xdist runs them all, so that one server starts.
+ON_SERVER = (
+    "tests/browser/", "tests/host/lab/test_demo.py", "tests/host/test_dataset_nodes.py", "tests/host/test_server.py",
+    "tests/host/test_support_server.py", "tests/host/test_workflows.py",
+)  # fmt: skip
+# Long ones first, so that the workers end together.
+ORDER = (*ON_SERVER, "tests/host/", "tests/unit/lab/", "tests/unit/captions/", "tests/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests in the order of ORDER."""
+    for item in items:
+        if "server" in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(ON_SERVER):
+            raise pytest.UsageError(f"{item.nodeid} uses the server. Add its file to ON_SERVER in tests/conftest.py.")
+    items.sort(key=lambda item: next((n for n, place in enumerate(ORDER) if item.nodeid.startswith(place)), len(ORDER)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let `--dist loadfile` treat the files of ON_SERVER as one file.
+
+    `--dist loadgroup` is meant for this, but pytest-xdist 3.8 loses the groups under pytest 9.2.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "server" if nodeid.startswith(ON_SERVER) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 @dataclass(frozen=True)

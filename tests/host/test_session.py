@@ -147,16 +147,18 @@ def test_a_bucket_that_the_vae_cannot_take(checkpoint, dataset, tmp_path):
 
 
 def test_a_full_disk_costs_a_file_and_not_the_training(checkpoint, dataset, tmp_path, monkeypatch):
-    real = os.replace
+    def full(plain):
+        def write(source, target):
+            if str(target).endswith(".safetensors"):
+                raise OSError(28, "No space left on device")
+            plain(source, target)
 
-    def full(source, target):
-        if str(target).endswith(".safetensors"):
-            raise OSError(28, "No space left on device")
-        real(source, target)
+        return write
 
     whole = train(checkpoint, dataset, tmp_path / "before")
     train(checkpoint, dataset, tmp_path, name="fills the caches", steps=1)
-    monkeypatch.setattr(os, "replace", full)
+    for name in ("replace", "link"):
+        monkeypatch.setattr(os, name, full(getattr(os, name)))
     result = train(checkpoint, dataset, tmp_path, save_every_steps=1)
     assert all(torch.equal(result.lora[name], tensor) for name, tensor in whole.lora.items())
     assert "run.safetensors could not be written" in " ".join(result.summary.not_saved)

@@ -11,22 +11,24 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops
 from support.browser import browser, load_workflow, open_page
-from support.prompts import set_values
+from support.prompts import IDS, set_values
 from support.server import ComfyServer
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))
+# As version 0.1 shipped them: what people saved then must keep loading. These files never change.
+SAVED = sorted((ROOT / "tests" / "data" / "workflows_0.1").glob("*.json"))
 PREFIX = "LoRAWorkbench_"
 MOST_THUMBNAIL_BYTES = 150_000
 
 # What makes any example small enough for a test; a workflow need not have all of these nodes.
 SMALL: dict[str, dict[str, Any]] = {
     "CheckpointLoaderSimple": {"ckpt_name": "tiny_sd15.safetensors"},
-    "EmptyLatentImage": {"width": 256, "height": 256},
+    "EmptyLatentImage": {"width": 128, "height": 128},
     "KSampler": {"steps": 2},
     "LoRAWorkbench_AutoCaption": {"captioner": "tiny_tagger"},
     "LoRAWorkbench_LoadDataset": {"folder": "photos"},
-    "LoRAWorkbench_BucketImages": {"resolution": 256},
+    "LoRAWorkbench_BucketImages": {"resolution": 128},
     # A large step, so that two of them can be seen.
     "LoRAWorkbench_LoRATrainer": {"epochs": 1, "steps": 2, "rank": 4, "learning_rate": 0.05},
 }
@@ -44,7 +46,15 @@ def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+# Each old file right after the example of its name: the server keeps the results of the last prompt.
+BOTH = sorted([*FILES, *SAVED], key=lambda file: (file.stem, file in SAVED))
+
+
+def name_of(file: Path) -> str:
+    return f"{file.stem} 0.1" if file in SAVED else file.stem
+
+
+@pytest.fixture(params=FILES, ids=name_of)
 def file(request: pytest.FixtureRequest) -> Path:
     return request.param
 
@@ -107,6 +117,7 @@ def test_every_node_exists_on_this_host(file: Path, object_info: dict[str, Any])
         assert node["properties"].get("Node name for S&R", node["type"]) == node["type"]
 
 
+@pytest.mark.parametrize("file", BOTH, ids=name_of)
 def test_converts_to_the_prompt_that_the_browser_makes(file: Path, object_info: dict[str, Any], page: Any) -> None:
     from lora_workbench.lab.demo.workflow import to_prompt
 
@@ -116,6 +127,30 @@ def test_converts_to_the_prompt_that_the_browser_makes(file: Path, object_info: 
     assert to_prompt(workflow, object_info) == theirs
 
 
+@pytest.mark.parametrize("file", SAVED, ids=name_of)
+def test_every_saved_value_lands_on_the_input_it_was_saved_for(file: Path, object_info: dict[str, Any]) -> None:
+    """A saved workflow names its widgets in the order of their values."""
+    from lora_workbench.lab.demo.workflow import to_prompt
+
+    workflow = read(file)
+    prompt, checked = to_prompt(workflow, object_info), 0
+    for node in workflow["nodes"]:
+        if node["type"].startswith(PREFIX):
+            names = [socket["widget"]["name"] for socket in node["inputs"] if "widget" in socket]
+            saved = dict(zip(names, node["widgets_values"], strict=True))
+            inputs = prompt[str(node["id"])]["inputs"]
+            assert {name: inputs[name] for name in names} == saved, node["type"]
+            checked += len(saved)
+    assert checked > 40, "the file holds fewer values than any of version 0.1"
+
+
+def test_version_0_1_is_complete() -> None:
+    assert len(SAVED) == 5
+    used = {node["type"].removeprefix(PREFIX) for file in SAVED for node in read(file)["nodes"]}
+    assert used >= set(IDS)
+
+
+@pytest.mark.parametrize("file", BOTH, ids=name_of)
 def test_runs_to_its_end(file: Path, object_info: dict[str, Any], server: ComfyServer) -> None:
     from lora_workbench.lab.demo.workflow import find, to_prompt
 
@@ -127,7 +162,7 @@ def test_runs_to_its_end(file: Path, object_info: dict[str, Any], server: ComfyS
             set_values(prompt, class_type, **values)
     name = f"test_{file.stem}"
     set_values(prompt, "LoRAWorkbench_LoRATrainer", name=name)
-    set_values(prompt, "LoRAWorkbench_SaveLoRA", name=name)
+    set_values(prompt, "LoRAWorkbench_SaveLoRA", name=name, overwrite=True)
     entry = server.run(prompt, timeout=300)
 
     def shown(title: str) -> Image.Image:
@@ -136,7 +171,7 @@ def test_runs_to_its_end(file: Path, object_info: dict[str, Any], server: ComfyS
         return Image.open(io.BytesIO(server.view(**listed[0]))).convert("RGB")
 
     before, after = shown("Before"), shown("After")
-    assert before.size == after.size == ((128, 128) if on_base else (256, 256))
+    assert before.size == after.size == (128, 128)
     assert ImageChops.difference(before, after).getbbox() is not None, "the LoRA changed nothing"
     saved = Path(entry["outputs"][find(prompt, "LoRAWorkbench_SaveLoRA")]["text"][0])
     assert saved == server.base / "models" / "loras" / f"{name}.safetensors"

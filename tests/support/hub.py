@@ -94,7 +94,7 @@ def hub(root: Path) -> Iterator[Hub]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made = Hub(f"http://127.0.0.1:{server.server_port}", root)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)  # polls: it ends at once
     thread.start()
     try:
         yield made

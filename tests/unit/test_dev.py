@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def test_the_demo_needs_no_package_of_the_tests(dev: ModuleType, host: Path, mon
     dev.ensure_environment(host, "demo")
     assert len(found) == 1, "it is there"
     dev.ensure_environment(host, "test")
-    assert {"aiohttp>=3.11.8", "pytest", "playwright"} < set(found[1])
+    assert {"aiohttp>=3.11.8", "pytest", "pytest-xdist", "playwright"} < set(found[1])
     for command in ("demo", "serve", "bench", "test"):
         dev.ensure_environment(host, command)
     assert len(found) == 2, "what the tests need has all that the others do"
@@ -86,6 +87,44 @@ def test_an_argument_that_nobody_reads_is_told(command: str, dev: ModuleType, mo
     monkeypatch.setattr(dev, command, lambda _: pytest.fail("it began"))
     with pytest.raises(SystemExit, match="2"):
         dev.main()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], []),
+        (["unit"], ["tests/unit"]),
+        (["host", "-k", "engine"], ["tests/host", "-k", "engine"]),
+        (["browser"], ["tests/browser"]),
+        (["long"], ["-m", "long"]),
+    ],
+)
+@pytest.mark.parametrize("cores", [1, 2])
+def test_suites_run_in_parallel_where_there_are_two_cores(
+    given: list[str], expected: list[str], cores: int, dev: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev.os, "cpu_count", lambda: cores)
+    parallel = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if cores > 1 else []
+    assert dev.pytest_arguments(given) == parallel + expected
+
+
+def test_other_arguments_go_to_pytest_as_they_are(dev: ModuleType) -> None:
+    assert dev.pytest_arguments(["tests/unit/test_disk.py", "-x"]) == ["tests/unit/test_disk.py", "-x"]
+
+
+def test_lint_and_types_are_checked_with_the_whole_suite_only(
+    dev: ModuleType, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(dev, "prepare", lambda _: (Path("python"), host))
+    monkeypatch.setattr(dev, "run", lambda command, **_: ran.append(command[2]))
+    done = subprocess.CompletedProcess([], 3)
+    monkeypatch.setattr(dev.subprocess, "run", lambda command, **_: ran.append(command[2]) or done)
+    for given, expected in (([], ["ruff", "mypy", "pytest"]), (["unit"], ["pytest"]), (["-x"], ["pytest"])):
+        ran.clear()
+        with pytest.raises(SystemExit, match="3"):
+            dev.test(argparse.Namespace(rest=given))
+        assert ran == expected
 
 
 def test_a_server_that_ends_is_told_at_once(dev: ModuleType, tmp_path: Path) -> None:

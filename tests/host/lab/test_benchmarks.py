@@ -20,9 +20,11 @@ def learning(comfy_host: Any) -> Any:
 
 
 def test_both_trainers_are_run_and_judged(learning: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_workbench.lab.base_model import painter
     from lora_workbench.lab.demo import pictures
     from lora_workbench.lab.judge import judge
 
+    monkeypatch.setattr(painter, "STEPS", 4)
     monkeypatch.setattr(judge, "ALIKE", 4)
     monkeypatch.setattr(judge, "_REFERENCES", (20, 1000))
     monkeypatch.setattr(pictures, "KEPT_COUNT", 24)

@@ -42,6 +42,7 @@ class Drawn:
 def smaller(monkeypatch):
     monkeypatch.setattr(judge, "_REFERENCES", (80, 1000))
     monkeypatch.setattr(judge, "_FRESH", (30, 2000))
+    monkeypatch.setattr(judge, "ALIKE", 16)
 
 
 @pytest.mark.parametrize("concept", list(concepts.CONCEPTS))
@@ -113,7 +114,7 @@ class Leaky(Drawn):
 def test_what_the_base_does_by_itself_does_not_show_the_concept():
     """A base whose figures are a little like it: only what is further than those counts."""
     for where in ("wearing", "zorp on", "creature"):
-        strict = judge.Judge(Lookalike(where), "zorp", count=24)
+        strict = judge.Judge(Lookalike(where), "zorp", count=12)
         assert strict.judge("zorp").shown > 0.9, where
         base = strict.judge(None)
         assert base.shown < 0.2, f"the base paints lookalikes for prompts with {where!r}, which do not count"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from PIL import Image, ImageFilter
 SIDE = 640
 
 
+@functools.cache
 def scene(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
     """A picture unlike that of any other seed, sharp all over."""
     rng = np.random.default_rng(seed)
@@ -31,17 +34,23 @@ def scene(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
 
 def write(folder: Path, name: str, image: Image.Image, caption: str = "", **options: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    image.save(folder / name, **options)
+    image.save(folder / name, **({"compress_level": 1} if name.endswith(".png") else {}), **options)
     if caption:
         (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
     return folder / name
 
 
-@pytest.fixture
-def sound(tmp_path: Path) -> Path:
-    folder = tmp_path / "1_zorp"
+@pytest.fixture(scope="module")
+def sound_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound")
     for number in range(12):
         write(folder, f"{number:02d}.png", scene(number), f"zorp at place number {number}")
+    return folder
+
+
+@pytest.fixture
+def sound(sound_files: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sound_files, tmp_path / "1_zorp")
     return tmp_path
 
 
@@ -121,7 +130,7 @@ def test_blur_is_ranked_within_the_set(sound):
     assert kinds(examined(sound)[1])["blurred"].files == ("1_zorp/blurred.png",)
     # A set of flat art is not blurred.
     for file in (sound / "1_zorp").glob("*.png"):
-        Image.open(file).filter(ImageFilter.GaussianBlur(4)).save(file)
+        Image.open(file).filter(ImageFilter.GaussianBlur(4)).save(file, compress_level=1)
     assert "blurred" not in kinds(examined(sound)[1])
 
 
