@@ -1,15 +1,15 @@
-"""The learning benchmark: what a LoRA of a small character learns and spoils, ours beside ComfyUI's own trainer.
+"""The learning benchmark: what a LoRA of a small character learns and spoils, with our trainer and with TrainLoraNode.
 
     python dev.py bench learning [--seeds N] [--count N] [--scenes N] [--write]
 
-Both train on the shipped base model, on the same dozen pictures, and are judged by `lab/judge/judge.py` with the same
-prompts and noise. No setting was chosen on this series of them and these seeds (captions of zorp come from the half
-that earlier series had, too). ComfyUI's trainer is measured as it comes, and at its best: with the rate and rank that
-come closest and lose least, a LoRA in fp32 and no checkpointing; each at the same number of steps and at the same
-wall-clock. Ours has pictures of what it shall keep besides: one row gives them to the other as well, among
-its own. One that was stopped goes on with the next seed when it is run again (`unfinished.py`): what is compared of a
-seed was measured in one run.
+Both train on the shipped base model and the same twelve pictures. `lab/judge/judge.py` judges both with the same
+prompts and noise. No setting was chosen on these prompts and seeds, but zorp's captions come from the half that earlier
+series used. TrainLoraNode runs with its default settings, and tuned: the rate and rank that come closest and lose
+least, a LoRA in fp32, no checkpointing. It runs for as many steps as ours and for as much wall-clock time. Ours also
+trains on regularization pictures; one row gives them to TrainLoraNode too. A stopped benchmark continues with the next
+seed (`unfinished.py`), so all rows of one seed come from one run.
 """
+
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from ..pack import ROOT
-from .machine import describe_machine
+from .machine import measured_on
 from .native import native_lora
+from .results import Row
 from .unfinished import Unfinished
 
 WORKFLOW = ROOT / "example_workflows" / "learn_a_character.json"
@@ -127,13 +128,13 @@ class Bench:
         self.judge = Judge(self.painter, concept, count, series, scenes, [caption for _, caption in kept])
 
     def ceiling(self) -> float:
-        """Fidelity of fresh drawn pictures that went through the model's VAE: what it lets through."""
+        """Likeness of fresh drawn pictures that went through the model's VAE: what it lets through."""
         import torch
         from lora_workbench.lab.world import concepts
 
         drawn = [picture for picture, _ in concepts.pictures(self.concept, 24, 3000)]
         with torch.inference_mode():
-            return float(self.judge.fidelity(self.painter.through_vae(drawn)))
+            return float(self.judge.likeness(self.painter.through_vae(drawn)))
 
     def ours(
         self, seed: int, *, prior: dict[str, Any] | None = None, cold: bool = False, **settings: Any
@@ -233,154 +234,120 @@ class Bench:
             return apply_lora(self.painter.model, None, trained.lora, 1.0, 1.0)[0]
 
 
-def about_runs(seeds: Sequence[int], count: int, scenes: int) -> str:
-    """How much was measured, in a sentence."""
-    from lora_workbench.lab.judge.judge import ALIKE, names_color
-
-    more = "s, in brackets least to most" if len(seeds) > 1 else ""
-    colored = sum(names_color(number) for number in range(count))
-    return (
-        f"{len(seeds)} seed{more}, prompts and noise the same for all; {ALIKE} pictures for fidelity, {count} for what "
-        f"is obeyed, {colored} of them for the colour, {scenes} for what is lost and for drift, {scenes // 2} for "
-        "other figures."
-    )
-
-
 def say(text: str) -> None:
     """Print a line at once."""
     print(text, flush=True)
 
 
-Rows = list[tuple[str, list[tuple[Trained, Any]]]]
+Runs = dict[int, tuple[Trained, Any]]  # a training and its Judgement for each seed
+OURS, BASE = "LoRA Workbench", "base model, no LoRA"
+THRESHOLD = "least likeness that shows the character"  # a row of no trainer
 
 
 def compare(
     concept: str, seeds: Sequence[int], count: int, scenes: int, so_far: Unfinished
-) -> tuple[Rows, float, float]:
-    """Train and judge each trainer with each seed that has not been yet.
+) -> tuple[dict[str, Runs], float, float]:
+    """Train and judge each trainer with each seed that is not measured yet.
 
     Returns:
-        (what, one pair for each seed) for each row, the fidelity that the VAE lets through, and the one beyond which a
-        picture shows the character.
+        The runs of each trainer, the likeness of drawn pictures that went through the VAE, and the least likeness that
+        shows the character.
     """
     from lora_workbench.lab.judge.judge import REPORTING
 
-    rows: dict[str, list[tuple[Trained, Any]]] = {}
+    found: dict[str, Runs] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         bench = Bench(concept, Path(folder), count, REPORTING, scenes)
         for seed in seeds:
             for name, *result in so_far.once(seed, partial(compare_once, bench, seed)):
-                rows.setdefault(name, []).append(untold(*result))
-        rows["the base, without a LoRA"] = [(Trained({}, 0, 0.0), bench.judge.judge(bench.painter.model))]
-        return list(rows.items()), bench.ceiling(), bench.judge.least
+                found.setdefault(name, {})[seed] = unpacked(*result)
+        found[BASE] = {0: (Trained({}, 0, 0.0), bench.judge.judge(bench.painter.model))}
+        return found, bench.ceiling(), bench.judge.least
 
 
 def compare_once(bench: Bench, seed: int) -> list[tuple[Any, ...]]:
-    """Train and judge each trainer with one seed, one after the other; returns (what, *told) for each."""
+    """Train and judge each trainer with one seed, one after the other; returns (trainer, *packed) for each."""
     found: list[tuple[Any, ...]] = []
 
     def run(name: str, train: Callable[..., Trained], *args: Any, **settings: Any) -> Trained:
         trained, judgement = bench.run(train, seed, *args, **settings)
         say(f"{bench.concept} seed {seed} {name}: {trained.steps} steps, {trained.seconds:.0f} s, {judgement}")
-        found.append((name, *told(trained, judgement)))
+        found.append((name, *packed(trained, judgement)))
         return trained
 
     bench.ours(0, steps=2)  # warms up
-    ours = run("LoRA Workbench", bench.ours, cold=True)
+    ours = run(OURS, bench.ours, cold=True)
     alone = {"prior": {"share": 0}, "batch_size": LEARNED, "steps": ours.steps}
-    run("LoRA Workbench, keeping nothing", bench.ours, cold=True, **alone)
-    for how, by_time, by_steps in (
-        ("as it comes", {}, {}), ("at its best", BEST_BY_TIME, BEST_BY_STEPS),
-    ):  # fmt: skip
-        run(f"TrainLoraNode {how}, as much time", bench.native_within, ours.seconds, **by_time)
-        run(f"TrainLoraNode {how}, as many steps", bench.native, ours.steps, **by_steps, **BY_STEPS)
-    mixed = "TrainLoraNode at its best, ours' pictures to keep among its own, as much time"
+    run(f"{OURS}, no prior preservation", bench.ours, cold=True, **alone)
+    for how, by_time, by_steps in (("default settings", {}, {}), ("tuned", BEST_BY_TIME, BEST_BY_STEPS)):
+        run(f"TrainLoraNode, {how}, same time", bench.native_within, ours.seconds, **by_time)
+        run(f"TrainLoraNode, {how}, same steps", bench.native, ours.steps, **by_steps, **BY_STEPS)
+    mixed = "TrainLoraNode, tuned, with regularization pictures, same time"
     run(mixed, bench.native_within, ours.seconds, mixed=True, **BEST_BY_TIME)
     return found
 
 
-def told(trained: Trained, judgement: Any) -> tuple[int, float, dict[str, Any]]:
-    """What a run was worth, for `Unfinished`."""
+def packed(trained: Trained, judgement: Any) -> tuple[int, float, dict[str, Any]]:
+    """A run as values that JSON knows, for `Unfinished`; the LoRA is left out."""
     return trained.steps, trained.seconds, dataclasses.asdict(judgement)
 
 
-def untold(steps: int, seconds: float, judged: dict[str, Any]) -> tuple[Trained, Any]:
-    """The same back, without the LoRA."""
+def unpacked(steps: int, seconds: float, judged: dict[str, Any]) -> tuple[Trained, Any]:
+    """A run from its packed values."""
     from lora_workbench.lab.judge.judge import Judgement
 
     return Trained({}, steps, seconds), Judgement(**{**judged, "worded": tuple(judged["worded"])})
 
 
-def ahead(rows: Rows) -> str:
-    """The fidelity of each seed, and how often that of ours is the higher one."""
-
-    def each(found: list[tuple[Trained, Any]]) -> str:
-        return ", ".join(f"{judgement.fidelity:.3f}" for _, judgement in found)
-
-    ours, others = rows[0][1], [row for row in rows if row[0].startswith("TrainLoraNode")]
-    parts = []
-    for name, found in others:
-        wins = sum(one.fidelity > two.fidelity for (_, one), (_, two) in zip(ours, found, strict=True))
-        parts.append(f"{name}: on {wins} of {len(found)} seeds ({each(found)})")
-    return f"Fidelity, seed by seed {each(ours)}, is ahead of {'; '.join(parts)}."
+def values(judgement: Any) -> Row:
+    """What a judgement adds to a row: shares in percent, losses in prompts of a hundred."""
+    return {
+        "likeness": judgement.likeness, "shown": 100 * judgement.shown, "background": 100 * judgement.ground,
+        "colour": 100 * judgement.worn, "lost": 100 * judgement.lost, "spoiled": 100 * judgement.spoiled,
+        "drift": judgement.drift, "leaked": 100 * judgement.leaked,
+    }  # fmt: skip
 
 
-def by_wording(rows: Rows) -> str:
-    """How often each row's pictures show the character, for each wording of the prompts, in the mean of the seeds."""
-    from lora_workbench.lab.judge.judge import WORDINGS
-
-    parts = []
-    for name, found in rows:
-        each = zip(*(judgement.worded for _, judgement in found), strict=True)
-        parts.append(f"{name}: " + ", ".join(f"{statistics.mean(shares):.0%}" for shares in each))
-    return f"Pictures that show it, for prompts worded {', '.join(WORDINGS)}: {'; '.join(parts)}."
+def words(judgement: Any) -> Row:
+    """How often pictures show the character for each wording of the prompt, and prompts painted right, in percent."""
+    names = ("shown_as_trained", "shown_background_alone", "shown_as_tags")
+    return {**{name: 100 * share for name, share in zip(names, judgement.worded, strict=True)},
+            "right": 100 * judgement.kept}  # fmt: skip
 
 
-def spread(values: Sequence[float], scale: float = 1, digits: int = 2) -> str:
-    """Mean, and least to most in brackets."""
-    scaled = [value * scale for value in values]
-    mean = f"{statistics.mean(scaled):.{digits}f}"
-    return mean if len(scaled) == 1 else f"{mean} ({min(scaled):.{digits}f} to {max(scaled):.{digits}f})"
+def rows_of(about: Row, each: Mapping[object, Row]) -> list[Row]:
+    """One row for each seed, and their mean, least and most."""
+
+    def row(seed: object, found: Row) -> Row:
+        return {**about, "seed": seed, **{name: round(value, 3) for name, value in found.items()}}
+
+    rows = [row(seed, found) for seed, found in each.items()]
+    for name, merge in (("mean", statistics.mean), ("least", min), ("most", max)):
+        columns = {column: merge(found[column] for found in each.values()) for column in next(iter(each.values()))}
+        rows.append(row(name, columns))
+    return rows
 
 
-COLUMNS = {
-    "fidelity": ("fidelity", 1, 2), "shown": ("shows it, %", 100, 0), "ground": ("background obeyed, %", 100, 0),
-    "worn": ("colour obeyed, %", 100, 0), "lost": ("lost without the trigger, points", 100, 1),
-    "spoiled": ("spoiled, points", 100, 1),
-    "drift": ("drift without it, ΔE", 1, 1), "leaked": ("other figures turned into it, points", 100, 1),
-}  # fmt: skip
-
-
-def table(head: str, rows: Rows, ours: float | None = None) -> list[str]:
-    """The rows as a table: mean and range over the seeds; times as ratios of ours, in seconds, where it is given."""
-    heads = ["steps", *(["time, of ours"] if ours else []), *(head for head, _, _ in COLUMNS.values())]
-    lines = [f"| {head} | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
-    for name, found in rows:
-        cells = [str(round(statistics.mean(trained.steps for trained, _ in found)))]
-        if ours:
-            cells.append(f"{statistics.mean(trained.seconds for trained, _ in found) / ours:.2f} ×")
-        cells += [
-            spread([getattr(judgement, field) for _, judgement in found], scale, digits)
-            for field, (_, scale, digits) in COLUMNS.items()
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def learning_benchmark(
-    concepts: Sequence[str], seeds: Sequence[int], count: int, scenes: int
-) -> Iterator[tuple[str, str]]:
-    """Compare the trainers on each concept; yields (concept, table)."""
+def learning_benchmark(concepts: Sequence[str], seeds: Sequence[int], count: int, scenes: int) -> Iterator[list[Row]]:
+    """Compare the trainers on each concept; yields the rows of each."""
     for concept in concepts:
         so_far = Unfinished(f"learning {concept} {count} {scenes}")
-        rows, ceiling, least = compare(concept, seeds, count, scenes, so_far)
-        about = f"{about_runs(seeds, count, scenes)} {describe_machine()}"
-        base = rows[-1][1][0][1].kept
-        knows = (
-            f"Of the prompts without the trigger the base paints {base:.0%} right. A drawn picture that went through "
-            f"the model's VAE has a fidelity of {ceiling:.2f}. A picture shows the character from {least:.2f} on."
-        )
-        ours = statistics.mean(trained.seconds for trained, _ in rows[0][1])
-        told_below = [knows, ahead(rows), by_wording(rows)]
-        yield concept, "\n\n".join([about, "\n".join(table(concept, rows, ours)), *told_below])
+        found, ceiling, least = compare(concept, seeds, count, scenes, so_far)
+        ours = statistics.mean(trained.seconds for trained, _ in found[OURS].values())
+        about = {**measured_on(), "character": concept, "pictures": count, "prompts": scenes}
+        rows: list[Row] = []
+        for trainer, runs in found.items():
+            each = {
+                seed: {
+                    "steps": trained.steps,
+                    "time_of_ours": trained.seconds / ours,
+                    **values(judged),
+                    **words(judged),
+                }
+                for seed, (trained, judged) in runs.items()
+            }
+            rows += rows_of({**about, "trainer": trainer}, each)
+        for what, likeness in (("drawn pictures through the VAE", ceiling), (THRESHOLD, least)):
+            rows.append({**about, "trainer": what, "seed": "mean", "likeness": round(likeness, 3)})
+        yield rows
         so_far.forget()

@@ -1,6 +1,6 @@
 """Judges what a LoRA has learned of a concept and what it has spoiled, without any learned model.
 
-- Fidelity: how close its pictures are to held-out pictures of the concept. A picture is described by its thing alone,
+- Likeness: how close its pictures are to held-out pictures of the concept. A picture is described by its thing alone,
   cut out and scaled: the layout of its colours (CIE Lab) and its edges (histograms of oriented gradients). Hundreds of
   drawn pictures cover the poses, so the distance to the nearest ones is what no pose explains. It is 1 where fresh
   drawn pictures are and 0 where the base model's are, for the same prompts and noise.
@@ -38,8 +38,8 @@ _REFERENCES, _FRESH = (400, 1000), (60, 2000)
 # mostly other scenes, but captions from the same half.)
 TUNING, REPORTING = 0, 13
 _NEAREST = 3
-ALIKE = 48  # pictures that fidelity is told of: one of them says little, two dozen as much as lies between two settings
-_SHOWN = 0.25  # fidelity below which no picture shows the concept
+ALIKE = 48  # pictures that likeness is told of: one of them says little, two dozen as much as lies between two settings
+_SHOWN = 0.25  # likeness below which no picture shows the concept
 # How the prompts for what is obeyed are worded, in turns; the second names no colour.
 WORDINGS = ("as in training", "with the background alone", "as tags")
 _NOTHING = np.array([50.0, 0.0, 0.0], np.float32)  # the grey put in place of the background
@@ -70,14 +70,14 @@ class Judgement(Preserved):
     """What a model is worth; shares are 0 to 1.
 
     Attributes:
-        fidelity: 0 as the base, 1 as drawn pictures of the concept.
+        likeness: 0 as the base, 1 as drawn pictures of the concept.
         shown: The share of pictures that show the concept.
         worded: The same for each of WORDINGS.
         ground: Prompts whose background is shown, behind the concept.
         worn: Prompts whose worn colour is shown, on the concept.
     """
 
-    fidelity: float
+    likeness: float
     shown: float
     worded: tuple[float, ...]
     ground: float
@@ -90,13 +90,13 @@ class Judge:
     Args:
         painter: A `Painter`.
         concept: Which of CONCEPTS.
-        count: Pictures for editability; fidelity is told of ALIKE.
+        count: Pictures for editability; likeness is told of ALIKE.
         series: TUNING or REPORTING: which prompts and noise.
         scenes: Pictures for preservation; twice the count by default.
         kept: Captions of pictures that are trained on to be kept: what is lost is asked of others.
 
     Attributes:
-        least: Fidelity beyond which a picture shows the concept.
+        least: Likeness beyond which a picture shows the concept.
     """
 
     def __init__(
@@ -121,19 +121,19 @@ class Judge:
         alike = self.painter.paint(self._alike, self._seeds[:ALIKE])
         self._base = self._gallery.distance(alike)
         self._before, kin = self._paint_scenes(None), self._paint_kin(None)
-        by_itself = [[self.fidelity([one]) for one in pictures] for pictures in (alike, self._paint_asked(None), kin)]
+        by_itself = [[self.likeness([one]) for one in pictures] for pictures in (alike, self._paint_asked(None), kin)]
         self.least = max(_SHOWN, *(float(np.quantile(found, 0.95)) for found in by_itself if found))
         self._like_it = self._show_it(kin)
 
     def judge(self, model: Any) -> Judgement:
         """Sample from a MODEL and say what it is worth."""
-        fidelity = self.fidelity(self.painter.paint(self._alike, self._seeds[:ALIKE], model))
+        likeness = self.likeness(self.painter.paint(self._alike, self._seeds[:ALIKE], model))
         pictures = self._paint_asked(model)
         shown = self._show_it(pictures)
         obeyed = np.array([self._obeyed(*one) for one in zip(pictures, self._asked, strict=True)]) & shown[:, None]
         colored = [names_color(number) for number in range(len(obeyed))]
         return Judgement(
-            fidelity=fidelity,
+            likeness=likeness,
             shown=float(shown.mean()),
             worded=tuple(float(shown[first :: len(WORDINGS)].mean()) for first in range(len(WORDINGS))),
             ground=float(obeyed[:, 0].mean()),
@@ -153,13 +153,13 @@ class Judge:
             leaked=float((self._show_it(self._paint_kin(model)) & ~self._like_it).mean()),
         )
 
-    def fidelity(self, pictures: Sequence[Image.Image]) -> float:
+    def likeness(self, pictures: Sequence[Image.Image]) -> float:
         """How much these look like the concept: 0 as the base's pictures for such prompts, 1 as drawn ones."""
         return (self._base - self._gallery.distance(pictures)) / (self._base - self._real)
 
     def _show_it(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Which pictures show the concept."""
-        return np.array([self.fidelity([picture]) > self.least for picture in pictures])
+        return np.array([self.likeness([picture]) > self.least for picture in pictures])
 
     def _obeyed(self, picture: Image.Image, asked: tuple[str, str]) -> tuple[bool, bool]:
         """Whether a picture has the background, and the worn colour, that was asked for."""

@@ -71,9 +71,9 @@ def test_what_it_wears_is_read_even_when_soft(concept):
 def test_one_that_learned_and_one_that_was_spoiled():
     made = judge.Judge(Drawn(), "zorp", count=12)
     nothing, learned, spoiled = made.judge(None), made.judge("zorp"), made.judge("spoiled")
-    assert nothing.fidelity == pytest.approx(0) and nothing.lost == 0 and nothing.drift == 0
+    assert nothing.likeness == pytest.approx(0) and nothing.lost == 0 and nothing.drift == 0
     assert nothing.kept == 1 and nothing.ground < 0.2, "it painted the ground, and nothing that counts on it"
-    assert learned.fidelity > 0.9 and learned.ground == 1 and learned.worn > 0.9
+    assert learned.likeness > 0.9 and learned.ground == 1 and learned.worn > 0.9
     assert learned.lost == 0 and learned.drift == 0
     assert spoiled.lost > 0.6 and spoiled.drift > 3
     assert learned.spoiled == 0 and spoiled.spoiled == pytest.approx(spoiled.lost), "it put nothing right"

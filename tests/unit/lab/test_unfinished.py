@@ -21,7 +21,7 @@ def again() -> None:
 
 
 def test_goes_on_with_what_was_measured(unfinished, tmp_path: Path) -> None:
-    result = [["LoRA Workbench", 240, 1.5, {"fidelity": 0.5}]]
+    result = [["LoRA Workbench", 240, 1.5, {"likeness": 0.5}]]
     unfinished.Unfinished("learning zorp 16", tmp_path).once(100, lambda: result)
     (file,) = tmp_path.iterdir()
     with file.open("a") as torn:
