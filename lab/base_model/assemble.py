@@ -30,6 +30,7 @@ DEPTH, PATCHES = 4, 16  # 4 blocks, 256 wide; positions for latents up to 32 × 
 LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609  # the host's SD3 latent format
 TEXT_SEED = 20_240_601
 TEXT_PREFIX = "text_encoders.clip_l."
+_CHUNK = 1 << 16  # values drawn at once, few enough to stay in the processor's cache
 
 # CLIP-L as OpenAI published it: the host fixes these sizes.
 TEXT_WIDTH, TEXT_LAYERS, TEXT_TOKENS, TEXT_VOCABULARY, TEXT_HIDDEN = 768, 12, 77, 49408, 3072
@@ -62,10 +63,12 @@ def text_encoder_weights() -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def draw(name: str, *shape: int, scale: float) -> None:
-        parts = source.random_raw(math.prod(shape)).view(np.uint16).reshape(-1, 4)
-        sums = parts.sum(axis=1, dtype=np.int32) - 2 * 65535
-        values = sums.astype(np.float32) * np.float32(scale / (65536 / math.sqrt(3)))
-        found[name] = torch.from_numpy(values.astype(np.float16)).reshape(shape)
+        values, factor = np.empty(math.prod(shape), np.float16), np.float32(scale / (65536 / math.sqrt(3)))
+        for at in range(0, len(values), _CHUNK):
+            parts = source.random_raw(min(_CHUNK, len(values) - at)).view(np.uint16).reshape(-1, 4).astype(np.int32)
+            sums = parts[:, 0] + parts[:, 1] + parts[:, 2] + parts[:, 3] - 2 * 65535
+            values[at : at + len(sums)] = sums.astype(np.float32) * factor
+        found[name] = torch.from_numpy(values).reshape(shape)
 
     def norm(name: str) -> None:
         found[f"{name}.weight"] = torch.ones(TEXT_WIDTH).half()

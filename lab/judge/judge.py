@@ -278,13 +278,15 @@ class _Gallery:
 
 def _describe(pictures: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
     """Colour layout [N, 24·24·3] and edges [N, M] of the thing in each picture."""
-    colors, edges = [], []
-    for picture in pictures:
-        thing = _cut_out(picture)
-        small = [ndimage.zoom(thing[..., part], 0.5, order=1) for part in range(3)]
-        colors.append(np.stack(small, axis=-1).ravel())
-        edges.append(hog(thing[..., 0] / 100, orientations=8, pixels_per_cell=(8, 8), cells_per_block=(2, 2)))
+    colors, edges = zip(*(_describe_one(picture) for picture in pictures), strict=True)
     return np.stack(colors), np.stack(edges)
+
+
+def _describe_one(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    thing = _cut_out(picture)
+    small = [ndimage.zoom(thing[..., part], 0.5, order=1) for part in range(3)]
+    edges = hog(thing[..., 0] / 100, orientations=8, pixels_per_cell=(8, 8), cells_per_block=(2, 2))
+    return np.stack(small, axis=-1).ravel(), edges
 
 
 def _cut_out(picture: Image.Image, side: int = 48) -> np.ndarray:

@@ -43,13 +43,14 @@ def read(picture: Image.Image) -> Reading:
     """Read one picture with one thing in it."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     background = nearest(ground_color(pixels), BACKGROUNDS)
-    mask, beside = foreground(pixels, smallest=1.0), foreground(pixels, smallest=0.0)
+    labels, areas = _patches(pixels)
+    mask, everything = _of_size(labels, areas, smallest=1.0), labels > 0
     if mask.sum() < 40:
         return Reading("nothing", "nothing", background, 0.0)
     core = ndimage.binary_erosion(mask, iterations=2)
     color = nearest(np.median(pixels[core if core.sum() > 20 else mask], axis=0), COLORS)
     shape, overlap = _best_shape(mask)
-    alone = beside.sum() <= (1 + _CRUMBS) * mask.sum()
+    alone = everything.sum() <= (1 + _CRUMBS) * mask.sum()
     return Reading(shape if overlap >= _CLEAR and alone else "unclear", color, background, overlap)
 
 
@@ -79,12 +80,20 @@ def foreground(pixels: np.ndarray, smallest: float = 0.05) -> np.ndarray:
         pixels: 0 to 255.
         smallest: Separate patches smaller than this share of the largest are left out as crumbs.
     """
+    return _of_size(*_patches(pixels), smallest)
+
+
+def _patches(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Separate patches that differ from the background: a label for each pixel [H, W], 0 is background; their areas."""
     differs = np.abs(to_lab(pixels) - to_lab(ground_color(pixels))).max(axis=-1) > 12
-    labels, count = ndimage.label(ndimage.binary_opening(differs))
-    if not count:
-        return np.zeros(differs.shape, bool)
-    areas = ndimage.sum_labels(np.ones_like(labels), labels, index=range(1, count + 1))
-    return np.isin(labels, 1 + np.where(areas >= smallest * areas.max())[0])
+    labels, _ = ndimage.label(ndimage.binary_opening(differs))
+    return labels, np.bincount(labels.ravel())[1:]
+
+
+def _of_size(labels: np.ndarray, areas: np.ndarray, smallest: float) -> np.ndarray:
+    """Where the patches are that have this share of the largest one's area or more."""
+    large = np.concatenate([[False], areas >= smallest * areas.max(initial=0)])
+    return large[labels]
 
 
 def nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
