@@ -121,6 +121,7 @@ class Judge:
         alike = self.painter.paint(self._alike, self._seeds[:ALIKE])
         self._base = self._gallery.distance(alike)
         self._before, kin = self._paint_scenes(None), self._paint_kin(None)
+        self._was_right = self._right(self._before)
         by_itself = [[self.likeness([one]) for one in pictures] for pictures in (alike, self._paint_asked(None), kin)]
         self.least = max(_SHOWN, *(float(np.quantile(found, 0.95)) for found in by_itself if found))
         self._like_it = self._show_it(kin)
@@ -144,7 +145,7 @@ class Judge:
     def preservation(self, model: Any) -> Preserved:
         """What a MODEL makes of the prompts without the trigger."""
         after = self._paint_scenes(model)
-        before, now = self._right(self._before), self._right(after)
+        before, now = self._was_right, self._right(after)
         return Preserved(
             kept=float(now.mean()),
             lost=float(before.mean() - now.mean()),
@@ -292,8 +293,9 @@ def _describe_one(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
 def _cut_out(picture: Image.Image, side: int = 48) -> np.ndarray:
     """The thing of a picture in CIE Lab, [side, side, 3], scaled to fill the square, on grey."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
-    mask = reader.foreground(pixels)
-    lab = np.where(mask[..., None], reader.to_lab(pixels), _NOTHING)
+    lab = reader.to_lab(pixels)
+    mask = reader.foreground(pixels, lab=lab)
+    lab = np.where(mask[..., None], lab, _NOTHING)
     if not mask.any():
         return np.broadcast_to(_NOTHING, (side, side, 3)).copy()
     rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]

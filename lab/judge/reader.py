@@ -43,7 +43,7 @@ def read(picture: Image.Image) -> Reading:
     """Read one picture with one thing in it."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     background = nearest(ground_color(pixels), BACKGROUNDS)
-    labels, areas = _patches(pixels)
+    labels, areas = _patches(pixels, to_lab(pixels))
     mask, everything = _of_size(labels, areas, smallest=1.0), labels > 0
     if mask.sum() < 40:
         return Reading("nothing", "nothing", background, 0.0)
@@ -73,19 +73,20 @@ def ground_color(pixels: np.ndarray) -> np.ndarray:
     return np.median(np.concatenate([strip.reshape(-1, 3) for strip in border]), axis=0)
 
 
-def foreground(pixels: np.ndarray, smallest: float = 0.05) -> np.ndarray:
+def foreground(pixels: np.ndarray, smallest: float = 0.05, lab: np.ndarray | None = None) -> np.ndarray:
     """Where a picture [H, W, 3] is not background, [H, W].
 
     Args:
         pixels: 0 to 255.
         smallest: Separate patches smaller than this share of the largest are left out as crumbs.
+        lab: The same pixels in CIE Lab, for a caller that has them.
     """
-    return _of_size(*_patches(pixels), smallest)
+    return _of_size(*_patches(pixels, to_lab(pixels) if lab is None else lab), smallest)
 
 
-def _patches(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _patches(pixels: np.ndarray, lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Separate patches that differ from the background: a label for each pixel [H, W], 0 is background; their areas."""
-    differs = np.abs(to_lab(pixels) - to_lab(ground_color(pixels))).max(axis=-1) > 12
+    differs = np.abs(lab - to_lab(ground_color(pixels))).max(axis=-1) > 12
     labels, _ = ndimage.label(ndimage.binary_opening(differs))
     return labels, np.bincount(labels.ravel())[1:]
 
@@ -98,9 +99,8 @@ def _of_size(labels: np.ndarray, areas: np.ndarray, smallest: float) -> np.ndarr
 
 def nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
     """Name the colour of a palette that looks most like this one."""
-    distances = {name: float(np.linalg.norm(to_lab(np.array(known, np.float32)) - to_lab(color)))
-                 for name, known in palette.items()}  # fmt: skip
-    return min(distances, key=distances.__getitem__)
+    distances = np.linalg.norm(to_lab(np.array(list(palette.values()), np.float32)) - to_lab(color), axis=-1)
+    return list(palette)[int(distances.argmin())]
 
 
 def _best_shape(mask: np.ndarray) -> tuple[str, float]:

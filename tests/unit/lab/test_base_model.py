@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -118,10 +119,15 @@ def test_what_is_to_be_kept_is_shapes_and_figures():
     assert not any(" of a" in caption or " above " in caption for _, caption in pictures)
 
 
+@cache
+def captions_of_sixty() -> list[str]:
+    return [caption for _, caption in known.known_pictures(60, 0)]
+
+
 @pytest.mark.parametrize("names", [world.SHAPES, world.COLORS, world.BACKGROUNDS])
 def test_what_is_to_be_kept_is_there_as_often_as_the_next(names: Iterable[str]):
     """By lot alone one shape of eight was not among sixty pictures at all."""
-    captions = [caption for _, caption in known.known_pictures(60, 0) if "creature" not in caption]
+    captions = [caption for caption in captions_of_sixty() if "creature" not in caption]
     # The background is the last thing a sentence tells; tags name it with its word.
     grounds = [re.search(r"(\w+) background", caption)[1] for caption in captions]
     things = [caption.replace(f"{ground} background", "") for caption, ground in zip(captions, grounds, strict=True)]
@@ -169,12 +175,12 @@ def test_scenes_of_any_size_and_place_are_read_too():
     from lora_workbench.lab.judge import reader
 
     rng, wrong = random.Random(2), []
-    for _ in range(200):
+    for _ in range(100):
         scene = world.readable_scene(rng)
         found, thing = reader.read(world.draw_scene(world.placed(scene, rng))), scene.things[0]
         if (found.shape, found.color, found.background) != (thing.shape, thing.color, scene.background):
             wrong.append((world.sentence(scene), found))
-    assert len(wrong) <= 2, wrong
+    assert len(wrong) <= 1, wrong
 
 
 class DrawsScenes:
@@ -212,8 +218,8 @@ class DrawsScenes:
 def test_quality_is_the_share_of_each_that_is_right(name: str):
     draw, held_out = next((draw, held_out) for row, _, draw, held_out in quality.ROWS if row == name)
     painter = DrawsScenes(draw)
-    found, shown = quality.measure(painter, 40, painter.draw, held_out)
-    assert [right for _, _, right in shown] == [True, False, False, False] * 10
+    found, shown = quality.measure(painter, 20, painter.draw, held_out)
+    assert [right for _, _, right in shown] == [True, False, False, False] * 5
     assert found == {"all": 0.25, "stricter": 0.25, "shape": 0.75, "color": 0.75, "background": 0.75}
     for scene in painter.scenes:
         pairs = {(thing.shape, thing.color) for thing in scene.things}
@@ -222,7 +228,7 @@ def test_quality_is_the_share_of_each_that_is_right(name: str):
         assert not any(usual) if "elsewhere" in name else bool(scene.relation) or all(usual)
     sheet = np.asarray(quality.contact_sheet(shown))
     red = (sheet == (255, 0, 0)).all(-1)
-    assert sheet.shape[:2] == (4 * 136, 10 * 136)
+    assert sheet.shape[:2] == (2 * 136, 10 * 136)
     assert not red[:136, :136].any() and red[:136, 136:272].any(), "those read wrong have a red edge"
 
 
@@ -233,7 +239,7 @@ def test_the_last_column_asks_for_more_overlap(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(quality, "STRICTER", 1.01)  # no drawn thing comes near the other
     _, _, draw, held_out = quality.ROWS[0]
     painter = DrawsScenes(draw)
-    found, _ = quality.measure(painter, 40, painter.draw, held_out)
+    found, _ = quality.measure(painter, 20, painter.draw, held_out)
     assert (found["all"], found["stricter"]) == (0.25, 0)
 
 

@@ -13,9 +13,23 @@ from PIL import ImageFilter
 OTHER = {"zorp": "quib", "quib": "gub", "gub": "zorp"}
 
 
-# Pictures are drawn from seeds, and the same ones are asked for again and again: each is drawn and described once.
+# Pictures are drawn from seeds, and tests ask for the same ones again: each is drawn, described and read once.
 drawn_pictures = cache(concepts.pictures)
-describe_one = judge._describe_one
+
+
+def once(function):
+    """Call a function of a picture once for the same picture."""
+    known = {}
+
+    def call(picture):
+        if id(picture) not in known:
+            known[id(picture)] = picture, function(picture)  # a picture that is kept keeps its id
+        return known[id(picture)][1]
+
+    return call
+
+
+describe_one, read = once(judge._describe_one), once(judge.reader.read)
 
 
 @cache
@@ -55,25 +69,13 @@ class Drawn:
 
 
 @pytest.fixture(autouse=True)
-def smaller(monkeypatch, described):
+def smaller(monkeypatch):
     monkeypatch.setattr(judge, "ALIKE", 16)
     monkeypatch.setattr(judge, "_REFERENCES", (80, 1000))
     monkeypatch.setattr(judge, "_FRESH", (30, 2000))
     monkeypatch.setattr(concepts, "pictures", drawn_pictures)
-    monkeypatch.setattr(judge, "_describe_one", described)
-
-
-@pytest.fixture(scope="module")
-def described():
-    """Describes a picture, the same one once."""
-    known = {}
-
-    def once(picture):
-        if id(picture) not in known:
-            known[id(picture)] = picture, describe_one(picture)  # a picture that is kept keeps its id
-        return known[id(picture)][1]
-
-    return once
+    monkeypatch.setattr(judge, "_describe_one", describe_one)
+    monkeypatch.setattr(judge.reader, "read", read)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def unfinished(monkeypatch: pytest.MonkeyPatch):
     from lora_workbench.lab.bench import unfinished
 
+    monkeypatch.setattr(unfinished, "describe_machine", lambda: "a machine")
     return unfinished
 
 
