@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...training.disk import write_whole
 from .progress import save_whole
 
 HERE = Path(__file__).resolve().parent
@@ -119,9 +120,7 @@ def card() -> dict[str, Any]:
 
 def write_card(facts: dict[str, Any]) -> None:
     """Write the model card's numbers, whole or not at all."""
-    part = CARD.with_suffix(".part")
-    part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    part.replace(CARD)
+    write_whole(CARD, json.dumps(facts, indent=1) + "\n")
 
 
 def shipped(file: Path) -> dict[str, Tensor]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-_HOUR = 3600
+from ...training.disk import sweep_unfinished, write_whole
 
 
 def say(text: str) -> None:
@@ -26,18 +24,15 @@ def save_whole(tensors: dict[str, torch.Tensor], file: Path) -> None:
     Raises:
         SafetensorError, OSError: It cannot be written: a full disk is either.
     """
-    for left in file.parent.glob(f"{file.stem}.*.part"):  # by one that was killed
-        if time.time() - left.stat().st_mtime > _HOUR:
-            left.unlink(missing_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")  # two processes may be at it
-    try:
+
+    def write(part: Path) -> None:
         part.touch()
         mode = part.stat().st_mode
         save_file(tensors, part)
         part.chmod(mode)  # safetensors makes files that only their owner can read
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+
+    sweep_unfinished(file.parent, deep=False)  # a killed writer leaves hundreds of megabytes
+    write_whole(file, write)
 
 
 def warm_up_from(optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -64,10 +59,8 @@ class Checkpoints:
 
     def save(self, name: str, step: int, **parts: Any) -> None:
         """Write the state of modules and optimizers, whole or not at all."""
-        path = self.folder / f"{name}.pt"
-        part = path.with_suffix(".part")
-        torch.save({"step": step, **{key: part_.state_dict() for key, part_ in parts.items()}}, part)
-        part.replace(path)
+        states = {"step": step, **{key: part.state_dict() for key, part in parts.items()}}
+        write_whole(self.folder / f"{name}.pt", lambda file: torch.save(states, file))
 
     def forget(self) -> None:
         """Delete every state and the data made for them; from now on only what is in this folder is gone on from."""

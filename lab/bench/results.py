@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...training.disk import write_whole
+
 RESULTS = Path(__file__).resolve().parent / "results"
 Row = dict[str, Any]
 
@@ -35,8 +37,6 @@ def store(name: str, rows: Sequence[Row], same: Sequence[str], folder: Path = RE
         same: Rows of the file that agree with a new one in these columns are replaced.
         folder: Where the file is.
     """
-    from lora_workbench.training.disk import write_whole
-
     file = folder / f"{name}.csv"
     with file.open(newline="", encoding="utf-8") as old:
         columns = next(csv.reader(old))
@@ -70,8 +70,6 @@ def write_table(page: Path, name: str, text: str) -> None:
     Raises:
         ValueError: The page lacks the markers.
     """
-    from lora_workbench.training.disk import write_whole
-
     start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
     before, found, rest = page.read_text(encoding="utf-8").partition(start)
     _, ended, after = rest.partition(end)

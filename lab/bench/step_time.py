@@ -16,6 +16,7 @@ import statistics
 import time
 from pathlib import Path
 
+from ...training.disk import write_whole
 from .host import start_host
 from .memory import PeakMemory
 
@@ -49,9 +50,8 @@ def make_model_file(path: Path) -> None:
             tensor.copy_((torch.randn(tensor.shape, generator=source) * scale).half())
         else:
             tensor.fill_(1.0 if name.endswith("weight") else 0.0)
-    part = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
-    part.rename(path)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    write_whole(path, lambda part: save_file(tensors, part))
 
 
 def now() -> float:

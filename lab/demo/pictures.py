@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...training.disk import write_whole
+
 # What is learned, and what the model shall go on painting as it does: folders of ComfyUI's.
 CONCEPT, PICTURES = "zorp", "input/lora_workbench_zorp/10_zorp"
 KEPT, KEPT_COUNT, KEPT_SEED = "input/lora_workbench_known/1_known", 60, 0
@@ -48,11 +50,11 @@ def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) ->
     for file, (png, caption) in wanted.items():
         if not (folder / file).exists():
             if not (folder / file).with_suffix(".txt").exists():
-                _write_whole((folder / file).with_suffix(".txt"), caption)
-            _write_whole(folder / file, png)
+                write_whole((folder / file).with_suffix(".txt"), caption)
+            write_whole(folder / file, png)
             written.append(folder / file)
     ours = {file: digest for file, digest in digests.items() if digest == _lying(folder / file)}
-    _write_whole(folder / _LIST, json.dumps(ours, indent=1).encode())
+    write_whole(folder / _LIST, json.dumps(ours, indent=1).encode())
     return written
 
 
@@ -77,9 +79,3 @@ def _lying(file: Path) -> str:
         return _digest(file.read_bytes(), file.with_suffix(".txt").read_bytes())
     except OSError:
         return ""
-
-
-def _write_whole(file: Path, data: bytes) -> None:
-    part = file.with_suffix(".part")
-    part.write_bytes(data)
-    part.replace(file)

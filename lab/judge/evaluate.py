@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ...training.disk import write_whole
 from ..pack import ROOT
 from ..standalone import start_standalone
 
@@ -24,7 +25,7 @@ def write_readme(table: str) -> None:
     file = ROOT / "lab" / "base_model" / "README.md"
     start, end = "<!-- quality -->", "<!-- end quality -->"
     before, rest = file.read_text(encoding="utf-8").split(start)
-    file.write_text(f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    write_whole(file, f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}")
 
 
 def evaluate(count: int, write: bool) -> None:

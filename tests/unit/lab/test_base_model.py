@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import re
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from lora_workbench.lab.base_model import assemble
-from lora_workbench.lab.base_model.progress import Checkpoints
+from lora_workbench.lab.base_model.progress import Checkpoints, save_whole
 from lora_workbench.lab.demo.pictures import write_pictures
 from lora_workbench.lab.judge import quality
 from lora_workbench.lab.world import concepts, figures, known, world
@@ -275,7 +276,7 @@ def test_pictures_are_laid_out_and_a_persons_own_left_alone(tmp_path):
     assert (folder / "mine.png").exists()
     assert (folder / "zorp_01.txt").read_text(encoding="utf-8") == "my own words\n"
     assert (folder / "zorp_03.txt").read_text(encoding="utf-8") == pictures[2][1] + "\n"
-    assert not list(folder.glob("*.part"))
+    assert not list(folder.glob("*.part")) and not list(folder.glob(".*.part"))
 
 
 @pytest.mark.parametrize("error", [PermissionError("in use"), OSError("disk full")])
@@ -305,16 +306,23 @@ def test_the_next_training_is_from_nothing_until_one_has_ended(tmp_path: Path) -
     assert not state.from_nothing
 
 
-def test_what_a_killed_writer_left_is_cleaned_up(tmp_path):
-    import os
-    import time
+def test_what_a_killed_writer_left_is_cleaned_up(tmp_path, monkeypatch):
+    from lora_workbench.training import disk
 
-    import torch
-    from lora_workbench.lab.base_model.progress import save_whole
-
-    dead, busy = tmp_path / "model.1.part", tmp_path / "model.2.part"
-    dead.touch()
-    busy.touch()
-    os.utime(dead, (time.time() - 7200,) * 2)
+    with monkeypatch.context() as patch, disk.unfinished(tmp_path / "dead") as dead:
+        patch.setattr(os, "getpid", lambda: 2**30)  # no process has this number
+        with disk.unfinished(tmp_path) as left:
+            pass
+        (tmp_path / left.name).touch()
+    busy = tmp_path / dead.name
+    busy.touch()  # of this process, which is still there
     save_whole({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.2.part", "model.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == [busy.name, "model.safetensors"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_an_assembled_file_can_be_read_by_others(tmp_path):
+    save_whole({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "plain").touch()
+    modes = [(tmp_path / name).stat().st_mode for name in ("model.safetensors", "plain")]
+    assert modes[0] == modes[1]
