@@ -53,7 +53,7 @@ def demo_buckets() -> dict[str, Any]:
 
 @cache
 def demo_regularization() -> dict[str, Any]:
-    """How the demo's workflow keeps what the model knows, as arguments of `with_regularization`."""
+    """The demo's prior preservation, as arguments of `with_regularization`."""
     from lora_workbench.training.data.mixing import PRESERVES_PRIOR
 
     weight, share, target = _values("RegularizationImages")
@@ -69,22 +69,22 @@ def _values(node_id: str) -> list[Any]:
     return next(node["widgets_values"] for node in nodes if node["type"] == f"LoRAWorkbench_{node_id}")
 
 
-# Pictures of the character in a step of the demo, in the mean; the rest of its batch is to be kept.
+# Mean number of pictures of the character in a step of the demo; the rest are regularization pictures.
 LEARNED = round(demo_settings()["batch_size"] / (1 + demo_regularization()["share"]))
-# TrainLoraNode without checkpointing and with a LoRA in fp32, as ours has it; all else as it comes.
+# TrainLoraNode without checkpointing and with a LoRA in fp32, like ours; otherwise default settings.
 FASTER: dict[str, Any] = {"lora_dtype": "fp32", "gradient_checkpointing": False}
-# What is best for it on zorp of what `dev.py bench defaults` tries (docs/defaults.md): what loses least of those that
-# come as close as the closest. Where the time is given, one picture a step and more steps; where the steps are given,
-# as many pictures in each as ours learns from.
+# The tuned settings of TrainLoraNode: of the rates and ranks in defaults.csv that are as close as the closest, the one
+# that loses least, on zorp. At the same time it has one picture a step and more steps. At the same steps it has as many
+# pictures in each as ours learns from.
 BEST_BY_TIME = {**FASTER, "learning_rate": 1e-3, "rank": 8}
 BEST_BY_STEPS = {**FASTER, "learning_rate": 4e-3, "rank": 64}
-# Not by batch_size: in that the node predicts each picture from all captions of the batch and takes the mean.
+# Not batch_size: in a batch the node predicts each picture from all captions and takes the mean.
 BY_STEPS: dict[str, Any] = {"grad_accumulation_steps": LEARNED}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A LoRA, and what it took to train it."""
+    """A LoRA, and the steps and time it took."""
 
     lora: dict[str, Any]
     steps: int
@@ -92,14 +92,14 @@ class Trained:
 
 
 class Bench:
-    """The base model and one concept's pictures, trained on again and again.
+    """The base model and one concept's pictures, for repeated trainings.
 
     Args:
-        concept: Which.
-        folder: Where pictures, caches and runs may lie.
-        count: Pictures for what is obeyed.
+        concept: One of CONCEPTS.
+        folder: For pictures, caches and runs.
+        count: Pictures for editability.
         series: TUNING or REPORTING.
-        scenes: Pictures for what is lost; twice the count by default.
+        scenes: Pictures for preservation; twice the count by default.
     """
 
     def __init__(
@@ -116,8 +116,8 @@ class Bench:
         import comfy.sd
 
         self.painter, self.folder = Painter(checkpoint), folder
-        # TrainLoraNode cannot train tensors of inference mode here ("Inference tensors cannot be saved for backward":
-        # the model's q/k norms), so it gets a MODEL that was loaded outside of it.
+        # TrainLoraNode fails on tensors of inference mode here ("Inference tensors cannot be saved for backward": the
+        # model's q/k norms), so it gets a MODEL that was loaded outside inference mode.
         self.plain = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False)[0]
         self.concept = concept
         self.pictures = concepts.pictures(concept, *concepts.TRAINED)
@@ -128,7 +128,7 @@ class Bench:
         self.judge = Judge(self.painter, concept, count, series, scenes, [caption for _, caption in kept])
 
     def ceiling(self) -> float:
-        """Likeness of fresh drawn pictures that went through the model's VAE: what it lets through."""
+        """Likeness of fresh drawn pictures that went through the model's VAE, which limits every LoRA."""
         import torch
         from lora_workbench.lab.world import concepts
 
@@ -143,10 +143,10 @@ class Bench:
 
         Args:
             seed: Of the run.
-            prior: How it keeps what it knows: arguments of `with_regularization`, or of `with_prior_preservation` with
-                `own` beside them; {"share": 0} is not at all. As in the demo by default.
-            cold: Encode all pictures and captions, as the first run on them does.
-            settings: Those that differ from the demo's.
+            prior: Prior preservation: arguments of `with_regularization`, or with `own` those of
+                `with_prior_preservation`. {"share": 0} turns it off. The demo's by default.
+            cold: Encode all pictures and captions, as a first run does.
+            settings: Changes to the demo's settings.
         """
         import torch
         from lora_workbench.training.config import TrainConfig
@@ -177,15 +177,15 @@ class Bench:
         return Trained(result.lora, result.summary.steps, time.monotonic() - started)
 
     def native(self, seed: int, steps: int, *, mixed: bool = False, **settings: Any) -> Trained:
-        """Train with ComfyUI's TrainLoraNode, on latents and conditioning as its nodes for them make them.
+        """Train with ComfyUI's TrainLoraNode, on latents and conditioning made by ComfyUI's nodes.
 
-        It computes in bf16, as it comes, where this machine has that, else in fp32: so does ours by itself.
+        It computes in bf16, its default, if this machine has it, else in fp32. Ours chooses the same.
 
         Args:
             seed: Of the run.
             steps: How many.
-            mixed: Give it the pictures that ours keeps what it knows by, as often as its own.
-            settings: Inputs of the node that are not as they come.
+            mixed: Add our regularization pictures, each as often as the character's.
+            settings: Inputs of the node that differ from its defaults.
         """
         import numpy as np
         import torch
@@ -199,17 +199,17 @@ class Bench:
             pixels = [torch.from_numpy(np.array(picture)).float()[None] / 255 for picture, _ in shown]
             latents = [{"samples": self.painter.vae.encode(picture)} for picture in pixels]
             positive = [self.painter.encode(caption) for _, caption in shown]
-            if mixed:  # the node takes each of its list as often as the next
+            if mixed:  # the node takes each entry of its list equally often
                 own, times = len(self.pictures), len(self.kept) // len(self.pictures) - 1
                 latents, positive = latents + latents[:own] * times, positive + positive[:own] * times
             lora = native_lora(self.plain, latents, positive, seed=seed, steps=steps, **settings)
         return Trained(lora, steps, time.monotonic() - started)
 
     def native_within(self, seed: int, seconds: float, **settings: Any) -> Trained:
-        """Train with ComfyUI's TrainLoraNode for so long, with all it does besides, or a little longer.
+        """Train with ComfyUI's TrainLoraNode for this time or a little longer, its overhead included.
 
-        How many steps that are is taken from its pace over some; where they turn out to take less, it begins again with
-        more.
+        The number of steps comes from its pace in short runs. If the training takes less time, it is repeated with more
+        steps.
         """
         self.native(0, 2, **settings)  # warms up
         short, long = (self.native(0, steps, **settings) for steps in (20, 160))
@@ -221,12 +221,12 @@ class Bench:
         return trained
 
     def run(self, train: Callable[..., Trained], seed: int, *args: Any, **settings: Any) -> tuple[Trained, Any]:
-        """Train with `ours` or `native`, put the LoRA on the model and judge it."""
+        """Train with `ours` or `native`, apply the LoRA and judge it."""
         trained = train(seed, *args, **settings)
         return trained, self.judge.judge(self.with_lora(trained))
 
     def with_lora(self, trained: Trained) -> Any:
-        """The base MODEL with a LoRA on it."""
+        """The base MODEL with a LoRA applied."""
         import torch
         from lora_workbench.training.host.apply import apply_lora
 

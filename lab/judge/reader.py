@@ -1,7 +1,7 @@
 """Reads a picture of the world without any learned model: which shape, which colour, on which background.
 
-It knows how shapes look but nothing of how the base model was trained: the background is what the border shows, the
-thing is what differs from it, its colour is the median of it, its shape is the silhouette it overlaps best.
+It knows the shapes, but nothing about the base model's training. The background is the colour of the border, the thing
+is what differs from it. Its colour is its median, its shape the silhouette it overlaps best.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from scipy import ndimage
 from ..world.world import BACKGROUNDS, COLORS, SHAPES, Thing, shape_mask
 
 _GRID = 48  # silhouettes are compared on a grid of this side
-# What overlaps its best shape less is no shape. Drawn ones have 0.85 and more; different ones overlap each other by
-# 0.69 at the most, but for circle and square (0.83).
+# Least overlap with the best shape. Drawn shapes reach 0.85; different ones overlap by 0.69 at most, except circle and
+# square (0.83).
 _CLEAR = 0.7
-_CRUMBS = 0.05  # what lies beside the thing, as a share of it, and is more than this makes the picture unclear
+_CRUMBS = 0.05  # largest area outside the thing, as a share of it; more makes the picture unclear
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows.
+    """The contents of a picture.
 
     Attributes:
         shape: One of SHAPES, "unclear", or "nothing".
@@ -55,7 +55,7 @@ def read(picture: Image.Image) -> Reading:
 
 
 def read_pair(picture: Image.Image, relation: str) -> tuple[Reading, Reading]:
-    """Read the two things of a relation, the first one first: each half of the picture by itself."""
+    """Read the two things of a relation in order: each half of the picture by itself."""
     across = relation in ("left of", "right of")
     width, height = picture.size
     middle = (width // 2, height) if across else (width, height // 2)
@@ -78,7 +78,7 @@ def foreground(pixels: np.ndarray, smallest: float = 0.05, lab: np.ndarray | Non
 
     Args:
         pixels: 0 to 255.
-        smallest: Separate patches smaller than this share of the largest are left out as crumbs.
+        smallest: Separate patches smaller than this share of the largest are ignored.
         lab: The same pixels in CIE Lab, for a caller that has them.
     """
     return _of_size(*_patches(pixels, to_lab(pixels) if lab is None else lab), smallest)
@@ -112,7 +112,7 @@ def _best_shape(mask: np.ndarray) -> tuple[str, float]:
     for shape in SHAPES:
         best = 0.0
         for turned, own_ratio in _silhouettes(shape):
-            # Scaling every cut to one grid loses how wide it was: a diamond is no square on its corner.
+            # The grid loses the aspect ratio: without it, a diamond is a square on its corner.
             likeness = min(ratio, own_ratio) / max(ratio, own_ratio)
             overlap = (grid & turned).sum() / max(1, (grid | turned).sum())
             best = max(best, float(overlap) * likeness**0.5)

@@ -1,4 +1,4 @@
-"""The small base model's parts that need no host: its world, the reader, the concepts, the files it is made of."""
+"""The base model's parts that need no host: its world, the reader, the concepts, its files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_text_encoder_is_drawn_the_same_everywhere():
 def test_a_missing_or_damaged_file_says_so(tmp_path, monkeypatch):
     file = tmp_path / "vae.safetensors"
     monkeypatch.setattr(assemble, "CARD", tmp_path / "card.json")
-    with pytest.raises(assemble.BaseModelError, match=r"vae.safetensors is not there.*git checkout"):
+    with pytest.raises(assemble.BaseModelError, match=r"vae.safetensors is missing.*git checkout"):
         assemble.shipped(file)
     assemble.ship(file, {"x": torch.arange(8.0)}, vae_steps=3)
     assert torch.equal(assemble.shipped(file)["x"], torch.arange(8.0).half())
@@ -59,7 +59,7 @@ def test_a_missing_or_damaged_file_says_so(tmp_path, monkeypatch):
     with pytest.raises(assemble.BaseModelError, match="cannot be read"):
         assemble.shipped(file)
     save_file({"x": torch.ones(8).half()}, file)
-    with pytest.raises(assemble.BaseModelError, match="card.json beside it tells of"):
+    with pytest.raises(assemble.BaseModelError, match="checksum of .* is not the one in card.json"):
         assemble.shipped(file)
 
 

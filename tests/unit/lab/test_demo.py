@@ -24,7 +24,7 @@ def test_a_folder_of_any_number_of_pictures_fits_on_the_sheet(count: int, note: 
         Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number:03d}.png")
     assert run.training_row(tmp_path, tmp_path / "none").note == note
     row = run.training_row(tmp_path, tmp_path)
-    assert row.note == f"{note}; beside them {count} of what the model knows, to keep it"
+    assert row.note == f"{note}; also {count} regularization pictures"
     sheet = picture_sheet("title", "note", [row], "footer")
     assert sheet.width == 1200 and sheet.getbbox() is not None
 
@@ -71,7 +71,7 @@ def test_this_machine_is_not_looked_for_behind_a_proxy(monkeypatch: pytest.Monke
     ],
 )
 def test_another_server_than_comfyui_is_told(answer: dict[str, bytes]) -> None:
-    with answering(**answer) as port, pytest.raises(ServerError, match=f"{port} is no ComfyUI"):
+    with answering(**answer) as port, pytest.raises(ServerError, match=f"{port} is not ComfyUI"):
         Client(port).wait_until_up(timeout=0)
 
 
@@ -130,7 +130,7 @@ def test_how_its_lora_is_sampled_is_read_from_the_workflow() -> None:
         "6": node("SaveImage", "After", images=["5", 0]),
     }  # fmt: skip
     assert run.how_to_sample(prompt) == (
-        "with the checkpoint small.safetensors and no other, 192 x 64, 9 steps, CFG 3.5, euler, normal, and a prompt "
+        "only with the checkpoint small.safetensors, 192 x 64, 9 steps, CFG 3.5, euler, normal, and a prompt "
         'such as "zorp on a hill"'
     )
 

@@ -1,4 +1,4 @@
-"""What a long benchmark keeps when it is stopped."""
+"""What a stopped benchmark keeps."""
 
 from __future__ import annotations
 
