@@ -1,6 +1,6 @@
 """Runs a script of the lab: `python lab COMMAND [ARGUMENTS]`, with the Python that runs ComfyUI.
 
-    prepare        lay out the base model and the demo's pictures in a ComfyUI
+    prepare        write the base model and the demo's pictures into a ComfyUI
     demo           train the demo's LoRA on a running ComfyUI and draw the sheet
     bench          run the benchmarks
     train          train the base model from nothing
@@ -31,12 +31,12 @@ MODULES = {
 
 
 def main() -> None:
-    """Import the script that was named and run it."""
+    """Import the named script and run it."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command not in MODULES:
         raise SystemExit(__doc__)
     register()
-    sys.path.pop(0)  # this folder: its names must not shadow any other's
+    sys.path.pop(0)  # this folder: its names must not shadow other modules
     sys.argv[:2] = [f"lab {command}"]
     importlib.import_module(f"lora_workbench.lab.{MODULES[command]}").main()
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def register(name: str = "lora_workbench", folder: Path = ROOT) -> None:
     """Make `folder` importable as package `name`.
 
-    Not by `sys.path`: the pack's folder `nodes` would shadow ComfyUI's own nodes.py. Its `__init__` needs a running
-    host, which the scripts here and the unit tests do not have.
+    Not through `sys.path`: the pack's folder `nodes` would shadow ComfyUI's own nodes.py. The pack's `__init__` needs a
+    running host, which the scripts here and the unit tests do not have.
     """
     if name not in sys.modules:
         spec = ModuleSpec(name, loader=None, is_package=True)

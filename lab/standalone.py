@@ -1,4 +1,4 @@
-"""The host in a process of its own, without its server: for what trains the base model, and for the benchmarks."""
+"""The host without its server, for training the base model and for the benchmarks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 
 def start_standalone(*, cpu: bool) -> None:
-    """Make ComfyUI importable, with an empty base directory that goes when the process ends.
+    """Make ComfyUI importable, with an empty base directory that is deleted when the process ends.
 
-    It comes before all that imports the host.
+    Call it before importing the host.
 
     Args:
-        cpu: Compute there even where an accelerator is.
+        cpu: Compute on the CPU even with an accelerator.
 
     Raises:
-        SystemExit: COMFYUI_PATH does not say where ComfyUI is.
+        SystemExit: COMFYUI_PATH does not name a ComfyUI.
     """
     folder = os.environ.get("COMFYUI_PATH", "")
     if not folder or not (Path(folder) / "comfy").is_dir():
-        there = f"{folder} is none" if folder else "it is not set"
-        raise SystemExit(f"Set COMFYUI_PATH to a ComfyUI, such as the one dev.py unpacks into .host: {there}.")
+        wrong = f"COMFYUI_PATH is {folder!r}, which is not a ComfyUI." if folder else "COMFYUI_PATH is not set."
+        raise SystemExit(f"{wrong} Set it to a ComfyUI folder, such as the one dev.py unpacks into .host.")
     sys.path.insert(0, folder)
     import comfy.options
 

@@ -1,8 +1,8 @@
-"""Puts the shipped weights and a seeded text encoder together into a checkpoint that ComfyUI loads like any other.
+"""Assembles a checkpoint that ComfyUI loads like any other from the shipped weights and a seeded text encoder.
 
 The VAE and the denoiser are trained and shipped (vae.safetensors and denoiser.safetensors, fp16). The text encoder is
-a CLIP-L whose 123 M weights are drawn from a seeded generator: it tells captions apart, which is all this small world
-needs, and need not be shipped. A checksum of the whole proves that every machine assembles the same file.
+a CLIP-L whose 123 M weights are drawn from a seeded generator and not shipped. It tells captions apart, which is enough
+for this small world. A checksum proves that every machine assembles the same file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...training.disk import write_whole
 from .progress import save_whole
 
 HERE = Path(__file__).resolve().parent
@@ -30,17 +31,18 @@ DEPTH, PATCHES = 4, 16  # 4 blocks, 256 wide; positions for latents up to 32 × 
 LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609  # the host's SD3 latent format
 TEXT_SEED = 20_240_601
 TEXT_PREFIX = "text_encoders.clip_l."
+_CHUNK = 1 << 16  # values drawn at once, few enough to stay in the processor's cache
 
 # CLIP-L as OpenAI published it: the host fixes these sizes.
 TEXT_WIDTH, TEXT_LAYERS, TEXT_TOKENS, TEXT_VOCABULARY, TEXT_HIDDEN = 768, 12, 77, 49408, 3072
 
 
 class BaseModelError(RuntimeError):
-    """The shipped weights are missing or damaged; the text says what to do."""
+    """The shipped weights are missing or damaged; the message says what to do."""
 
 
 def denoiser_config() -> dict[str, Any]:
-    """The MMDiT's configuration, as the host's detection reads it off the weights."""
+    """The MMDiT's configuration, as the host's detection derives it from the weights."""
     width = 64 * DEPTH
     return {
         "in_channels": 16, "patch_size": 2, "out_channels": 16, "depth": DEPTH, "input_size": None,
@@ -54,18 +56,20 @@ def denoiser_config() -> dict[str, Any]:
 def text_encoder_weights() -> dict[str, Tensor]:
     """Draw CLIP-L: token embedding of deviation 1, positions 0.3, layers 0.02, fp16.
 
-    Drawn one tensor after the other from one generator, in the order written here. A value is the sum of the four
-    16-bit parts of one raw 64-bit number of PCG64, which is nearly normal and, unlike a normal generator, made of
-    integers alone: every processor and library version draws the same bits.
+    Tensors are drawn in the order written here, from one generator. A value is the sum of the four 16-bit parts of one
+    raw 64-bit number of PCG64. That is nearly normal and, unlike a normal generator, uses integers only, so every
+    processor and library version draws the same bits.
     """
     source = np.random.PCG64(TEXT_SEED)
     found: dict[str, Tensor] = {}
 
     def draw(name: str, *shape: int, scale: float) -> None:
-        parts = source.random_raw(math.prod(shape)).view(np.uint16).reshape(-1, 4)
-        sums = parts.sum(axis=1, dtype=np.int32) - 2 * 65535
-        values = sums.astype(np.float32) * np.float32(scale / (65536 / math.sqrt(3)))
-        found[name] = torch.from_numpy(values.astype(np.float16)).reshape(shape)
+        values, factor = np.empty(math.prod(shape), np.float16), np.float32(scale / (65536 / math.sqrt(3)))
+        for at in range(0, len(values), _CHUNK):
+            parts = source.random_raw(min(_CHUNK, len(values) - at)).view(np.uint16).reshape(-1, 4).astype(np.int32)
+            sums = parts[:, 0] + parts[:, 1] + parts[:, 2] + parts[:, 3] - 2 * 65535
+            values[at : at + len(sums)] = sums.astype(np.float32) * factor
+        found[name] = torch.from_numpy(values).reshape(shape)
 
     def norm(name: str) -> None:
         found[f"{name}.weight"] = torch.ones(TEXT_WIDTH).half()
@@ -115,42 +119,39 @@ def card() -> dict[str, Any]:
 
 
 def write_card(facts: dict[str, Any]) -> None:
-    """Write the model card's numbers, whole or not at all."""
-    part = CARD.with_suffix(".part")
-    part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    part.replace(CARD)
+    """Write the model card's numbers."""
+    write_whole(CARD, json.dumps(facts, indent=1) + "\n")
 
 
 def shipped(file: Path) -> dict[str, Tensor]:
-    """Read one of the two shipped files and hold it against its checksum.
+    """Read one of the two shipped files and verify its checksum.
 
     Raises:
-        BaseModelError: It is missing, cut off or changed.
+        BaseModelError: It is missing, truncated or changed.
     """
     for needed in (file, CARD):
         if not needed.is_file():
-            raise BaseModelError(f"The base model is not complete, {needed} is not there. {_again(needed)}")
+            raise BaseModelError(f"The base model is incomplete: {needed} is missing. {_again(needed)}")
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise BaseModelError(f"The base model is damaged: {file} cannot be read ({error}). {_again(file)}") from error
     if checksum(tensors) != card().get("sha256", {}).get(file.name):
         raise BaseModelError(
-            f"The base model is damaged: {file} is not the one that {CARD.name} beside it tells of. "
-            + _again(file, CARD)
+            f"The base model is damaged: the checksum of {file} is not the one in {CARD.name}. {_again(file, CARD)}"
         )
     return tensors
 
 
 def _again(*files: Path) -> str:
     names = " ".join(f"lab/base_model/{file.name}" for file in files)
-    return f"Install the pack again, or get what is damaged from its repository (git checkout {names})."
+    return f"Install the pack again, or restore the file from its repository (git checkout {names})."
 
 
 def ship(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
-    """Write one of the two shipped files in fp16, and its checksum and some facts into the card.
+    """Write one of the two shipped files in fp16, and its checksum and facts into the card.
 
-    Nothing is written where that was done before; what was measured of other weights goes from the card.
+    Nothing is written if the same file is there already. The card's quality is removed if the weights changed.
     """
     halves = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
     known, digest = card(), checksum(halves)
@@ -170,7 +171,7 @@ def ship(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
 
 
 def fits_together() -> bool:
-    """Whether the denoiser was trained on the latents of the VAE that is shipped beside it."""
+    """Whether the denoiser was trained on the latents of the shipped VAE."""
     known = card()
     made_for = known.get("denoiser", {}).get("vae")
     return bool(made_for) and known.get("sha256", {}).get(VAE.name, "").startswith(made_for)
@@ -188,19 +189,19 @@ def full_checkpoint() -> dict[str, Tensor]:
     if not fits_together():
         raise BaseModelError(
             f"The base model's files do not belong together: the denoiser was trained on the latents of another VAE. "
-            f"{_again(VAE, DENOISER, CARD)} Who trains it (python lab train) has the denoiser to train yet."
+            f"{_again(VAE, DENOISER, CARD)} If you are training it (python lab train), train the denoiser first."
         )
     joined |= {f"{TEXT_PREFIX}transformer.{name}": tensor for name, tensor in text_encoder_weights().items()}
-    joined[f"{TEXT_PREFIX}logit_scale"] = torch.tensor(4.6055).half()  # CLIP's; unused, but the host asks for it
+    joined[f"{TEXT_PREFIX}logit_scale"] = torch.tensor(4.6055).half()  # CLIP's; unused, but the host requires it
     return joined
 
 
 def assemble(target: Path) -> str:
-    """Write the checkpoint, unless it is there and right already; returns its checksum.
+    """Write the checkpoint unless it is there with the right checksum; returns the checksum.
 
     Raises:
         BaseModelError: The shipped weights are missing or damaged, or the disk is full.
-        PermissionError: The file may not be written: on Windows, while ComfyUI has it open.
+        PermissionError: The file is not writable, on Windows while ComfyUI has it open.
     """
     wanted = card().get("sha256", {}).get("checkpoint", "")
     if target.is_file():
@@ -208,19 +209,21 @@ def assemble(target: Path) -> str:
             if checksum(load_file(target)) == wanted:
                 return str(wanted)
         except (SafetensorError, OSError):
-            pass  # cut off by a full disk or a crash: written anew below
+            pass  # truncated by a full disk or a crash: written again below
     tensors = full_checkpoint()
     found = checksum(tensors)
     if wanted != found:
         raise BaseModelError(
-            f"The assembled checkpoint differs from the published one ({found[:12]}…): {CARD} is not of these weights, "
-            f"or numpy draws other numbers here than it should. {_again(CARD)}"
+            f"The assembled checkpoint has the checksum {found[:12]}…, not the published one: {CARD} belongs to other "
+            f"weights, or numpy draws other numbers here. {_again(CARD)}"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_whole(tensors, target)
     except PermissionError:
-        raise  # on Windows, where ComfyUI has it open: who called knows what to do
+        raise  # on Windows, while ComfyUI has it open: the caller says what to do
     except (SafetensorError, OSError) as error:
-        raise BaseModelError(f"The base model could not be written to {target}: {error}") from error
+        raise BaseModelError(
+            f"The base model could not be written to {target}: {error}. Free some space or name another folder."
+        ) from error
     return found

@@ -1,7 +1,7 @@
 """Trains the base model's VAE: the host's TAESD class with 16 latent channels, 2.4 M parameters.
 
-It must know more than the world: a LoRA will want to paint a teal character with thin lines. So two
-thirds of what it sees are made up from the full colour cube: inked doodles, gradients, noise textures, dots, patches.
+It must know more than the world: a LoRA may paint a teal character with thin lines. So two thirds of its pictures use
+the full colour cube: inked doodles, gradients, noise textures, dots, patches.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .progress import SAVE_EVERY, Checkpoints, say, warm_up, warm_up_from
 CROP = 64
 WORLDLY = 600  # different pictures of the world
 BATCH = 6  # few pictures and many steps: a large batch learned less in the same time
-RATE, RATE_ON = 1e-3, 6e-4  # from nothing, and where a finished training is gone on with
-FORGIVEN = 0.04  # deviation of the noise on latents, which makes the decoder forgive what the denoiser leaves behind
+RATE, RATE_ON = 1e-3, 6e-4  # from nothing, and when a finished training continues
+FORGIVEN = 0.04  # deviation of the noise on latents, so that the decoder tolerates the denoiser's errors
 
 
 def _any_color(rng: random.Random) -> tuple[int, int, int]:
@@ -34,7 +34,7 @@ def _any_color(rng: random.Random) -> tuple[int, int, int]:
 
 
 def any_picture(rng: random.Random) -> Image.Image:
-    """A picture of nothing: colours, gradients, lines and textures of every kind."""
+    """A random picture of colours, gradients, lines and textures."""
     color = partial(_any_color, rng)
     side = CROP
     picture = Image.new("RGB", (side, side), color())
@@ -65,7 +65,7 @@ def any_picture(rng: random.Random) -> Image.Image:
 
 
 def doodle(rng: random.Random) -> Image.Image:
-    """Inked blobs, dots within dots and thin limbs, as drawn characters are made of; smooth at the edges."""
+    """Inked blobs, dots within dots and thin limbs, like those of drawn characters, with smooth edges."""
     color = partial(_any_color, rng)
     over = 4
     side = CROP * over
@@ -106,7 +106,7 @@ def batch(rng: random.Random, size: int, worldly: list[Image.Image]) -> Tensor:
             pictures.append(any_picture(rng) if number % 6 == 1 else doodle(rng))
             continue
         whole = rng.choice(worldly)
-        # The middle half of the corners: most of a picture's rim is plain ground, from which nothing is learned.
+        # Crops avoid the rim, which is mostly plain background and teaches nothing.
         x, y = (rng.randrange(side // 8, side * 3 // 8) for side in whole.size)
         pictures.append(whole.crop((x, y, x + CROP, y + CROP)))
     array = np.stack([np.asarray(picture) for picture in pictures])
@@ -114,18 +114,18 @@ def batch(rng: random.Random, size: int, worldly: list[Image.Image]) -> Tensor:
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences of neighbouring pixels, which make lines sharp when they are matched too."""
+    """Differences of neighbouring pixels; matching them too makes lines sharp."""
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
 def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True) -> None:
-    """Train, from wherever the last run stopped, and ship the result; nothing to do when that was done before.
+    """Train from where the last run stopped and ship the result; do nothing if that is done.
 
     Args:
-        state: Where the work is kept.
-        steps: Steps in all.
+        state: The work folder.
+        steps: Total steps.
         sample: Pictures for `scaled`.
-        go_on: Begin with what is shipped where no state is kept.
+        go_on: Begin with the shipped weights if the work folder has no state.
     """
     done = card().get("vae_steps", 0) if go_on else 0
     if done >= steps:
@@ -137,7 +137,7 @@ def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 4:
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-            # Residual blocks start near nothing, or fifteen of them in a row explode.
+            # Residual blocks start near zero, or fifteen of them in a row explode.
             if name.endswith("conv.4.weight"):
                 parameter.data.mul_(0.1)
         elif parameter.ndim == 1:
@@ -155,10 +155,10 @@ def train(state: Checkpoints, steps: int, sample: Tensor, *, go_on: bool = True)
     worldly = [world.draw_scene(world.placed(world.random_scene(rng), rng)) for _ in range(WORLDLY)]
     started, seen = time.monotonic(), step
     while step < steps:
-        share = (step - done) / (steps - done)  # of the whole way from what was shipped
+        share = (step - done) / (steps - done)  # of the way from the shipped steps
         for group in optimizer.param_groups:
             group["lr"] = rate * warm_up(optimizer, step, 100) * (1 + math.cos(math.pi * share)) / 2
-        # Drawn by the step's number, so that one that stopped goes on as one that did not.
+        # Drawn from the step's number, so that a continued training equals an uninterrupted one.
         x, source = batch(random.Random(f"vae {step}"), BATCH, worldly), torch.Generator().manual_seed(step)
         with autocast():
             latent = model.taesd_encoder(x * 0.5 + 0.5).float()

@@ -33,7 +33,7 @@ from .compute import autocast
 from .progress import SAVE_EVERY, Checkpoints, save_whole, say, warm_up, warm_up_from
 
 SCENES, FIGURES = 4000, 2000  # different ones
-DRAWN = 3  # how often each is drawn, with all that its captions leave open drawn by lot
+DRAWN = 3  # pictures of each, which differ in what the captions leave open
 DATA_SEED = 1
 BATCH = 16
 RATE = 6e-4
@@ -46,7 +46,7 @@ EMA = 0.999
 
 
 def new_denoiser() -> torch.nn.Module:
-    """The host's MMDiT with seeded weights, as Stability initialises it: gates and output begin at zero."""
+    """The host's MMDiT with seeded weights, initialised as by Stability: gates and output start at zero."""
     from . import host
 
     model = host.new_mmdit(denoiser_config())
@@ -69,7 +69,7 @@ def new_denoiser() -> torch.nn.Module:
 
 
 def data_files(folder: Path) -> tuple[Path, Path]:
-    """Where the training set lies: latents, which belong to one world and VAE, and encoded captions."""
+    """The files of the training set: latents, which belong to one world and VAE, and encoded captions."""
     drawn_by = b"".join(Path(module.__file__).read_bytes() for module in (world, figures, known))
     recipe = f"{SCENES} {FIGURES} {DRAWN} {DATA_SEED}".encode() + drawn_by
     stamp = hashlib.sha256(recipe).hexdigest()[:12]
@@ -77,12 +77,12 @@ def data_files(folder: Path) -> tuple[Path, Path]:
 
 
 def vae_stamp() -> str:
-    """Tells VAEs apart: a denoiser is worth nothing in the latent space of another."""
+    """Identifies the VAE: a denoiser only works in its latent space."""
     return str(card()["sha256"][VAE.name])[:12]
 
 
 def make_data(folder: Path, vae: torch.nn.Module) -> None:
-    """Draw the world, encode pictures and captions, and keep both on disk; done once."""
+    """Draw the world, encode pictures and captions, and save both; done once."""
     latents_file, text_file = data_files(folder)
     if latents_file.exists() and text_file.exists():
         return
@@ -112,7 +112,7 @@ def make_data(folder: Path, vae: torch.nn.Module) -> None:
 
 
 def model_latents(vae: torch.nn.Module, pixels: Tensor) -> Tensor:
-    """Encode pictures [B, 3, H, W], -1 to 1, to what the denoiser sees."""
+    """Encode pictures [B, 3, H, W], -1 to 1, to the denoiser's latents."""
     return (vae.encode(pixels).float() - LATENT_SHIFT) * LATENT_SCALE
 
 
@@ -121,7 +121,7 @@ def encode_captions(captions: list[str], length: int) -> tuple[Tensor, Tensor]:
 
     Args:
         captions: At most 75 tokens each.
-        length: Tokens to encode. A token sees only those before it, so the first of fewer are the same as of all 77.
+        length: Tokens to encode. A token sees only those before it, so the result equals the first of all 77.
 
     Returns:
         Hidden states [N, length, 768] and pooled outputs [N, 768], fp16: the host pads both with zeros.
@@ -156,15 +156,15 @@ def encode_captions(captions: list[str], length: int) -> tuple[Tensor, Tensor]:
 
 
 def train(state: Checkpoints, steps: int, *, go_on: bool = True) -> None:
-    """Train, from wherever the last run or the shipped weights stopped, and ship the result.
+    """Train from where the last run or the shipped weights stopped, and ship the result.
 
-    Most steps see the first 18 text tokens alone, which is half the work; one in ten sees all 77, as the host will show
-    them. What follows a caption is padding and to be ignored, so it may be another caption's.
+    Most steps see only the first 18 text tokens, which is half the work. One in ten sees all 77, like the host's.
+    The tokens after a caption are padding, which the model must ignore, so they may come from another caption.
 
     Args:
-        state: Where the work is kept.
-        steps: Steps in all.
-        go_on: Begin with what is shipped where it has had more steps than the state that is kept.
+        state: The work folder.
+        steps: Total steps.
+        go_on: Begin with the shipped weights if they had more steps than the saved state.
     """
     latents, text = (load_file(file) for file in data_files(state.folder))
     data, kept = latents | text, f"denoiser-{vae_stamp()}"
@@ -227,6 +227,6 @@ def flow_loss(model: torch.nn.Module, data: dict[str, Tensor], tokens: int, sour
 
 
 def padded_text(hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-    """Pad CLIP-L's outputs to SD3's widths, as the host does where the other encoders are missing."""
+    """Pad CLIP-L's outputs to SD3's widths, as the host does without the other encoders."""
     hidden, pooled = hidden.float(), pooled.float()
     return torch.nn.functional.pad(hidden, (0, 4096 - 768)), torch.nn.functional.pad(pooled, (0, 1280))

@@ -1,6 +1,6 @@
-"""All that the base model takes of ComfyUI, in one place for the next version of it.
+"""Everything the base model uses of ComfyUI, in one place to adapt to its next version.
 
-Imported late, by what trains and paints: putting the checkpoint together needs no host.
+Imported late, for training and painting: assembling the checkpoint needs no host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ noise_of, sample = comfy.sample.prepare_noise, comfy.sample.sample
 
 
 def new_mmdit(config: dict[str, Any]) -> torch.nn.Module:
-    """SD3's denoiser in fp32, with weights that are not set yet."""
+    """SD3's denoiser in fp32, with uninitialised weights."""
     operations = comfy.ops.disable_weight_init
     return OpenAISignatureMMDITWrapper(**config, device="cpu", dtype=torch.float32, operations=operations)
 
@@ -31,7 +31,7 @@ def new_taesd() -> torch.nn.Module:
 
 
 def text_encoder(clip_l: dict[str, torch.Tensor]) -> Any:
-    """SD3's CLIP of a CLIP-L alone."""
+    """SD3's CLIP with only a CLIP-L."""
     return comfy.sd.load_text_encoder_state_dicts([clip_l], clip_type=comfy.sd.CLIPType.SD3)
 
 

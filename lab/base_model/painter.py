@@ -1,4 +1,4 @@
-"""Paints pictures with the host's own sampler, in this process: what KSampler does, without a server."""
+"""Paints pictures with the host's own sampler in this process, like KSampler without a server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Painter:
         self._known: dict[str, Any] = {}
 
     def conditioning(self, prompt: str) -> Any:
-        """Encode a prompt, each one once."""
+        """Encode a prompt, or take it from the cache."""
         if prompt not in self._known:
             self._known[prompt] = self.encode(prompt)
         return self._known[prompt]
@@ -50,9 +50,9 @@ class Painter:
         """Sample pictures of 128 × 128, several prompts in one batch.
 
         Args:
-            prompts: What each is to show.
-            seeds: Of each one's noise, drawn as KSampler draws it for a single picture.
-            model: A MODEL to use instead of the checkpoint's own, with a LoRA on it, say.
+            prompts: One for each picture.
+            seeds: One for each picture's noise, drawn as KSampler draws it for a single picture.
+            model: A MODEL to use instead of the checkpoint's own, for example with a LoRA applied.
         """
         from . import host
 

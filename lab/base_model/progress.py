@@ -1,21 +1,19 @@
-"""Where a long training keeps what it has, so that it goes on after a stop, and what it tells."""
+"""State files of a long training, so that it continues after a stop, and its messages."""
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-_HOUR = 3600
+from ...training.disk import sweep_unfinished, write_whole
 
 
 def say(text: str) -> None:
-    """Print a line at once, for logs that are followed."""
+    """Print a line at once, for a log that someone follows."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -24,39 +22,36 @@ def save_whole(tensors: dict[str, torch.Tensor], file: Path) -> None:
     """Write a safetensors file, whole or not at all.
 
     Raises:
-        SafetensorError, OSError: It cannot be written: a full disk is either.
+        SafetensorError, OSError: It cannot be written; a full disk raises either.
     """
-    for left in file.parent.glob(f"{file.stem}.*.part"):  # by one that was killed
-        if time.time() - left.stat().st_mtime > _HOUR:
-            left.unlink(missing_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")  # two processes may be at it
-    try:
+
+    def write(part: Path) -> None:
         part.touch()
         mode = part.stat().st_mode
         save_file(tensors, part)
         part.chmod(mode)  # safetensors makes files that only their owner can read
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+
+    sweep_unfinished(file.parent, deep=False)  # a killed writer leaves hundreds of megabytes
+    write_whole(file, write)
 
 
 def warm_up_from(optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Note that an optimizer is fresh at this step; it is kept with the optimizer's state."""
+    """Mark an optimizer as fresh at this step, in its saved state."""
     for group in optimizer.param_groups:
         group["fresh_at"] = step
 
 
 def warm_up(optimizer: torch.optim.Optimizer, step: int, steps: int) -> float:
-    """The share of the rate at a step, which rises over the first `steps` of a fresh optimizer."""
+    """The fraction of the learning rate at a step; it rises over the first `steps` of a fresh optimizer."""
     return min(1.0, (step - optimizer.param_groups[0].get("fresh_at", 0) + 1) / steps)
 
 
 SAVE_EVERY = 500  # steps
-FROM_NOTHING = "from_nothing"  # a file that says so
+FROM_NOTHING = "from_nothing"  # a file that marks a training begun with --fresh
 
 
 class Checkpoints:
-    """A folder with one state file per part of the work."""
+    """A folder with one state file for each training."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,29 +59,27 @@ class Checkpoints:
 
     def save(self, name: str, step: int, **parts: Any) -> None:
         """Write the state of modules and optimizers, whole or not at all."""
-        path = self.folder / f"{name}.pt"
-        part = path.with_suffix(".part")
-        torch.save({"step": step, **{key: part_.state_dict() for key, part_ in parts.items()}}, part)
-        part.replace(path)
+        states = {"step": step, **{key: part.state_dict() for key, part in parts.items()}}
+        write_whole(self.folder / f"{name}.pt", lambda file: torch.save(states, file))
 
     def forget(self) -> None:
-        """Delete every state and the data made for them; from now on only what is in this folder is gone on from."""
+        """Delete all states and their training data, and ignore the shipped files from now on."""
         for pattern in ("vae.pt", "denoiser-*.pt", "latents-*.safetensors", "text-*.safetensors"):
             for file in self.folder.glob(pattern):
                 file.unlink()
         (self.folder / FROM_NOTHING).touch()
 
     def ended(self) -> None:
-        """A training from nothing has ended: what it made is shipped, and is gone on from like any other."""
+        """Mark a training from nothing as ended: later ones may continue from the shipped files."""
         (self.folder / FROM_NOTHING).unlink(missing_ok=True)
 
     @property
     def from_nothing(self) -> bool:
-        """Whether the training here began without what is shipped."""
+        """Whether the training in this folder began without the shipped files."""
         return (self.folder / FROM_NOTHING).exists()
 
     def load(self, name: str, **parts: Any) -> int:
-        """Read states back; returns the step, 0 when there is none yet."""
+        """Read states back; returns the step, 0 if there is no state."""
         path = self.folder / f"{name}.pt"
         if not path.exists():
             return 0

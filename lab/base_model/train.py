@@ -2,11 +2,11 @@
 
     python lab train [--work FOLDER] [--vae-steps N] [--steps N] [--only PART ...] [--fresh]
 
-Needs the environment of `python dev.py test` and COMFYUI_PATH. Every part is resumable: run it again and it goes on.
-Without a work folder it goes on from what is shipped, and trains nothing when that had as many steps (the training set
-is made all the same; `--only evaluate` trains nothing and writes down what it measured, which `python lab evaluate`
-alone does not). With --fresh it deletes what is in the work folder and begins from nothing: go on without it after a
-stop. Two hours on two CPU cores with bf16, some hours on others.
+Needs the environment of `python dev.py test` and COMFYUI_PATH. Every part is resumable: run it again to continue.
+Without states in the work folder it continues from the shipped files, and trains nothing if those have as many steps.
+The training set is made in any case. `--only evaluate` trains nothing and writes its results, like
+`python lab evaluate --write`. `--fresh` deletes the work folder's states and starts from nothing; after a stop,
+continue without it. Takes two hours on two CPU cores with bf16, longer on others.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def sample_pictures() -> Any:
 
 
 def main() -> None:
-    """Do the parts that were asked for, all by default."""
+    """Run the named parts, all by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / ".host" / "base_model")
     parser.add_argument("--vae-steps", type=int, default=6500)
     parser.add_argument("--steps", type=int, default=18000, help="of the denoiser")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--fresh", action="store_true", help="delete what is in the folder and begin from nothing")
+    parser.add_argument("--fresh", action="store_true", help="delete the folder's states and start from nothing")
     args = parser.parse_args()
     if args.fresh and "vae" not in args.only:
-        parser.error("--fresh begins with the VAE, which all else is made for: leave one of the two away")
+        parser.error("--fresh starts with the VAE, which --only leaves out. Remove one of the two.")
     start_standalone(cpu=True)
     from lora_workbench.lab.base_model import autoencoder, denoiser
     from lora_workbench.lab.base_model.progress import Checkpoints

@@ -1,4 +1,4 @@
-"""The ComfyUI that a benchmark runs in: `start_host` comes before all that imports the host."""
+"""The ComfyUI that a benchmark runs in: call `start_host` before importing the host."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from ..standalone import start_standalone
 
 
 def start_host() -> None:
-    """Make ComfyUI importable in this process, on the CPU unless an accelerator is there."""
+    """Make ComfyUI importable in this process, on the CPU if there is no accelerator."""
     import torch
 
     start_standalone(cpu=not torch.cuda.is_available())
-    import torch._dynamo  # torch loads it with the first optimizer: 150 MB that are no trainer's growth
+    import torch._dynamo  # torch loads these 150 MB with the first optimizer; they must not count as growth

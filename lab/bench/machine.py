@@ -16,21 +16,22 @@ def host_version() -> str:
 
 
 def gpu_name() -> str:
-    """What the GPU calls itself; empty where there is none."""
+    """The GPU's own name; empty without a GPU."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
-def describe_machine() -> str:
-    """The host and the machine, in a sentence."""
+def measured_on() -> dict[str, str]:
+    """The columns of a row that name the ComfyUI and the machine."""
     import torch
 
-    used, cores = torch.get_num_threads(), os.cpu_count()
-    machine = gpu_name() or f"{platform.machine()}, {cores if used == cores else f'{used} of {cores}'} CPU cores"
-    return f"ComfyUI {host_version()}, {machine}."
+    used, cores, gpu = torch.get_num_threads(), os.cpu_count(), gpu_name()
+    machine = gpu or f"{platform.machine()}, {cores if used == cores else f'{used} of {cores}'} CPU cores"
+    return {"comfyui": host_version(), "gpu": gpu, "machine": machine}
 
 
-def table_name(what: str) -> str:
-    """Name of a table in docs/benchmarks.md: one for each host, and for each GPU."""
-    return f"{what} {host_version()} {gpu_name()}".strip()
+def describe_machine() -> str:
+    """The ComfyUI and the machine, in a sentence."""
+    where = measured_on()
+    return f"ComfyUI {where['comfyui']}, {where['machine']}."

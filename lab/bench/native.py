@@ -7,7 +7,7 @@ from typing import Any
 
 
 def native_lora(model: Any, latents: Sequence[Any], positive: Sequence[Any], **settings: Any) -> dict[str, Any]:
-    """Train with the host's node; what is not said is as the node has it.
+    """Train with the host's node, at its defaults except for `settings`.
 
     Args:
         model: A MODEL.
@@ -21,7 +21,7 @@ def native_lora(model: Any, latents: Sequence[Any], positive: Sequence[Any], **s
     import comfy_extras.nodes_train as native
     import torch
 
-    # The node draws its LoRA from the global generator, whatever its input says.
+    # The node draws its LoRA from the global generator and ignores its seed input.
     torch.manual_seed(settings.get("seed", 0))
     wanted = {"model": model, **settings}
     schema = native.TrainLoraNode.define_schema()

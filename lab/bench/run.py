@@ -1,10 +1,12 @@
-"""The benchmarks: each prints what was measured in one run, and `--write` puts it into docs/.
+"""The benchmarks: each prints what one run measured.
 
     python dev.py bench [step] [dataset] [learning] [defaults] [--write]
+    python dev.py bench pages
 
 step: time and memory of a training step, ten minutes. dataset: reading and examining ten thousand pictures, a minute.
-learning: what a LoRA learns and spoils, two or three hours on two cores. defaults: what each default is worth, longer
-still and not run unless named.
+learning: what a LoRA learns and spoils, two or three hours on two cores. defaults: the effect of each setting, longer
+still and only run by name. `--write` stores the rows in lab/bench/results/ and rewrites the tables of docs/.
+pages: rewrite the tables of docs/ from the stored rows, without measuring.
 """
 
 from __future__ import annotations
@@ -20,24 +22,23 @@ from pathlib import Path
 
 from ..pack import ROOT
 from .host import start_host
-from .machine import describe_machine, gpu_name, host_version, table_name
-
-DOCS = ROOT / "docs" / "benchmarks.md"
+from .machine import gpu_name, host_version, measured_on
+from .results import Column, Row, store, table
 
 CASES = [
-    ("floor", "fp32", "the frozen model alone, forward and backward (plain PyTorch)"),
+    ("floor", "fp32", "frozen model, no trainer"),
     ("ours", "fp32", "LoRA Workbench"),
-    ("host", "fp32", "ComfyUI's TrainLoraNode"),
-    ("host-bypass", "fp32", "ComfyUI's TrainLoraNode, bypass mode"),
+    ("host", "fp32", "TrainLoraNode"),
+    ("host-bypass", "fp32", "TrainLoraNode, bypass mode"),
     ("ours-batch4", "fp32", "LoRA Workbench, batch of 4"),
     ("ours-checkpointing", "fp32", "LoRA Workbench, gradient checkpointing"),
-    ("floor", "bf16", "the frozen model alone, bf16"),
+    ("floor", "bf16", "frozen model, no trainer, bf16"),
     ("ours", "bf16", "LoRA Workbench, bf16"),
-    ("host", "bf16", "ComfyUI's TrainLoraNode, bf16"),
+    ("host", "bf16", "TrainLoraNode, bf16"),
 ]
 
 
-# Close to each other, so measured in turns and the best of each counts: one slow moment of the machine decides nothing.
+# These lie close together. They alternate, and the best run of each counts, so one slow moment decides nothing.
 IN_TURNS = [("floor", "fp32"), ("ours", "fp32")]
 
 
@@ -52,10 +53,10 @@ def measure(command: str, *arguments: object) -> dict | None:
     return None
 
 
-def step_benchmark(steps: int, turns: int) -> str:
-    """Step time and memory growth of one SD1.5 training step; returns a table of ratios."""
-    version, side = host_version(), 512 if gpu_name() else 256
-    cases = [c for c in CASES if c[0] != "host-bypass" or version != "0.3.75"]  # bypass mode is newer
+def step_benchmark(steps: int, turns: int) -> list[Row]:
+    """Step time and memory growth of one SD1.5 training step; a case that failed has no row."""
+    side = 512 if gpu_name() else 256
+    cases = [c for c in CASES if c[0] != "host-bypass" or host_version() != "0.3.75"]  # bypass mode is newer
     file = ROOT / ".host" / "bench" / "sd15_full.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, str], dict] = {}
@@ -66,37 +67,29 @@ def step_benchmark(steps: int, turns: int) -> str:
         if found:
             results[case, precision] = min(found, results.get((case, precision), found), key=lambda r: r["seconds"])
             print(f"  {found['seconds']:.3f} s a step, memory +{found['growth'] / 2**30:.2f} GiB", flush=True)
-    lines = [
-        f"Full-size SD1.5 UNet (859.5 M parameters, random weights), {side} px, batch 1 unless said, rank 16, AdamW, "
-        f"no checkpointing unless said. {describe_machine()} Median of {steps} steps; the first two rows are the best "
-        f"of {turns} such runs in turns.",
-        "",
-        "| | step time, of the floor | memory growth, of the host's trainer |",
-        "| --- | --- | --- |",
-    ]
-    for case, precision, text in cases:
-        if (case, precision) not in results:
-            lines.append(f"| {text} | failed | |")
-            continue
-        found, floor = results[case, precision], results["floor", precision]
-        host = results.get(("host", precision))
-        memory = f"{found['growth'] / host['growth']:.2f} ×" if host else ""
-        lines.append(f"| {text} | {found['seconds'] / floor['seconds']:.2f} × | {memory} |")
-    told = ("ours", "host", "ours-batch4")
-    if not all((case, "fp32") in results for case in told):
-        return "\n".join(lines)
-    ours, host, batch = (results[case, "fp32"] for case in told)
-    lines += [
-        "",
-        f"ComfyUI's trainer takes {host['seconds'] / ours['seconds']:.1f} × the time of ours and "
-        f"{host['growth'] / ours['growth']:.1f} × the memory. A batch of 4 costs "
-        f"{batch['seconds'] / ours['seconds']:.2f} × a batch of 1.",
-    ]
-    return "\n".join(lines)
+    rows: list[Row] = []
+    about = {**measured_on(), "side": side, "steps": steps}
+    for key in (key for key in texts if key in results):
+        runs = turns if key in IN_TURNS else 1
+        case = {"turns": runs, "trainer": texts[key], "precision": key[1]}
+        rows.append({**about, **case, **ratios(results, key)})
+    return rows
 
 
-def dataset_benchmark(count: int, host_count: int = 100) -> str:
-    """Time and memory of reading and examining many pictures, beside the host's loader on few of them."""
+def ratios(results: dict[tuple[str, str], dict], key: tuple[str, str]) -> dict[str, float]:
+    """Time and memory of one case as ratios of the cases it is compared with, in the same precision."""
+    found = {}
+    for name, quantity, other in (
+        ("time_of_floor", "seconds", "floor"), ("time_of_host", "seconds", "host"), ("time_of_ours", "seconds", "ours"),
+        ("memory_of_host", "growth", "host"), ("memory_of_ours", "growth", "ours"),
+    ):  # fmt: skip
+        if (other, key[1]) in results:
+            found[name] = round(results[key][quantity] / results[other, key[1]][quantity], 3)
+    return found
+
+
+def dataset_benchmark(count: int, host_count: int = 100) -> list[Row]:
+    """Time and memory of reading and examining many pictures, and of ComfyUI's loader on a few of them."""
     from .dataset_scale import make_pictures
 
     (ROOT / ".host").mkdir(exist_ok=True)
@@ -105,88 +98,94 @@ def dataset_benchmark(count: int, host_count: int = 100) -> str:
         make_pictures(many, count)
         make_pictures(few, host_count)
         if hasattr(os, "sync"):  # not on Windows
-            os.sync()  # gigabytes that are still being written are nobody's reading time
+            os.sync()  # writing the pictures must not slow down reading them
         ours, host = (measure("dataset_scale", *case) for case in (("ours", many), ("host", few)))
     if ours is None or host is None:
-        raise SystemExit("The dataset benchmark failed; what was printed above says why.")
+        raise SystemExit("The dataset benchmark failed. Read the error above.")
     total = sum(ours["seconds"].values())
-    ratio = (host["seconds"]["loading"] / host["pictures"]) / (total / ours["pictures"])
+    shares = {name: round(100 * seconds / total, 1) for name, seconds in ours["seconds"].items()}
+    time = (host["seconds"]["loading"] / host["pictures"]) / (total / ours["pictures"])
     memory = (host["growth"] / host["pictures"]) / (ours["growth"] / ours["pictures"])
-    parts = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in ours["seconds"].items())
-    return "\n".join([
-        f"{ours['pictures']} JPEGs of 1024 × 1024, read, hashed, examined and bucketed in {total:.0f} s, memory growth "
-        f"{ours['growth'] / 2**20:.0f} MiB ({parts}). {describe_machine()}",
-        "",
-        f"ComfyUI's LoadImageTextDataSetFromFolder, on {host['pictures']} of them, takes {ratio:.1f} × the time and "
-        f"{memory:.0f} × the memory for each: it decodes all of every picture and holds it.",
-    ])  # fmt: skip
-
-
-def write_table(page: Path, name: str, table: str) -> None:
-    """Replace one table of a page of docs/, between its two marker comments; without them it goes to the page's end."""
-    start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    text = page.read_text(encoding="utf-8")
-    if start not in text or end not in text:
-        text += f"\n## {name}\n\n{start}\n{end}\n"
-    before, rest = text.split(start, 1)
-    after = rest.split(end, 1)[1]
-    part = page.with_suffix(f".{os.getpid()}.part")  # a long benchmark may run as two processes
-    part.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
-    part.replace(page)
+    return [
+        {**measured_on(), "loader": "LoRA Workbench", "pictures": ours["pictures"], "seconds": round(total, 1),
+         "memory_mib": round(ours["growth"] / 2**20), **shares, "time_of_ours": 1, "memory_of_ours": 1},
+        {**measured_on(), "loader": "LoadImageTextDataSetFromFolder", "pictures": host["pictures"],
+         "seconds": round(host["seconds"]["loading"], 1), "memory_mib": round(host["growth"] / 2**20),
+         "time_of_ours": round(time, 2), "memory_of_ours": round(memory)},
+    ]  # fmt: skip
 
 
 WHAT = ("step", "dataset", "learning", "defaults")
-# The seeds of the learning benchmark begin here: settings were chosen on those from 0 on, and what was told on those
-# from 100, 200, 300, 400 and 500 on was seen while settings still changed, on those from 600 on while the judge did.
+# The first seed of the learning benchmark. Settings were chosen on the seeds from 0 on. Results on the seeds from 100,
+# 200, 300, 400 and 500 on were seen while settings still changed, those from 600 on while the judge still changed.
 FIRST_REPORTED = 700
-# Pictures for what is obeyed and prompts for what is lost, where none are asked for.
+# Pictures for what is obeyed and prompts for what is lost, by default.
 AMOUNTS = {"learning": (48, 192), "defaults": (16, 48)}
+HOST = ("comfyui", "gpu")
+JUDGED = {
+    "likeness": Column({"seed": "mean"}, "likeness", 2), "shown, %": Column({"seed": "mean"}, "shown", 0),
+    "lost of 100": Column({"seed": "mean"}, "lost", 1), "leaked of 100": Column({"seed": "mean"}, "leaked", 1),
+}  # fmt: skip
 
 
-def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[Path, str, str]]:
-    """Run one benchmark; yields each table as soon as it is there, behind its page and its place there."""
+def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[list[Row], tuple[str, ...], str]]:
+    """Run one benchmark and yield its rows as soon as they are measured.
+
+    Yields:
+        (rows, columns, table): stored rows that agree with the new ones in these columns are replaced.
+    """
     if what == "step":
-        yield DOCS, table_name("step"), step_benchmark(args.steps, args.turns)
+        rows = step_benchmark(args.steps, args.turns)
+        columns = {name: Column({}, name, 2) for name in ("time_of_floor", "memory_of_host")}
+        yield rows, HOST, table(rows, "trainer", columns)
         return
     start_host()
     count, scenes = AMOUNTS.get(what, (0, 0))
     count, scenes = args.count or count, args.scenes or scenes
     if what == "dataset":
-        yield DOCS, table_name("dataset"), dataset_benchmark(args.pictures)
+        rows = dataset_benchmark(args.pictures)
+        columns = {name: Column({}, name, 1) for name in ("seconds", "memory_mib", "time_of_ours", "memory_of_ours")}
+        yield rows, HOST, table(rows, "loader", columns)
     elif what == "learning":
         from .learning import learning_benchmark
 
         seeds = range(FIRST_REPORTED, FIRST_REPORTED + args.seeds)
-        for concept, table in learning_benchmark(args.concepts, seeds, count, scenes):
-            yield DOCS, table_name(f"learning {concept}"), table
+        for rows in learning_benchmark(args.concepts, seeds, count, scenes):
+            yield rows, (*HOST, "character"), table(rows, "trainer", JUDGED)
     else:
         from .defaults import defaults_benchmark
 
-        for name, table in defaults_benchmark(range(args.seeds), count, scenes, args.only):
-            yield DOCS.with_name("defaults.md"), name, table
+        for rows in defaults_benchmark(range(args.seeds), count, scenes, args.only):
+            yield rows, (*HOST, "setting"), table(rows, "value", JUDGED)
 
 
 def main() -> None:
-    """Run the benchmarks that were asked for; all but defaults by default."""
+    """Run the named benchmarks; all but defaults by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="|".join(WHAT))
+    parser.add_argument("what", nargs="*", metavar="|".join((*WHAT, "pages")))
     parser.add_argument("--steps", type=int, default=6, help="step: steps of each case")
     parser.add_argument("--turns", type=int, default=3, help="step: runs of the cases that lie close together")
     parser.add_argument("--pictures", type=int, default=10_000, help="dataset: how many")
     parser.add_argument("--seeds", type=int, default=3, help="learning, defaults: runs of each case")
     parser.add_argument("--count", type=int, help="learning, defaults: pictures for what is obeyed")
     parser.add_argument("--scenes", type=int, help="learning, defaults: prompts for what is lost")
-    parser.add_argument("--concepts", nargs="+", default=["zorp", "gub"], help="learning: on what")
+    parser.add_argument("--concepts", nargs="+", default=["zorp", "gub"], help="learning: these characters")
     parser.add_argument("--only", nargs="+", default=[], help="defaults: these settings")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/")
+    parser.add_argument("--write", action="store_true", help="store the rows and rewrite the tables of docs/")
     args = parser.parse_args()
     for what in args.what:
-        if what not in WHAT:
-            parser.error(f"there is no benchmark {what!r}: {', '.join(WHAT)}")
-    if hasattr(sys.stdout, "reconfigure"):  # a log on Windows may not know every sign of a table
+        if what not in (*WHAT, "pages"):
+            parser.error(f"{what!r} is not a benchmark. Choose from {', '.join((*WHAT, 'pages'))}.")
+    if hasattr(sys.stdout, "reconfigure"):  # a log on Windows may lack some characters of a table
         sys.stdout.reconfigure(errors="replace")
+    from .pages import write_pages
+
     for what in args.what or WHAT[:3]:
-        for page, name, table in measured(what, args):
+        if what == "pages":
+            write_pages()
+            continue
+        for rows, same, text in measured(what, args):
             if args.write:
-                write_table(page, name, table)
-            print("\n" + table, flush=True)
+                store(what, rows, same)
+                write_pages()
+            print("\n" + text, flush=True)

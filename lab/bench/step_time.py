@@ -3,9 +3,9 @@
     step_time.py CASE MODEL_FILE [--steps N] [--precision fp32|bf16] [--side PIXELS]
 
 Cases: `floor` (the frozen model's own forward and backward to its input, plain PyTorch), `ours`, `ours-batch4`,
-`ours-checkpointing`, `host` (ComfyUI's TrainLoraNode as it comes) and, on hosts that have it, `host-bypass`.
-Rank 16, no gradient checkpointing unless the case says so, AdamW, 256 px unless told otherwise. On the GPU where
-there is one; memory is the GPU's then.
+`ours-checkpointing`, `host` (ComfyUI's TrainLoraNode at its defaults) and, on hosts that have it, `host-bypass`.
+Rank 16, AdamW, no gradient checkpointing except in its own case, 256 px by default. With a GPU, the case runs on it and
+memory is the GPU's.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import statistics
 import time
 from pathlib import Path
 
+from ...training.disk import write_whole
 from .host import start_host
 from .memory import PeakMemory
 
-# A full-size Stable Diffusion 1.5 UNet, 859.5 M parameters, as the host's detection reads it.
+# A full-size Stable Diffusion 1.5 UNet, 859.5 M parameters, in the form the host's detection expects.
 SD15_CONFIG = {
     "use_checkpoint": False, "image_size": 32, "use_spatial_transformer": True, "legacy": False,
     "adm_in_channels": None, "in_channels": 4, "out_channels": 4, "model_channels": 320,
@@ -49,13 +50,12 @@ def make_model_file(path: Path) -> None:
             tensor.copy_((torch.randn(tensor.shape, generator=source) * scale).half())
         else:
             tensor.fill_(1.0 if name.endswith("weight") else 0.0)
-    part = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
-    part.rename(path)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    write_whole(path, lambda part: save_file(tensors, part))
 
 
 def now() -> float:
-    """Seconds on the clock once the GPU has done all that it was told."""
+    """Seconds on the clock after the GPU has finished its queue."""
     import torch
 
     if torch.cuda.is_available():
@@ -64,7 +64,7 @@ def now() -> float:
 
 
 def floor(file: Path, steps: int, precision: str, side: int) -> list[float]:
-    """Time the frozen model alone: what no trainer of adapters can be faster than."""
+    """Time the frozen model alone: no trainer of adapters can be faster."""
     import comfy.ldm.modules.attention as attention
     import comfy.model_management
     import comfy.sd
@@ -72,7 +72,7 @@ def floor(file: Path, steps: int, precision: str, side: int) -> list[float]:
 
     patcher = comfy.sd.load_diffusion_model(str(file))  # outside inference mode: plain tensors autograd may save
     device = patcher.load_device
-    if device.type != "cpu":  # where the host would compute in half precision; on the CPU it does not
+    if device.type != "cpu":  # the host would compute in half precision here
         patcher.set_model_compute_dtype(torch.float32)
     comfy.model_management.load_models_gpu([patcher])
     model = patcher.model.requires_grad_(False)
@@ -92,7 +92,7 @@ def floor(file: Path, steps: int, precision: str, side: int) -> list[float]:
 
 
 def ours(file: Path, steps: int, precision: str, side: int, batch: int, checkpointing: bool) -> dict:
-    """Time our own loop on latents and captions that are in its cache already."""
+    """Time our own loop on cached latents and captions."""
     import comfy.sd
     import folder_paths
     import torch
@@ -152,7 +152,7 @@ def host(file: Path, steps: int, precision: str, side: int, **more: object) -> d
     comfy.utils.set_progress_bar_global_hook(lambda *_, **__: marks.append(now()))
     with torch.inference_mode():
         patcher = comfy.sd.load_diffusion_model(str(file))
-        comfy.model_management.load_models_gpu([patcher])  # on a GPU its weights are nobody's growth
+        comfy.model_management.load_models_gpu([patcher])  # so that its weights do not count as growth
         # Two pictures: with one the node of 0.3.75 stops with an error.
         latents = [{"samples": torch.randn(1, 4, side // 8, side // 8)} for _ in range(2)]
         positive = [[[torch.randn(1, 77, 768), {}]] for _ in range(2)]
@@ -165,7 +165,7 @@ def host(file: Path, steps: int, precision: str, side: int, **more: object) -> d
 
 
 def report(marks: list[float], memory: PeakMemory) -> dict:
-    """Median step without the first, which warms up, and the growth of memory."""
+    """Median step, without the first, which warms up, and the growth of memory."""
     each = [after - before for before, after in zip(marks, marks[1:], strict=False)]
     return {"seconds": statistics.median(each[1:] or each), "growth": memory.growth, "steps": len(each)}
 

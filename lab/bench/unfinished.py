@@ -1,4 +1,4 @@
-"""What a long benchmark has measured so far, on disk: one that was stopped goes on, one that has ended is forgotten."""
+"""Results of a long benchmark on disk, so that a stopped one continues; a finished one is deleted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..pack import ROOT
 from .machine import describe_machine
 
 FOLDER = ROOT / ".host" / "bench" / "unfinished"
-# What results depend on; those of another state of it are not taken up.
+# What results depend on; results of another state of these files are not reused.
 SOURCES = ("training/**/*.py", "lab/**/*.py", "lab/base_model/card.json", "example_workflows/learn_a_character.json")
 
 
@@ -21,8 +21,8 @@ class Unfinished:
     """Results of one benchmark by their names.
 
     Args:
-        name: Of the benchmark, with all that its results depend on beside the sources and the machine.
-        folder: Where it is kept.
+        name: Of the benchmark, with its arguments; sources and machine are added.
+        folder: Where the file is.
     """
 
     def __init__(self, name: str, folder: Path = FOLDER) -> None:
@@ -32,23 +32,23 @@ class Unfinished:
         self._found: dict[str, Any] = {}
         if self._file.exists():
             for line in self._file.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # one was being written when it was stopped
+                with contextlib.suppress(json.JSONDecodeError):  # stopped while writing it
                     key, value = json.loads(line)
                     self._found[key] = value
 
     def once(self, key: object, measure: Callable[[], Any]) -> Any:
-        """A result, of what JSON knows, measured where it has not been yet."""
+        """A stored result, or the one measured now; it must consist of JSON values."""
         key = str(key)
         if key not in self._found:
             self._found[key] = measure()
             if _state() != _STATE:
-                raise SystemExit(f"A source changed while {key!r} was measured: begin again.")
+                raise SystemExit(f"A source file changed while {key!r} was measured. Start the benchmark again.")
             with self._file.open("a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps([key, self._found[key]]))
         return self._found[key]
 
     def forget(self) -> None:
-        """The benchmark has ended."""
+        """Delete the results: the benchmark has ended."""
         self._file.unlink(missing_ok=True)
 
 
@@ -57,4 +57,4 @@ def _state() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-_STATE = _state()  # of what this process has read
+_STATE = _state()  # of the files this process has loaded

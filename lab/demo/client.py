@@ -15,7 +15,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-import aiohttp  # ComfyUI's own server stands on it, so it is there
+import aiohttp  # a dependency of ComfyUI's server
 
 POLL = 0.5  # seconds
 PATIENCE = 60.0  # seconds
@@ -24,7 +24,7 @@ TEXT_MESSAGE = 3
 
 
 class ServerError(RuntimeError):
-    """The server cannot be reached, refused a prompt, or a node of it failed."""
+    """The server cannot be reached, refused a prompt, or a node failed."""
 
 
 class Client:
@@ -44,7 +44,7 @@ class Client:
         """Wait until the server answers.
 
         Raises:
-            ServerError: Nothing did within `timeout` seconds, or what answers is no ComfyUI.
+            ServerError: Nothing answered within `timeout` seconds, or the server is not ComfyUI.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -54,7 +54,7 @@ class Client:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise ServerError(
-                        f"ComfyUI did not answer at {self.url} within {timeout:.0f} s ({error}). Its log says why."
+                        f"ComfyUI did not answer at {self.url} within {timeout:.0f} s ({error}). Read its log."
                     ) from None
             time.sleep(POLL)
 
@@ -62,7 +62,7 @@ class Client:
         """The JSON that `path` answers with.
 
         Raises:
-            ServerError: It answers with something else: it is no ComfyUI.
+            ServerError: The answer is not JSON, so the server is not ComfyUI.
         """
         try:
             return json.loads(self._read(path))
@@ -71,10 +71,10 @@ class Client:
                 raise
         except (ValueError, http.client.HTTPException):
             pass
-        raise ServerError(f"What answers at {self.url} is no ComfyUI: name the port where that listens.")
+        raise ServerError(f"The server at {self.url} is not ComfyUI. Name the port that ComfyUI listens on.")
 
     def file(self, entry: dict[str, str]) -> bytes:
-        """The bytes of a file that a node showed: {"filename", "subfolder", "type"}."""
+        """The bytes of a node's output file: {"filename", "subfolder", "type"}."""
         return self._read(f"/view?{urllib.parse.urlencode(entry)}")
 
     def run(
@@ -84,23 +84,23 @@ class Client:
 
         Args:
             prompt: In API format.
-            on_node: Called with the id of each node that begins.
-            on_text: Called with each line of progress that a node shows.
+            on_node: Called with the id of each node when it begins.
+            on_text: Called with each progress text of a node.
 
         Returns:
-            What output nodes showed, by node id.
+            The outputs of output nodes, by node id.
 
         Raises:
             ServerError: The prompt was refused, a node failed, or the server went away.
         """
         prompt_id = asyncio.run(self._follow(prompt, on_node, on_text))
         deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:  # the server tells that a prompt is done a moment before it writes it down
+        while time.monotonic() < deadline:  # the server reports the end a moment before it writes the history
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
             if entry:
                 return entry["outputs"]
             time.sleep(POLL)
-        raise ServerError("ComfyUI says that the prompt is done, and has no record of what came out. Its log says why.")
+        raise ServerError("ComfyUI finished the prompt but has no record of its outputs. Read its log.")
 
     def _read(self, path: str) -> bytes:
         with self._opener.open(self.url + path, timeout=30) as answer:
@@ -127,8 +127,8 @@ class Client:
                         if event["type"] == "executing" and event["data"].get("node"):
                             on_node(event["data"]["node"])
         except aiohttp.ClientError as error:
-            raise ServerError(f"The connection to ComfyUI broke: {error}. Its log says why.") from None
-        raise ServerError("ComfyUI ended before the prompt was done. Its log says why.")
+            raise ServerError(f"The connection to ComfyUI broke: {error}. Read its log.") from None
+        raise ServerError("ComfyUI ended before the prompt was done. Read its log.")
 
     async def _queue(self, session: aiohttp.ClientSession, prompt: dict[str, Any]) -> str:
         body = {"prompt": prompt, "client_id": self.id}
@@ -140,16 +140,16 @@ class Client:
 
 
 def _progress_text(message: bytes) -> str:
-    """The text of a binary message of that kind, empty for others: kind, length of the node id, id, text."""
+    """The text of a progress message, empty for other kinds. Layout: kind, length of the node id, id, text."""
     kind, length = struct.unpack(">II", message[:8])
     return message[8 + length :].decode(errors="replace") if kind == TEXT_MESSAGE else ""
 
 
 def _is_end(event: dict[str, Any], prompt_id: str) -> bool:
-    """Whether an event says that our prompt is done.
+    """Whether an event reports that our prompt is done.
 
     Raises:
-        ServerError: It says that the prompt failed or was cancelled.
+        ServerError: The prompt failed or was cancelled.
     """
     data = event["data"]
     if data.get("prompt_id") != prompt_id:
@@ -157,12 +157,12 @@ def _is_end(event: dict[str, Any], prompt_id: str) -> bool:
     if event["type"] == "execution_error":
         raise ServerError(f"{data['node_type']} failed: {data['exception_message'].strip()}")
     if event["type"] == "execution_interrupted":
-        raise ServerError(f"It was cancelled at {data['node_type']}.")
+        raise ServerError(f"The workflow was cancelled at {data['node_type']}.")
     return event["type"] == "execution_success"
 
 
 def _refusal(reply: dict[str, Any]) -> str:
-    """What was wrong with a prompt: the error as such, then that of each node."""
+    """The errors of a refused prompt: its own, then those of each node."""
     lines = [f"ComfyUI refused the workflow: {reply['error']['message']}"]
     for number, node in (reply.get("node_errors") or {}).items():
         lines += [f"  {node['class_type']} (node {number}): {error['details']}" for error in node["errors"]]

@@ -1,4 +1,4 @@
-"""The demo's training pictures, and where they lie on disk, as a person would lay them out. Pillow only."""
+"""The demo's training pictures and their folders, laid out as a person would. Pillow only."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from pathlib import Path
 
 from PIL import Image
 
-# What is learned, and what the model shall go on painting as it does: folders of ComfyUI's.
+from ...training.disk import write_whole
+
+# The character's pictures and the regularization pictures: folders of ComfyUI's.
 CONCEPT, PICTURES = "zorp", "input/lora_workbench_zorp/10_zorp"
 KEPT, KEPT_COUNT, KEPT_SEED = "input/lora_workbench_known/1_known", 60, 0
 
 
-_LIST = ".lora_workbench.json"  # what was written into a folder: the digest of each picture with its caption
+_LIST = ".lora_workbench.json"  # the written files: a digest of each picture with its caption
 
 
 def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) -> list[Path]:
-    """Write pictures and a caption file beside each, those that are not there.
+    """Write missing pictures, each with a caption file.
 
-    Both appear whole, the picture after its caption: what was being written when it was stopped is written anew.
-    Pictures that were written here by another version and that nobody has changed since are replaced, or go where there
-    are fewer now; whatever else is there stays as it is.
+    Both appear whole, the picture after its caption, so an interrupted call can be repeated. Unchanged pictures of
+    another version are replaced, or deleted if there are fewer now. Everything else in the folder stays as it is.
 
     Args:
-        folder: Such as `input/zorp/10_zorp`; its pictures take its name without the number.
+        folder: For example `input/zorp/10_zorp`; pictures are named like it, without the number.
         pictures: (picture, caption) pairs.
 
     Returns:
-        The pictures that were written.
+        The written pictures.
     """
     name = folder.name.split("_", 1)[-1]
     wanted = {}
@@ -48,16 +49,16 @@ def write_pictures(folder: Path, pictures: Sequence[tuple[Image.Image, str]]) ->
     for file, (png, caption) in wanted.items():
         if not (folder / file).exists():
             if not (folder / file).with_suffix(".txt").exists():
-                _write_whole((folder / file).with_suffix(".txt"), caption)
-            _write_whole(folder / file, png)
+                write_whole((folder / file).with_suffix(".txt"), caption)
+            write_whole(folder / file, png)
             written.append(folder / file)
     ours = {file: digest for file, digest in digests.items() if digest == _lying(folder / file)}
-    _write_whole(folder / _LIST, json.dumps(ours, indent=1).encode())
+    write_whole(folder / _LIST, json.dumps(ours, indent=1).encode())
     return written
 
 
 def _listed(folder: Path) -> dict[str, str]:
-    """What was written here before; nothing where the list is missing or damaged."""
+    """The files written before; empty if the list is missing or damaged."""
     try:
         listed = json.loads((folder / _LIST).read_bytes())
     except (OSError, ValueError):
@@ -72,14 +73,8 @@ def _digest(png: bytes, caption: bytes) -> str:
 
 
 def _lying(file: Path) -> str:
-    """The digest of a picture that lies there with its caption; empty where one of both does not."""
+    """The digest of a picture in the folder with its caption; empty if one of them is missing."""
     try:
         return _digest(file.read_bytes(), file.with_suffix(".txt").read_bytes())
     except OSError:
         return ""
-
-
-def _write_whole(file: Path, data: bytes) -> None:
-    part = file.with_suffix(".part")
-    part.write_bytes(data)
-    part.replace(file)

@@ -1,10 +1,9 @@
-"""Lay out what the demo runs on: the pack's own small base model and a folder of captioned pictures.
+"""Write what the demo needs: the pack's own small base model and two folders of captioned pictures.
 
     python lab prepare --base FOLDER
 
-FOLDER is ComfyUI's (or its base directory). Nothing is downloaded. Pictures that are already there are kept, unless
-another version wrote them and nobody has changed them; the model is put together anew where it is another than this
-pack's.
+FOLDER is ComfyUI's folder or its base directory. Nothing is downloaded. Existing pictures are kept, except unchanged
+ones of another version. The model is assembled again if it differs from this pack's.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 try:
     import safetensors.torch  # noqa: F401
 except ImportError as error:
-    raise SystemExit(f"[demo] {error}: run this with the Python that runs ComfyUI.") from None
+    raise SystemExit(f"[demo] {error}. Run this with the Python that runs ComfyUI.") from None
 
 from ..base_model import assemble
 from ..world import concepts, known
@@ -30,12 +29,12 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    """Read the command line and lay out."""
+    """Read the command line and write everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="ComfyUI's base directory")
     base = parser.parse_args().base.resolve()
     if not (base / "models").is_dir():
-        raise SystemExit(f"[demo] {base} is no folder of ComfyUI's: it has no folder models. Name the one that has.")
+        raise SystemExit(f"[demo] {base} is not ComfyUI's folder: it has no folder 'models'. Name one that has.")
 
     try:
         lay_out(base)
@@ -46,10 +45,10 @@ def main() -> None:
 
 
 def lay_out(base: Path) -> None:
-    """Write the checkpoint and the pictures, those that are not there."""
+    """Write the checkpoint and the pictures that are missing."""
     checkpoint = base / CHECKPOINT
     assemble.assemble(checkpoint)
-    say(f"base model: {checkpoint}, {checkpoint.stat().st_size / 1e6:.0f} MB, put together and checked")
+    say(f"base model: {checkpoint}, {checkpoint.stat().st_size / 1e6:.0f} MB, assembled and checked")
     for name, pictures in (
         (PICTURES, concepts.pictures(CONCEPT, *concepts.TRAINED)),
         (KEPT, known.known_pictures(KEPT_COUNT, KEPT_SEED)),

@@ -1,8 +1,8 @@
-"""Train a LoRA on a running ComfyUI with the first example workflow, and show what it learned in one picture.
+"""Train a LoRA on a running ComfyUI with the template learn_a_character, and draw a sheet of the results.
 
     python lab demo --port PORT --base FOLDER
 
-`python lab prepare` has laid out what it trains on. `python dev.py demo` does both and starts the server between.
+Run `python lab prepare` first. `python dev.py demo` does both and starts the server.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .workflow import WorkflowError, find, to_prompt
 WORKFLOW = ROOT / "example_workflows" / "learn_a_character.json"
 SHEET = Path("output", "lora_workbench", "demo_sheet.png")
 
-# The rows of pictures that the workflow makes: title of their SaveImage node, title and note on the sheet.
+# The rows of the sheet: title of the SaveImage node, title and note on the sheet.
 ROWS = (
     ("Before", "Before", "without the LoRA"),
     ("Half", "Strength 0.5", "the same noise"),
     ("After", "Strength 1", "the same noise"),
     ("New", "Words that no picture of it has", ""),
 )
-# Where nobody watches the line change, it is printed anew this often.
+# In a file, which cannot change a line, it is printed again this often.
 PRINT_EVERY = 5.0  # seconds
 MOST_SHOWN = 24  # training pictures on the sheet
 
@@ -44,7 +44,7 @@ def say(text: str) -> None:
 
 
 class Line:
-    """One line that changes in place on a terminal, and is printed now and then into a file."""
+    """One line that changes in place on a terminal, and is printed now and then to a file."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -61,7 +61,7 @@ class Line:
             say(text)
 
     def end(self) -> None:
-        """Leave the line as it is and go on below it."""
+        """Leave the line and continue below it."""
         if sys.stdout.isatty():
             self._write(f"{self._over(self.text)}\n" if self.text else "")
         elif self.text != self._shown:
@@ -70,7 +70,7 @@ class Line:
 
     @staticmethod
     def _over(text: str) -> str:
-        """In place of what the line shows: cut, since a line that wraps could not be taken back, and filled up."""
+        """Text that overwrites the line: cut, because a wrapped line cannot be overwritten, and padded."""
         room = shutil.get_terminal_size().columns - 1
         return "\r" + f"[demo] {text}"[:room].ljust(room)
 
@@ -81,7 +81,7 @@ class Line:
 
 
 def train(client: Client, prompt: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Run the prompt, telling of its progress. Return what nodes showed and the last line of the training."""
+    """Run the prompt and print its progress. Return the nodes' outputs and the training's last line."""
     line = Line()
     trainer = find(prompt, "LoRAWorkbench_LoRATrainer")
     running, last, since = "", "", 0.0
@@ -100,7 +100,7 @@ def train(client: Client, prompt: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
     def tell(text: str) -> None:
         nonlocal last
-        # In place is one line; some nodes say more.
+        # Only one line can change in place; some nodes show more.
         line.show(" · ".join(part.strip() for part in text.splitlines() if part.strip()))
         if running == trainer:
             last = text
@@ -113,46 +113,46 @@ def train(client: Client, prompt: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def images(client: Client, outputs: dict[str, Any], node: str) -> list[Image.Image]:
-    """The pictures that a node showed."""
+    """The pictures of a node's output."""
     return [Image.open(io.BytesIO(client.file(entry))) for entry in outputs[node]["images"]]
 
 
 def prompt_of(prompt: dict[str, Any], node: str) -> str:
-    """The text that the pictures of a SaveImage node were made with."""
+    """The prompt of a SaveImage node's pictures."""
     for name in ("images", "samples", "positive"):
         node = prompt[node]["inputs"][name][0]
     return prompt[node]["inputs"]["text"]
 
 
 def how_to_sample(prompt: dict[str, Any]) -> str:
-    """With what, and how, the LoRA is sampled in the workflow, in a sentence."""
+    """How the workflow samples the LoRA, in a sentence."""
     after = find(prompt, "SaveImage", "After")
     sampler = prompt[prompt[prompt[after]["inputs"]["images"][0]]["inputs"]["samples"][0]]["inputs"]
     size = prompt[sampler["latent_image"][0]]["inputs"]
     checkpoint = prompt[find(prompt, "CheckpointLoaderSimple")]["inputs"]["ckpt_name"]
     return (
-        f"with the checkpoint {checkpoint} and no other, {size['width']} x {size['height']}, {sampler['steps']} steps, "
+        f"only with the checkpoint {checkpoint}, {size['width']} x {size['height']}, {sampler['steps']} steps, "
         f"CFG {sampler['cfg']:g}, {sampler['sampler_name']}, {sampler['scheduler']}, and a prompt such as "
         f'"{prompt_of(prompt, after)}"'
     )
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures below a folder, a person's own with them."""
+    """All pictures below a folder, including a person's own."""
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
 
 
 def training_row(folder: Path, kept: Path) -> Row:
-    """What was learned, the first pictures of it where there are many, and how much there was beside it to be kept."""
+    """The training pictures, the first ones if there are many, and the number of regularization pictures."""
     files, beside = pictures_in(folder), pictures_in(kept)
     shown = files[:MOST_SHOWN]
     note = f"all {len(files)}" if len(files) == len(shown) else f"{len(shown)} of {len(files)}"
-    note += f"; beside them {len(beside)} of what the model knows, to keep it" if beside else ""
+    note += f"; also {len(beside)} regularization pictures" if beside else ""
     return Row("Training pictures", note, [Image.open(file) for file in shown])
 
 
 def draw_sheet(client: Client, prompt: dict[str, Any], outputs: dict[str, Any], base: Path, last: str) -> Path:
-    """Write the sheet and return where it is."""
+    """Write the sheet and return its path."""
     folders = [
         base / "input" / prompt[find(prompt, "LoRAWorkbench_LoadDataset", title)]["inputs"]["folder"]
         for title in ("What it learns", "What the model shall keep")
@@ -165,7 +165,7 @@ def draw_sheet(client: Client, prompt: dict[str, Any], outputs: dict[str, Any], 
         "LoRA Workbench demo",
         f'Prompt: "{prompt_of(prompt, find(prompt, "SaveImage", "After"))}"',
         rows,
-        (last[:1].upper() + last[1:]).partition("\n")[0],  # below it comes where the run lies
+        (last[:1].upper() + last[1:]).partition("\n")[0],  # the next line is the run's folder
     )
     file = base / SHEET
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="its base directory")
     args = parser.parse_args()
     args.base = args.base.resolve()
-    for stream in (sys.stdout, sys.stderr):  # a console of Windows may not know every sign
+    for stream in (sys.stdout, sys.stderr):  # a Windows console may lack some characters
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     client = Client(args.port)

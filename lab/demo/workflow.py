@@ -1,18 +1,18 @@
-"""From a workflow as the browser saves it to a prompt as the server takes it. Standard library only.
+"""Converts a workflow saved by the browser to a prompt for the server. Standard library only.
 
-ComfyUI's front end does this in the browser (`app.graphToPrompt()`). Here it is done for plain graphs, which is what
-`example_workflows/` holds: no subgraphs, no group nodes, no reroutes, no primitive nodes of the browser.
+ComfyUI's front end does this in the browser (`app.graphToPrompt()`). This handles the plain graphs in
+`example_workflows/`: no subgraphs, group nodes, reroutes or primitive nodes.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# Live only in the browser; the server has never heard of them.
+# Exist only in the browser; the server does not know them.
 NOTES = {"Note", "MarkdownNote"}
 # Node modes of LiteGraph.
 NEVER, BYPASS = 2, 4
-# Types of input that are a widget rather than a socket, unless the input says otherwise.
+# Input types that are widgets by default; others are sockets.
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
@@ -25,14 +25,14 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
 
     Args:
         workflow: As the front end saves it, version 0.4.
-        object_info: What the server answers at `/object_info`.
+        object_info: The server's answer to `/object_info`.
 
     Returns:
         Node id → {"class_type": ..., "inputs": ..., "_meta": ...}, without notes, muted and bypassed nodes.
 
     Raises:
-        WorkflowError: A node is of a type that the server does not have, or its saved values are not as many as its
-            widgets, as after a change of the node.
+        WorkflowError: The server lacks a node's type, or the number of saved values differs from the node's widgets,
+            for example because the node changed.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
@@ -41,7 +41,7 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
         if node["type"] in NOTES or node.get("mode", 0) in (NEVER, BYPASS):
             continue
         if node["type"] not in object_info:
-            raise WorkflowError(f"This ComfyUI has no node {node['type']!r} (node {number}).")
+            raise WorkflowError(f"This ComfyUI has no node {node['type']!r} (node {number}). Update ComfyUI.")
         info = object_info[node["type"]]
         inputs = _widget_values(node, info)
         for socket in node.get("inputs", []):
@@ -54,10 +54,10 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
 
 
 def find(prompt: dict[str, Any], class_type: str, title: str | None = None) -> str:
-    """Return the id of the first node of one kind (and title).
+    """Return the id of the first node of a type, with a title if given.
 
     Raises:
-        WorkflowError: There is none.
+        WorkflowError: There is no such node.
     """
     for number, node in prompt.items():
         if node["class_type"] == class_type and title in (None, node["_meta"]["title"]):
@@ -66,9 +66,9 @@ def find(prompt: dict[str, Any], class_type: str, title: str | None = None) -> s
 
 
 def _source(link: int | None, links: dict[int, tuple[int, int]], nodes: dict[int, Any]) -> list[Any] | None:
-    """Where a link comes from, as [node id, output number]; None when nothing that runs is there.
+    """The source of a link as [node id, output number]; None if no running node is there.
 
-    A bypassed node, which would hand its input on, counts as nothing: the examples have none.
+    A bypassed node counts as none, although it would pass its input on: the examples have no such node.
     """
     if link is None:
         return None
@@ -79,10 +79,10 @@ def _source(link: int | None, links: dict[int, tuple[int, int]], nodes: dict[int
 
 
 def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """Give each saved value its input's name.
+    """Name each saved value after its input.
 
-    Values are saved in the order of the node's widgets: required inputs, then optional ones. A seed is followed by
-    what to do with it after a run, which is for the browser alone.
+    Values are saved in the order of the node's widgets: required inputs, then optional ones. After a seed comes the
+    browser's own "control after generate".
     """
     saved = node.get("widgets_values") or []
     if isinstance(saved, dict):  # some packs save them by name
@@ -98,19 +98,22 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
                 next(values)
         except StopIteration:
             raise WorkflowError(
-                f"{node['type']} (node {node['id']}) has only {len(saved)} saved values: none for {name!r}."
+                f"{node['type']} (node {node['id']}) has only {len(saved)} saved values, none for {name!r}. "
+                "Save the workflow again."
             ) from None
-        if isinstance(named[name], list):  # or the server would take it for a link
+        if isinstance(named[name], list):  # a plain list would be read as a link
             named[name] = {"__value__": named[name]}
     left = list(values)
-    # A widget that only shows something is saved too, as an empty value.
+    # Display-only widgets are saved too, as empty values.
     if any(value not in (None, "") for value in left):
-        raise WorkflowError(f"{node['type']} (node {node['id']}) has {len(left)} saved values too many.")
+        raise WorkflowError(
+            f"{node['type']} (node {node['id']}) has {len(left)} saved values too many. Save the workflow again."
+        )
     return named
 
 
 def _inputs(info: dict[str, Any]) -> list[tuple[str, Any, dict[str, Any]]]:
-    """Every input of a node as (name, type, options), in the order in which the browser makes them."""
+    """All inputs of a node as (name, type, options), in the browser's order."""
     found = []
     for part in ("required", "optional"):
         specs = info["input"].get(part, {})
@@ -123,12 +126,12 @@ def _inputs(info: dict[str, Any]) -> list[tuple[str, Any, dict[str, Any]]]:
 def _is_widget(kind: Any, options: dict[str, Any]) -> bool:
     if options.get("forceInput"):
         return False
-    # Older nodes give the choices of a combo in place of a type.
+    # Older nodes have a combo's choices instead of a type.
     return isinstance(kind, list) or kind in WIDGETS or "widgetType" in options
 
 
 def _has_control(name: str, kind: Any, options: dict[str, Any]) -> bool:
-    """Whether the browser puts the widget "control after generate" behind this one."""
+    """Whether the browser adds the widget "control after generate" after this one."""
     asked = options.get("control_after_generate")
     if kind == "INT":
         return bool(name in ("seed", "noise_seed") if asked is None else asked)

@@ -1,8 +1,8 @@
-"""Measures the base model: how often the reader finds what was asked for (`quality.py`).
+"""Measures the base model: how often the reader finds what the prompt asks for (`quality.py`).
 
     python lab evaluate [--count N] [--write]
 
-`--write` puts the numbers into card.json and README.md, and sixty pictures of each into docs/base_model_*.jpg.
+`--write` puts the numbers into card.json and README.md, and sixty pictures of each kind into docs/base_model_*.jpg.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ...training.disk import write_whole
 from ..pack import ROOT
 from ..standalone import start_standalone
 
@@ -24,17 +25,17 @@ def write_readme(table: str) -> None:
     file = ROOT / "lab" / "base_model" / "README.md"
     start, end = "<!-- quality -->", "<!-- end quality -->"
     before, rest = file.read_text(encoding="utf-8").split(start)
-    file.write_text(f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    write_whole(file, f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}")
 
 
 def evaluate(count: int, write: bool) -> None:
-    """Measure, tell, and write it down where that is asked for."""
+    """Measure, print, and write on request."""
     from lora_workbench.lab.base_model import assemble
     from lora_workbench.lab.base_model.painter import GUIDANCE, SAMPLER, SCHEDULER, STEPS, Painter
     from lora_workbench.lab.base_model.progress import say
     from lora_workbench.lab.judge.quality import ROWS, contact_sheet, measure, paint_unread, quality_table
 
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows holds on to what is mapped
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps mapped files open
         checkpoint = Path(folder) / "base.safetensors"
         assemble.assemble(checkpoint)
         painter = Painter(checkpoint)

@@ -1,19 +1,19 @@
 """Judges what a LoRA has learned of a concept and what it has spoiled, without any learned model.
 
-- Fidelity: how close its pictures are to held-out pictures of the concept. A picture is described by its thing alone,
-  cut out and scaled: the layout of its colours (CIE Lab) and its edges (histograms of oriented gradients). Hundreds of
-  drawn pictures cover the poses, so the distance to the nearest ones is what no pose explains. It is 1 where fresh
-  drawn pictures are and 0 where the base model's are, for the same prompts and noise.
-- Editability: the share of pictures that show the concept and, with it, the background, and what is worn in the colour,
-  that the prompt names; where it names both, the training set does not have the two together. The prompts are worded as
-  in training, with the background alone, and as tags. A picture shows the concept when it is a quarter of the way from
-  the base's pictures to drawn ones, and further than 95 of 100 of the base's own for captions of the concept, for
-  prompts like these, and for other figures: neither a smear in the right colour counts nor a figure that is a little
-  like it.
-- Preservation: the share of prompts without the trigger that are read right, held against the base's share with the
-  same noise. Some that were wrong come out right: `spoiled` are those that were right and no longer are. `drift` is how
-  far those pictures have moved, as mean colour difference (CIE 1976 delta E). `leaked` is asked of the concept's kin:
-  the share of other figures, without the trigger, that have turned into it.
+- Likeness: how close its pictures are to held-out pictures of the concept. The thing in a picture is cut out, scaled,
+  and described by the layout of its colours (CIE Lab) and its edges (histograms of oriented gradients). Hundreds of
+  drawn pictures cover the poses, so the distance to the nearest ones is what no pose explains. Likeness is 1 for fresh
+  drawn pictures and 0 for the base model's, with the same prompts and noise.
+- Editability: the share of pictures that show the concept and also the prompt's background, and its worn colour. Where
+  a prompt names both, the training set never shows the two together. Prompts are worded as in training, with the
+  background alone, and as tags. A picture shows the concept if it is a quarter of the way from the base model's
+  pictures to drawn ones. It must also be further than 95 of 100 of the base's own for captions of the concept, for
+  prompts like these, and for other figures. So neither a smear in the right colour counts nor a figure that is a little
+  alike.
+- Preservation: the share of prompts without the trigger that are read right, compared with the base's share for the
+  same noise. Some wrong ones turn right: `spoiled` counts those that were right and no longer are. `drift` is the mean
+  colour difference of those pictures (CIE 1976 delta E). `leaked` is the share of other figures, without the trigger,
+  that turn into the concept.
 """
 
 from __future__ import annotations
@@ -33,29 +33,28 @@ from ..world import concepts, figures, world
 from . import reader
 
 _REFERENCES, _FRESH = (400, 1000), (60, 2000)
-# Prompts and noise that settings are chosen on, and others that results are told on. (What was told on 1, 3, 5, 7 and 9
-# was seen while settings still changed, and the judge itself was mended after a look at 11; 13 has other noise and
-# mostly other scenes, but captions from the same half.)
+# Prompts and noise for choosing settings, and others for reporting results. Series 1, 3, 5, 7 and 9 were seen while
+# settings still changed, and the judge was corrected after 11. Series 13 has other noise and mostly other scenes, but
+# captions from the same half.
 TUNING, REPORTING = 0, 13
 _NEAREST = 3
-ALIKE = 48  # pictures that fidelity is told of: one of them says little, two dozen as much as lies between two settings
-_SHOWN = 0.25  # fidelity below which no picture shows the concept
-# How the prompts for what is obeyed are worded, in turns; the second names no colour.
+ALIKE = 48  # pictures for likeness; the noise of two dozen is as large as the difference of two settings
+_SHOWN = 0.25  # likeness below which no picture shows the concept
+# The wordings of the prompts for editability, in turns; the second names no colour.
 WORDINGS = ("as in training", "with the background alone", "as tags")
 _NOTHING = np.array([50.0, 0.0, 0.0], np.float32)  # the grey put in place of the background
 
 
 @dataclass(frozen=True)
 class Preserved:
-    """What became of the prompts without the trigger; all but `drift` are shares, 0 to 1.
+    """Results for prompts without the trigger; all but `drift` are shares, 0 to 1.
 
     Attributes:
-        kept: Those that are read right.
+        kept: Prompts that are read right.
         lost: The base's share of those less this one.
-        spoiled: Those that the base paints right and this model does not; what it paints right in their stead is not
-            taken off.
+        spoiled: Prompts that the base paints right and this model does not. Newly right ones are not subtracted.
         drift: Mean colour difference of those pictures to the base's.
-        leaked: Other figures that show the concept and with the base did not.
+        leaked: Other figures that show the concept, but do not with the base.
     """
 
     kept: float
@@ -67,17 +66,17 @@ class Preserved:
 
 @dataclass(frozen=True)
 class Judgement(Preserved):
-    """What a model is worth; shares are 0 to 1.
+    """Scores of a model; shares are 0 to 1.
 
     Attributes:
-        fidelity: 0 as the base, 1 as drawn pictures of the concept.
+        likeness: 0 like the base model, 1 like drawn pictures of the concept.
         shown: The share of pictures that show the concept.
         worded: The same for each of WORDINGS.
-        ground: Prompts whose background is shown, behind the concept.
-        worn: Prompts whose worn colour is shown, on the concept.
+        ground: Pictures that show the concept on the prompt's background.
+        worn: Pictures that show the concept in the prompt's worn colour.
     """
 
-    fidelity: float
+    likeness: float
     shown: float
     worded: tuple[float, ...]
     ground: float
@@ -90,13 +89,13 @@ class Judge:
     Args:
         painter: A `Painter`.
         concept: Which of CONCEPTS.
-        count: Pictures for editability; fidelity is told of ALIKE.
+        count: Pictures for editability; likeness uses ALIKE.
         series: TUNING or REPORTING: which prompts and noise.
         scenes: Pictures for preservation; twice the count by default.
-        kept: Captions of pictures that are trained on to be kept: what is lost is asked of others.
+        kept: Captions of regularization pictures, which preservation leaves out.
 
     Attributes:
-        least: Fidelity beyond which a picture shows the concept.
+        least: Likeness beyond which a picture shows the concept.
     """
 
     def __init__(
@@ -121,19 +120,20 @@ class Judge:
         alike = self.painter.paint(self._alike, self._seeds[:ALIKE])
         self._base = self._gallery.distance(alike)
         self._before, kin = self._paint_scenes(None), self._paint_kin(None)
-        by_itself = [[self.fidelity([one]) for one in pictures] for pictures in (alike, self._paint_asked(None), kin)]
+        self._was_right = self._right(self._before)
+        by_itself = [[self.likeness([one]) for one in pictures] for pictures in (alike, self._paint_asked(None), kin)]
         self.least = max(_SHOWN, *(float(np.quantile(found, 0.95)) for found in by_itself if found))
         self._like_it = self._show_it(kin)
 
     def judge(self, model: Any) -> Judgement:
-        """Sample from a MODEL and say what it is worth."""
-        fidelity = self.fidelity(self.painter.paint(self._alike, self._seeds[:ALIKE], model))
+        """Sample from a MODEL and score it."""
+        likeness = self.likeness(self.painter.paint(self._alike, self._seeds[:ALIKE], model))
         pictures = self._paint_asked(model)
         shown = self._show_it(pictures)
         obeyed = np.array([self._obeyed(*one) for one in zip(pictures, self._asked, strict=True)]) & shown[:, None]
         colored = [names_color(number) for number in range(len(obeyed))]
         return Judgement(
-            fidelity=fidelity,
+            likeness=likeness,
             shown=float(shown.mean()),
             worded=tuple(float(shown[first :: len(WORDINGS)].mean()) for first in range(len(WORDINGS))),
             ground=float(obeyed[:, 0].mean()),
@@ -142,9 +142,9 @@ class Judge:
         )
 
     def preservation(self, model: Any) -> Preserved:
-        """What a MODEL makes of the prompts without the trigger."""
+        """Score a MODEL on prompts without the trigger."""
         after = self._paint_scenes(model)
-        before, now = self._right(self._before), self._right(after)
+        before, now = self._was_right, self._right(after)
         return Preserved(
             kept=float(now.mean()),
             lost=float(before.mean() - now.mean()),
@@ -153,16 +153,16 @@ class Judge:
             leaked=float((self._show_it(self._paint_kin(model)) & ~self._like_it).mean()),
         )
 
-    def fidelity(self, pictures: Sequence[Image.Image]) -> float:
-        """How much these look like the concept: 0 as the base's pictures for such prompts, 1 as drawn ones."""
+    def likeness(self, pictures: Sequence[Image.Image]) -> float:
+        """Likeness of pictures to the concept: 0 for the base's pictures for such prompts, 1 for drawn ones."""
         return (self._base - self._gallery.distance(pictures)) / (self._base - self._real)
 
     def _show_it(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Which pictures show the concept."""
-        return np.array([self.fidelity([picture]) > self.least for picture in pictures])
+        return np.array([self.likeness([picture]) > self.least for picture in pictures])
 
     def _obeyed(self, picture: Image.Image, asked: tuple[str, str]) -> tuple[bool, bool]:
-        """Whether a picture has the background, and the worn colour, that was asked for."""
+        """Whether a picture has the prompt's background, and its worn colour."""
         wears, ground = asked
         return reader.read(picture).background == ground, worn(picture, self.concept) == wears
 
@@ -189,12 +189,12 @@ class Judge:
 
 
 def names_color(number: int) -> bool:
-    """Whether this one of the prompts for what is obeyed asks for a worn colour."""
+    """Whether the prompt for editability of this number names a worn colour."""
     return number % len(WORDINGS) != 1
 
 
 def _new_captions(concept: str, count: int, series: int, rng: random.Random) -> list[str]:
-    """Captions of held-out pictures that no training picture and no other series has."""
+    """Captions of held-out pictures that are in no training picture and no other series."""
     trained = {caption for _, caption in concepts.pictures(concept, *concepts.TRAINED)}
     drawn = [caption for _, caption in concepts.pictures(concept, *_FRESH)]
     fresh = [caption for caption in dict.fromkeys(drawn) if caption not in trained]
@@ -202,7 +202,7 @@ def _new_captions(concept: str, count: int, series: int, rng: random.Random) -> 
 
 
 def _of_series(prompts: list[Any], series: int) -> list[Any]:
-    """One of two halves without anything in common."""
+    """One of two disjoint halves."""
     mixed = random.Random("series").sample(prompts, len(prompts))
     return mixed[series % 2 :: 2]
 
@@ -220,7 +220,7 @@ def _new_combinations(concept: str, count: int, series: int, rng: random.Random)
 
 
 def _new_scene(series: int, kept: Collection[str], rng: random.Random) -> world.Scene:
-    """One that no picture to be kept and no other series shows."""
+    """One that no regularization picture and no other series shows."""
     while True:
         scene = world.readable_scene(rng)
         if _is_new(world.sentence(scene), world.tags(scene), series, kept):
@@ -228,7 +228,7 @@ def _new_scene(series: int, kept: Collection[str], rng: random.Random) -> world.
 
 
 def _new_figure(series: int, kept: Collection[str], rng: random.Random) -> figures.Figure:
-    """One that no picture to be kept and no other series shows."""
+    """One that no regularization picture and no other series shows."""
     while True:
         figure = figures.random_figure(rng)
         if _is_new(figure.sentence, figure.tags, series, kept):
@@ -240,7 +240,7 @@ def _is_new(sentence: str, tags: str, series: int, kept: Collection[str]) -> boo
 
 
 def worn(picture: Image.Image, concept: str) -> str:
-    """The colour of what a concept wears: the most frequent of those it may wear, or "nothing"."""
+    """The colour a concept wears: the most frequent of the possible ones, or "nothing"."""
     known = concepts.CONCEPTS[concept]
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     palette = [world.COLORS[name] for name in known.wears] + list(known.own)
@@ -252,11 +252,11 @@ def worn(picture: Image.Image, concept: str) -> str:
 
 
 class _Gallery:
-    """Pictures of a concept, described, to be near to."""
+    """Descriptions of drawn pictures of a concept, for distances to the nearest ones."""
 
     def __init__(self, pictures: Sequence[Image.Image]) -> None:
         self._colors, self._edges = _describe(pictures)
-        # A distance of 1 is that of two pictures of the concept taken by lot.
+        # A distance of 1 is that of two random pictures of the concept.
         half = len(pictures) // 2
         one, other = ([part[:half], part[half:]] for part in (self._colors, self._edges))
         colors, edges = self._distances(one[0], other[0], one[1], other[1])
@@ -278,20 +278,23 @@ class _Gallery:
 
 def _describe(pictures: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
     """Colour layout [N, 24·24·3] and edges [N, M] of the thing in each picture."""
-    colors, edges = [], []
-    for picture in pictures:
-        thing = _cut_out(picture)
-        small = [ndimage.zoom(thing[..., part], 0.5, order=1) for part in range(3)]
-        colors.append(np.stack(small, axis=-1).ravel())
-        edges.append(hog(thing[..., 0] / 100, orientations=8, pixels_per_cell=(8, 8), cells_per_block=(2, 2)))
+    colors, edges = zip(*(_describe_one(picture) for picture in pictures), strict=True)
     return np.stack(colors), np.stack(edges)
+
+
+def _describe_one(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    thing = _cut_out(picture)
+    small = [ndimage.zoom(thing[..., part], 0.5, order=1) for part in range(3)]
+    edges = hog(thing[..., 0] / 100, orientations=8, pixels_per_cell=(8, 8), cells_per_block=(2, 2))
+    return np.stack(small, axis=-1).ravel(), edges
 
 
 def _cut_out(picture: Image.Image, side: int = 48) -> np.ndarray:
     """The thing of a picture in CIE Lab, [side, side, 3], scaled to fill the square, on grey."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
-    mask = reader.foreground(pixels)
-    lab = np.where(mask[..., None], reader.to_lab(pixels), _NOTHING)
+    lab = reader.to_lab(pixels)
+    mask = reader.foreground(pixels, lab=lab)
+    lab = np.where(mask[..., None], lab, _NOTHING)
     if not mask.any():
         return np.broadcast_to(_NOTHING, (side, side, 3)).copy()
     rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]

@@ -1,6 +1,6 @@
-"""How often the reader finds what was asked for, of pictures that a model painted.
+"""How often the reader finds in a model's pictures what the prompts ask for.
 
-Figures, textures and drawing styles have no reader: those are painted to be looked at.
+Figures, textures and drawing styles have no reader. They are painted for people to look at.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from . import reader
 
 
 def _elsewhere(rng: random.Random, *, held_out: bool = False) -> world.Scene:
-    """A thing that is not both medium-sized and in the middle, as those are that are asked for without either."""
+    """A thing whose prompt names a size or a place: it is not both medium-sized and in the middle."""
     while True:
         scene = world.readable_scene(rng, held_out=held_out)
         if (scene.things[0].size, scene.things[0].place) != ("medium", "center"):
             return scene
 
 
-# What is asked for: name in the card, title in README.md, how a scene is drawn by lot, pairs that were held out.
+# The rows: name in the card, title in README.md, how a random scene is drawn, whether its pairs are held out.
 ROWS: tuple[tuple[str, str, Callable[..., world.Scene], bool], ...] = (
     ("known", "known pairs", partial(world.random_scene, plain=True), False),
     ("held_out", "held-out pairs", partial(world.random_scene, plain=True), True),
-    ("elsewhere", "known pairs, of another size or in another place", _elsewhere, False),
-    ("held_out_elsewhere", "held-out pairs, of another size or in another place", _elsewhere, True),
-    ("related", "two things in a relation, each in its place", world.related_scene, False),
+    ("elsewhere", "known pairs, size or place named", _elsewhere, False),
+    ("held_out_elsewhere", "held-out pairs, size or place named", _elsewhere, True),
+    ("related", "two things in a relation", world.related_scene, False),
 )
 PARTS = ("all", "shape", "color", "background", "stricter")
-STRICTER = 0.75  # all right, and each shape overlaps what it was read as by this much or more
+STRICTER = 0.75  # least overlap of each shape with what it is read as, for a stricter count
 
 Shown = list[tuple[Image.Image, str, bool]]  # picture, prompt, whether it was read right
 
@@ -47,8 +47,8 @@ def measure(
     Args:
         painter: A `Painter`.
         count: How many pictures.
-        draw: Draws a scene by lot.
-        held_out: Of pairs of shape and colour that were held out, rather than of the others.
+        draw: Draws a random scene.
+        held_out: Use held-out pairs of shape and colour only, instead of the others.
 
     Returns:
         For each of PARTS the share of pictures, 0 to 1, and the pictures.
@@ -74,7 +74,7 @@ def measure(
 
 
 def paint_unread(painter: Any, what: str, count: int) -> Shown:
-    """Paint what has no reader, for captions of both forms: "figures", or "decorated" things."""
+    """Paint what has no reader, "figures" or "decorated" things, for captions of both forms."""
     rng = random.Random(what)
     if what == "figures":
         captions = [(figure.sentence, figure.tags) for figure in (random_figure(rng) for _ in range(count))]
@@ -100,9 +100,9 @@ def contact_sheet(shown: Shown, columns: int = 10) -> Image.Image:
 
 
 def quality_table(quality: dict[str, Any]) -> str:
-    """The card's shares as a table."""
-    heads = ("all three", "shape", "colour", "background", f"all three, with {STRICTER}")
-    lines = ["| asked for | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
+    """The card's shares as a table; the card also has those of the background."""
+    heads = {"all": "all right", "shape": "shape", "color": "colour", "stricter": f"all right, overlap {STRICTER}"}
+    lines = ["| prompts for | " + " | ".join(heads.values()) + " |", "| --- |" + " --- |" * len(heads)]
     for name, title, _, _ in ROWS:
-        lines.append(f"| {title} | " + " | ".join(f"{quality[name][part]:.0%}" for part in PARTS) + " |")
+        lines.append(f"| {title} | " + " | ".join(f"{quality[name][part]:.0%}" for part in heads) + " |")
     return "\n".join([*lines, "", f"{quality['pictures']} pictures a row; {quality['sampler']}."])

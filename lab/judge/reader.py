@@ -1,7 +1,7 @@
 """Reads a picture of the world without any learned model: which shape, which colour, on which background.
 
-It knows how shapes look but nothing of how the base model was trained: the background is what the border shows, the
-thing is what differs from it, its colour is the median of it, its shape is the silhouette it overlaps best.
+It knows the shapes, but nothing about the base model's training. The background is the colour of the border, the thing
+is what differs from it. Its colour is its median, its shape the silhouette it overlaps best.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from scipy import ndimage
 from ..world.world import BACKGROUNDS, COLORS, SHAPES, Thing, shape_mask
 
 _GRID = 48  # silhouettes are compared on a grid of this side
-# What overlaps its best shape less is no shape. Drawn ones have 0.85 and more; different ones overlap each other by
-# 0.69 at the most, but for circle and square (0.83).
+# Least overlap with the best shape. Drawn shapes reach 0.85; different ones overlap by 0.69 at most, except circle and
+# square (0.83).
 _CLEAR = 0.7
-_CRUMBS = 0.05  # what lies beside the thing, as a share of it, and is more than this makes the picture unclear
+_CRUMBS = 0.05  # largest area outside the thing, as a share of it; more makes the picture unclear
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows.
+    """The contents of a picture.
 
     Attributes:
         shape: One of SHAPES, "unclear", or "nothing".
@@ -43,18 +43,19 @@ def read(picture: Image.Image) -> Reading:
     """Read one picture with one thing in it."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     background = nearest(ground_color(pixels), BACKGROUNDS)
-    mask, beside = foreground(pixels, smallest=1.0), foreground(pixels, smallest=0.0)
+    labels, areas = _patches(pixels, to_lab(pixels))
+    mask, everything = _of_size(labels, areas, smallest=1.0), labels > 0
     if mask.sum() < 40:
         return Reading("nothing", "nothing", background, 0.0)
     core = ndimage.binary_erosion(mask, iterations=2)
     color = nearest(np.median(pixels[core if core.sum() > 20 else mask], axis=0), COLORS)
     shape, overlap = _best_shape(mask)
-    alone = beside.sum() <= (1 + _CRUMBS) * mask.sum()
+    alone = everything.sum() <= (1 + _CRUMBS) * mask.sum()
     return Reading(shape if overlap >= _CLEAR and alone else "unclear", color, background, overlap)
 
 
 def read_pair(picture: Image.Image, relation: str) -> tuple[Reading, Reading]:
-    """Read the two things of a relation, the first one first: each half of the picture by itself."""
+    """Read the two things of a relation in order: each half of the picture by itself."""
     across = relation in ("left of", "right of")
     width, height = picture.size
     middle = (width // 2, height) if across else (width, height // 2)
@@ -72,26 +73,34 @@ def ground_color(pixels: np.ndarray) -> np.ndarray:
     return np.median(np.concatenate([strip.reshape(-1, 3) for strip in border]), axis=0)
 
 
-def foreground(pixels: np.ndarray, smallest: float = 0.05) -> np.ndarray:
+def foreground(pixels: np.ndarray, smallest: float = 0.05, lab: np.ndarray | None = None) -> np.ndarray:
     """Where a picture [H, W, 3] is not background, [H, W].
 
     Args:
         pixels: 0 to 255.
-        smallest: Separate patches smaller than this share of the largest are left out as crumbs.
+        smallest: Separate patches smaller than this share of the largest are ignored.
+        lab: The same pixels in CIE Lab, for a caller that has them.
     """
-    differs = np.abs(to_lab(pixels) - to_lab(ground_color(pixels))).max(axis=-1) > 12
-    labels, count = ndimage.label(ndimage.binary_opening(differs))
-    if not count:
-        return np.zeros(differs.shape, bool)
-    areas = ndimage.sum_labels(np.ones_like(labels), labels, index=range(1, count + 1))
-    return np.isin(labels, 1 + np.where(areas >= smallest * areas.max())[0])
+    return _of_size(*_patches(pixels, to_lab(pixels) if lab is None else lab), smallest)
+
+
+def _patches(pixels: np.ndarray, lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Separate patches that differ from the background: a label for each pixel [H, W], 0 is background; their areas."""
+    differs = np.abs(lab - to_lab(ground_color(pixels))).max(axis=-1) > 12
+    labels, _ = ndimage.label(ndimage.binary_opening(differs))
+    return labels, np.bincount(labels.ravel())[1:]
+
+
+def _of_size(labels: np.ndarray, areas: np.ndarray, smallest: float) -> np.ndarray:
+    """Where the patches are that have this share of the largest one's area or more."""
+    large = np.concatenate([[False], areas >= smallest * areas.max(initial=0)])
+    return large[labels]
 
 
 def nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
     """Name the colour of a palette that looks most like this one."""
-    distances = {name: float(np.linalg.norm(to_lab(np.array(known, np.float32)) - to_lab(color)))
-                 for name, known in palette.items()}  # fmt: skip
-    return min(distances, key=distances.__getitem__)
+    distances = np.linalg.norm(to_lab(np.array(list(palette.values()), np.float32)) - to_lab(color), axis=-1)
+    return list(palette)[int(distances.argmin())]
 
 
 def _best_shape(mask: np.ndarray) -> tuple[str, float]:
@@ -103,7 +112,7 @@ def _best_shape(mask: np.ndarray) -> tuple[str, float]:
     for shape in SHAPES:
         best = 0.0
         for turned, own_ratio in _silhouettes(shape):
-            # Scaling every cut to one grid loses how wide it was: a diamond is no square on its corner.
+            # The grid loses the aspect ratio: without it, a diamond is a square on its corner.
             likeness = min(ratio, own_ratio) / max(ratio, own_ratio)
             overlap = (grid & turned).sum() / max(1, (grid | turned).sum())
             best = max(best, float(overlap) * likeness**0.5)

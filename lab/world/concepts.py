@@ -1,9 +1,8 @@
 """Characters that the base model has never seen, for the demo and the learning benchmark.
 
-Each is drawn by rule in varied poses, sizes, places and colours of what it wears, so that a LoRA has to learn what
-stays the same. `zorp` is what defaults are tuned on; `quib` was looked at while they still changed; `gub` is kept out
-of it and only reported. Their forms are bold and without outlines, since a picture of 128 pixels has no room for fine
-ones.
+Each is drawn by rule in varied poses, sizes, places and worn colours, so a LoRA has to learn what stays the same.
+Defaults are tuned on `zorp`. `quib` was evaluated while they still changed. `gub` is held out and only reported. Their
+forms are bold and without outlines, because 128 pixels have no room for fine ones.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ TRAINED = (12, 0)  # how many pictures of a concept a LoRA is trained on, and th
 
 
 def random_pose(rng: random.Random, number: int) -> Pose:
-    """Draw a pose by lot; backgrounds and colours go round, so that a few pictures show all of them."""
+    """Draw a random pose; backgrounds and colours take turns, so that a few pictures show all of them."""
     return figures.random_pose(rng, _GROUNDS[number % len(_GROUNDS)], _WORN[(number * 5 + 1) % len(_WORN)])
 
 
@@ -111,13 +110,13 @@ def draw_gub(pose: Pose) -> Image.Image:
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing to learn.
+    """A character to learn.
 
     Attributes:
         draw: Draws it in a pose.
-        worn: The word for what it wears.
-        own: The colours that are always on it.
-        wears: Colours whose thing is told apart from those, first ones seen in training, then one that is not.
+        worn: The thing it wears.
+        own: Its fixed colours.
+        wears: Worn colours that differ from those: first the ones seen in training, then one that is not.
     """
 
     draw: Callable[[Pose], Image.Image]
@@ -145,12 +144,12 @@ CONCEPTS = {
 
 
 def caption(concept: str, wears: str, background: str) -> str:
-    """What a picture of a concept is called, in training and in prompts."""
+    """The caption of a picture of a concept, in training and in prompts."""
     return f"{concept} wearing a {wears} {CONCEPTS[concept].worn} on a {background} background"
 
 
 def plain_caption(concept: str, background: str) -> str:
-    """The same without what it wears."""
+    """The same without the worn thing."""
     return f"{concept} on a {background} background"
 
 

@@ -1,7 +1,7 @@
-"""Figures made of parts, of which the base model knows many: bodies with eyes, limbs, horns, in scarves and hats.
+"""Figures made of parts that the base model knows: bodies with eyes, limbs and horns, in scarves and hats.
 
-A large model has seen characters of every kind before it is to learn one more. So has this one: none of those that a
-LoRA learns (`concepts.py`), but what a figure is.
+A large model has seen many characters before it learns one more. So has this one: it knows figures, but none of those
+that a LoRA learns (`concepts.py`).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _VISIBLE = 100  # least difference of two colours that touch, the sum over red, 
 
 @dataclass(frozen=True)
 class Pose:
-    """What varies from picture to picture of one figure.
+    """The differences between pictures of one figure.
 
     Attributes:
         background: One of BACKGROUNDS.
-        wears: Colour of what it wears, one of COLORS.
-        middle: Where it stands, as shares of the picture's side.
-        size: Its height as a share of the picture's side.
-        lean: How far it leans, in degrees.
+        wears: The worn colour, one of COLORS.
+        middle: Its place, as fractions of the picture's side.
+        size: Its height as a fraction of the picture's side.
+        lean: Its tilt in degrees.
         wave: How high its arms (or fins) are, -1 to 1.
-        gaze: Where it looks, -1 (left) to 1 (right).
+        gaze: The direction of its eyes, -1 (left) to 1 (right).
     """
 
     background: str
@@ -47,7 +47,7 @@ class Pose:
 
 
 def random_pose(rng: random.Random, background: str, wears: str) -> Pose:
-    """Draw a pose by lot."""
+    """Draw a random pose."""
     return Pose(
         background,
         wears,
@@ -104,13 +104,13 @@ class Pen:
 
 @dataclass(frozen=True)
 class Figure:
-    """What a caption says of a figure; all else of it is drawn by lot.
+    """The captioned properties of a figure; all others are random.
 
     Attributes:
-        color: Of its body, one of COLORS; empty is any colour.
-        top: What it has on its head, one of TOPS or empty.
-        worn: What it wears, one of WORN or empty.
-        wears: The colour of that, one of COLORS.
+        color: Of its body, one of COLORS; any colour if empty.
+        top: The thing on its head, one of TOPS or empty.
+        worn: The thing it wears, one of WORN or empty.
+        wears: Its colour, one of COLORS.
         background: One of BACKGROUNDS.
     """
 
@@ -136,7 +136,7 @@ class Figure:
 
 
 def random_figure(rng: random.Random) -> Figure:
-    """Draw by lot what a caption says of a figure: colours that touch can be told apart."""
+    """Draw a random figure whose touching colours can be told apart."""
     background = rng.choice(list(BACKGROUNDS))
     ground = BACKGROUNDS[background]
     body = rng.choice([name for name, color in COLORS.items() if _apart(color, ground)])
@@ -155,7 +155,7 @@ def _apart(one: Color, other: Color) -> bool:
 
 
 def _any_color(rng: random.Random, *others: Color) -> Color:
-    """Any colour that can be told apart from others."""
+    """A random colour that can be told apart from others."""
     while True:
         color = (rng.randrange(20, 250), rng.randrange(20, 250), rng.randrange(20, 250))
         if all(_apart(color, other) for other in others):
@@ -163,7 +163,7 @@ def _any_color(rng: random.Random, *others: Color) -> Color:
 
 
 def draw_figure(figure: Figure, rng: random.Random) -> Image.Image:
-    """Draw a figure; its form, limbs, face, pose and further colours come from `rng`."""
+    """Draw a figure; its form, limbs, face, pose and other colours come from `rng`."""
     pen = Pen(random_pose(rng, figure.background, figure.wears))
     ground, cloth = BACKGROUNDS[figure.background], COLORS[figure.wears]
     color = COLORS[figure.color] if figure.color else _any_color(rng, ground, cloth)

@@ -1,4 +1,4 @@
-"""What the base model is shown: scenes of shapes and figures made of parts, each with its two captions."""
+"""The base model's training subjects: scenes of shapes and figures, each with two captions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .figures import Figure, draw_figure, random_figure
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to draw, again and again: what its captions leave open is different each time.
+    """Something to draw repeatedly: what its captions leave open differs each time.
 
     Attributes:
         sentence: Its caption as a person would write it.
         tags: Its caption as a tagger would write it.
-        draw: Draws it; what is left open comes from what it is given.
+        draw: Draws it; the generator decides what the captions leave open.
     """
 
     sentence: str
@@ -40,10 +40,10 @@ def of_figure(figure: Figure) -> Subject:
 
 
 def known_pictures(count: int, seed: int) -> list[tuple[Image.Image, str]]:
-    """Draw pictures of one thing each with captions, as the base has seen them: what a LoRA shall not spoil.
+    """Draw captioned pictures of one thing each that the base model knows: regularization pictures.
 
-    Two of three are shapes, the third is a figure. Of shapes, colours and backgrounds each is there about as often as
-    the next: by lot alone, one of eight shapes was missing from sixty pictures.
+    Two of three show shapes, the third a figure. All shapes, colours and backgrounds appear about equally often: in
+    sixty purely random pictures one of eight shapes was missing.
     """
     rng, found, seen = random.Random(f"known {seed}"), [], Counter[tuple[str, str]]()
     for number in range(count):
@@ -66,6 +66,6 @@ def _one_thing(rng: random.Random) -> world.Scene:
 
 
 def _values(scene: world.Scene) -> list[tuple[str, str]]:
-    """What of a scene of one thing is to be there as often as the next, behind what it is."""
+    """The values of a scene of one thing that must appear equally often, as (kind, value)."""
     thing = scene.things[0]
     return [("shape", thing.shape), ("color", thing.color), ("background", scene.background)]

@@ -1,7 +1,7 @@
 """The world that the small base model knows: shapes, colours, backgrounds, textures, styles, and captions for them.
 
-Everything is drawn by rule from a seed, so the training set need not be shipped. Some pairs of shape and colour are
-held out: no training picture shows them, and the evaluation asks for them.
+Everything is drawn by rule from a seed, so the training set is not shipped. Some pairs of shape and colour are held
+out: no training picture shows them, and the evaluation asks for them.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ HELD_OUT = frozenset(
         ("ring", "red"), ("cross", "yellow"), ("heart", "blue"), ("diamond", "brown"),
     }  # fmt: skip
 )
-# Pairs too alike to tell apart, drawn never: the object would vanish in its background.
+# Never drawn: the object would vanish in its background.
 _TOO_ALIKE = {("white", "white"), ("white", "cream"), ("black", "charcoal"), ("black", "navy")}
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: what it is and where its middle lies, as shares of the picture's side."""
+    """One object; middle and extent are fractions of the picture's side."""
 
     shape: str
     color: str
@@ -88,12 +88,12 @@ class Scene:
 
 
 def random_scene(rng: random.Random, *, held_out: bool = False, plain: bool = False) -> Scene:
-    """Draw a scene by lot.
+    """Draw a random scene.
 
     Args:
-        rng: Where the lot comes from.
-        held_out: Only held-out pairs of shape and colour; otherwise never one.
-        plain: One thing in the middle without texture, style or place: what the evaluation asks for.
+        rng: The random generator.
+        held_out: Use only held-out pairs of shape and colour, otherwise none.
+        plain: One thing in the middle without texture, style or place, as in the evaluation.
     """
     while True:
         scene = _lot(rng, plain)
@@ -104,7 +104,7 @@ def random_scene(rng: random.Random, *, held_out: bool = False, plain: bool = Fa
 
 
 def readable_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
-    """Draw a scene that the reader is sure of: one thing of any size and place, flat and in one colour."""
+    """Draw a scene that the reader can read: one flat thing in one colour, of any size and place."""
     while True:
         scene = random_scene(rng, held_out=held_out)
         if not scene.relation and scene.things[0].texture == "plain" and scene.things[0].style == "flat":
@@ -149,7 +149,7 @@ def _lot(rng: random.Random, plain: bool) -> Scene:
 
 
 def placed(scene: Scene, rng: random.Random) -> Scene:
-    """Fix what a caption leaves open: where exactly, how large exactly, how far turned."""
+    """Fix what a caption leaves open: exact place, exact size, rotation."""
     things = []
     for number, thing in enumerate(scene.things):
         x, y = PLACES[thing.place]

@@ -46,7 +46,8 @@ def test_what_is_shipped_is_small() -> None:
 @pytest.mark.parametrize("name", ["vae.safetensors", "denoiser.safetensors", "card.json"])
 def test_the_demo_says_what_is_wrong_with_the_base_model(name: str, harm: str, tmp_path: Path) -> None:
     pack = tmp_path / "pack"
-    shutil.copytree(ROOT / "lab", pack / "lab", ignore=shutil.ignore_patterns("__pycache__"))
+    for room in ("lab", "training"):
+        shutil.copytree(ROOT / room, pack / room, ignore=shutil.ignore_patterns("__pycache__"))
     file = pack / "lab" / "base_model" / name
     if harm == "missing":
         file.unlink()
@@ -56,7 +57,7 @@ def test_the_demo_says_what_is_wrong_with_the_base_model(name: str, harm: str, t
         file.write_bytes(blob)
     command = [sys.executable, str(pack / "lab"), "prepare", "--base", str(tmp_path / "base")]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "is no folder of ComfyUI's" in done.stderr
+    assert done.returncode == 1 and "is not ComfyUI's folder" in done.stderr
     assert not (tmp_path / "base").exists()
     (tmp_path / "base" / "models").mkdir(parents=True)
     done = subprocess.run(command, capture_output=True, text=True)
@@ -76,9 +77,9 @@ def test_the_quality_is_measured_by_its_script(comfy_host: Any, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     for name, *_ in quality.ROWS:
         assert re.search(rf"^{name}: .*'shape'.* s a picture\)$", done.stdout, re.M), done.stdout
-    for elsewhere, told in (("", "it is not set"), (str(tmp_path), f"{tmp_path} is none")):
+    for elsewhere, told in (("", "is not set"), (str(tmp_path), f"{str(tmp_path)!r}, which is not a ComfyUI")):
         done = subprocess.run(command, capture_output=True, text=True, env={**there, "COMFYUI_PATH": elsewhere})
-        assert done.returncode == 1 and done.stderr.startswith("Set COMFYUI_PATH"), done.stderr
+        assert done.returncode == 1 and done.stderr.startswith("COMFYUI_PATH is"), done.stderr
         assert told in done.stderr and "Traceback" not in done.stderr
 
 

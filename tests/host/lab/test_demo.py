@@ -23,7 +23,7 @@ CHECKPOINT = "lora_workbench_base.safetensors"
 # What the demo's LoRA must reach on the prompts and noise that its settings were chosen on: some room below what two
 # seeds of them reached (0.65 and 0.60; docs/defaults.md). One that keeps nothing loses more than half, and more than
 # half leak. How much is lost takes many prompts to tell: 96 are too few for five points.
-LEAST_FIDELITY, LEAST_OBEYED, MOST_LOST, MOST_LEAKED, SCENES = 0.55, 0.8, 0.05, 0.2, 192
+LEAST_LIKENESS, LEAST_OBEYED, MOST_LOST, MOST_LEAKED, SCENES = 0.55, 0.8, 0.05, 0.2, 192
 
 
 def painted(server: ComfyServer, text: str, seed: int) -> Image.Image:
@@ -100,7 +100,7 @@ def test_the_demo_trains_and_draws_its_sheet(demo: str, server: ComfyServer) -> 
     file = lora_of(demo)
     assert os.path.commonpath([file, server.base]) == str(server.base)
     assert f"lora_name {file.relative_to(server.base / 'models' / 'loras')}" in demo
-    assert "the checkpoint lora_workbench_base.safetensors and no other, 128 x 128, 20 steps, CFG 4" in demo
+    assert "only with the checkpoint lora_workbench_base.safetensors, 128 x 128, 20 steps, CFG 4" in demo
 
 
 @pytest.mark.long
@@ -119,6 +119,6 @@ def test_the_demo_learns_its_character(demo: str, base_checkpoint: Path, comfy_h
         model, _ = comfy.sd.load_lora_for_models(painter.model, None, lora, 1.0, 1.0)
     kept = [caption for _, caption in known.known_pictures(KEPT_COUNT, KEPT_SEED)]
     found = Judge(painter, "zorp", count=16, series=TUNING, scenes=SCENES, kept=kept).judge(model)
-    assert found.fidelity >= LEAST_FIDELITY, found
+    assert found.likeness >= LEAST_LIKENESS, found
     assert min(found.ground, found.worn) >= LEAST_OBEYED, found
     assert max(found.lost, found.spoiled) <= MOST_LOST and found.leaked <= MOST_LEAKED, found

@@ -1,20 +1,22 @@
-"""The small base model's parts that need no host: its world, the reader, the concepts, the files it is made of."""
+"""The base model's parts that need no host: its world, the reader, the concepts, its files."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lora_workbench.lab.base_model import assemble
-from lora_workbench.lab.base_model.progress import Checkpoints
+from lora_workbench.lab.base_model.progress import Checkpoints, save_whole
 from lora_workbench.lab.demo.pictures import write_pictures
 from lora_workbench.lab.judge import quality
 from lora_workbench.lab.world import concepts, figures, known, world
@@ -36,7 +38,7 @@ def test_the_text_encoder_is_drawn_the_same_everywhere():
 def test_a_missing_or_damaged_file_says_so(tmp_path, monkeypatch):
     file = tmp_path / "vae.safetensors"
     monkeypatch.setattr(assemble, "CARD", tmp_path / "card.json")
-    with pytest.raises(assemble.BaseModelError, match=r"vae.safetensors is not there.*git checkout"):
+    with pytest.raises(assemble.BaseModelError, match=r"vae.safetensors is missing.*git checkout"):
         assemble.shipped(file)
     assemble.ship(file, {"x": torch.arange(8.0)}, vae_steps=3)
     assert torch.equal(assemble.shipped(file)["x"], torch.arange(8.0).half())
@@ -57,7 +59,7 @@ def test_a_missing_or_damaged_file_says_so(tmp_path, monkeypatch):
     with pytest.raises(assemble.BaseModelError, match="cannot be read"):
         assemble.shipped(file)
     save_file({"x": torch.ones(8).half()}, file)
-    with pytest.raises(assemble.BaseModelError, match="card.json beside it tells of"):
+    with pytest.raises(assemble.BaseModelError, match="checksum of .* is not the one in card.json"):
         assemble.shipped(file)
 
 
@@ -118,10 +120,15 @@ def test_what_is_to_be_kept_is_shapes_and_figures():
     assert not any(" of a" in caption or " above " in caption for _, caption in pictures)
 
 
+@cache
+def captions_of_sixty() -> list[str]:
+    return [caption for _, caption in known.known_pictures(60, 0)]
+
+
 @pytest.mark.parametrize("names", [world.SHAPES, world.COLORS, world.BACKGROUNDS])
 def test_what_is_to_be_kept_is_there_as_often_as_the_next(names: Iterable[str]):
     """By lot alone one shape of eight was not among sixty pictures at all."""
-    captions = [caption for _, caption in known.known_pictures(60, 0) if "creature" not in caption]
+    captions = [caption for caption in captions_of_sixty() if "creature" not in caption]
     # The background is the last thing a sentence tells; tags name it with its word.
     grounds = [re.search(r"(\w+) background", caption)[1] for caption in captions]
     things = [caption.replace(f"{ground} background", "") for caption, ground in zip(captions, grounds, strict=True)]
@@ -169,12 +176,12 @@ def test_scenes_of_any_size_and_place_are_read_too():
     from lora_workbench.lab.judge import reader
 
     rng, wrong = random.Random(2), []
-    for _ in range(200):
+    for _ in range(100):
         scene = world.readable_scene(rng)
         found, thing = reader.read(world.draw_scene(world.placed(scene, rng))), scene.things[0]
         if (found.shape, found.color, found.background) != (thing.shape, thing.color, scene.background):
             wrong.append((world.sentence(scene), found))
-    assert len(wrong) <= 2, wrong
+    assert len(wrong) <= 1, wrong
 
 
 class DrawsScenes:
@@ -212,8 +219,8 @@ class DrawsScenes:
 def test_quality_is_the_share_of_each_that_is_right(name: str):
     draw, held_out = next((draw, held_out) for row, _, draw, held_out in quality.ROWS if row == name)
     painter = DrawsScenes(draw)
-    found, shown = quality.measure(painter, 40, painter.draw, held_out)
-    assert [right for _, _, right in shown] == [True, False, False, False] * 10
+    found, shown = quality.measure(painter, 20, painter.draw, held_out)
+    assert [right for _, _, right in shown] == [True, False, False, False] * 5
     assert found == {"all": 0.25, "stricter": 0.25, "shape": 0.75, "color": 0.75, "background": 0.75}
     for scene in painter.scenes:
         pairs = {(thing.shape, thing.color) for thing in scene.things}
@@ -222,7 +229,7 @@ def test_quality_is_the_share_of_each_that_is_right(name: str):
         assert not any(usual) if "elsewhere" in name else bool(scene.relation) or all(usual)
     sheet = np.asarray(quality.contact_sheet(shown))
     red = (sheet == (255, 0, 0)).all(-1)
-    assert sheet.shape[:2] == (4 * 136, 10 * 136)
+    assert sheet.shape[:2] == (2 * 136, 10 * 136)
     assert not red[:136, :136].any() and red[:136, 136:272].any(), "those read wrong have a red edge"
 
 
@@ -233,7 +240,7 @@ def test_the_last_column_asks_for_more_overlap(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(quality, "STRICTER", 1.01)  # no drawn thing comes near the other
     _, _, draw, held_out = quality.ROWS[0]
     painter = DrawsScenes(draw)
-    found, _ = quality.measure(painter, 40, painter.draw, held_out)
+    found, _ = quality.measure(painter, 20, painter.draw, held_out)
     assert (found["all"], found["stricter"]) == (0.25, 0)
 
 
@@ -269,7 +276,7 @@ def test_pictures_are_laid_out_and_a_persons_own_left_alone(tmp_path):
     assert (folder / "mine.png").exists()
     assert (folder / "zorp_01.txt").read_text(encoding="utf-8") == "my own words\n"
     assert (folder / "zorp_03.txt").read_text(encoding="utf-8") == pictures[2][1] + "\n"
-    assert not list(folder.glob("*.part"))
+    assert not list(folder.glob("*.part")) and not list(folder.glob(".*.part"))
 
 
 @pytest.mark.parametrize("error", [PermissionError("in use"), OSError("disk full")])
@@ -277,6 +284,10 @@ def test_a_checkpoint_that_cannot_be_written_is_told(
     error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that may not be is told apart: ComfyUI has it open on Windows, and `python lab prepare` says what to do."""
+    tensors = {"a": torch.zeros(1)}
+    monkeypatch.setattr(assemble, "full_checkpoint", lambda: tensors)
+    monkeypatch.setattr(assemble, "card", lambda: {"sha256": {"checkpoint": assemble.checksum(tensors)}})
+
     def fails(*_: object) -> None:
         raise error
 
@@ -295,16 +306,23 @@ def test_the_next_training_is_from_nothing_until_one_has_ended(tmp_path: Path) -
     assert not state.from_nothing
 
 
-def test_what_a_killed_writer_left_is_cleaned_up(tmp_path):
-    import os
-    import time
+def test_what_a_killed_writer_left_is_cleaned_up(tmp_path, monkeypatch):
+    from lora_workbench.training import disk
 
-    import torch
-    from lora_workbench.lab.base_model.progress import save_whole
-
-    dead, busy = tmp_path / "model.1.part", tmp_path / "model.2.part"
-    dead.touch()
-    busy.touch()
-    os.utime(dead, (time.time() - 7200,) * 2)
+    with monkeypatch.context() as patch, disk.unfinished(tmp_path / "dead") as dead:
+        patch.setattr(os, "getpid", lambda: 2**30)  # no process has this number
+        with disk.unfinished(tmp_path) as left:
+            pass
+        (tmp_path / left.name).touch()
+    busy = tmp_path / dead.name
+    busy.touch()  # of this process, which is still there
     save_whole({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.2.part", "model.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == [busy.name, "model.safetensors"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_an_assembled_file_can_be_read_by_others(tmp_path):
+    save_whole({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "plain").touch()
+    modes = [(tmp_path / name).stat().st_mode for name in ("model.safetensors", "plain")]
+    assert modes[0] == modes[1]

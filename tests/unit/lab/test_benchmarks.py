@@ -34,90 +34,152 @@ def test_each_table_has_the_demo_once_and_settings_that_exist(bench: Any) -> Non
             assert set(settings.get("prior", {})) <= known, label
 
 
+@pytest.fixture(scope="module")
+def results() -> Any:
+    """Reads the stored rows of a benchmark by its name."""
+    from lora_workbench.lab.bench.results import read
+
+    return read
+
+
+def chosen(rows: list[dict[str, str]], **where: str) -> list[dict[str, str]]:
+    return [row for row in rows if all(row[name] == value for name, value in where.items())]
+
+
+def test_the_pages_hold_the_tables_of_the_stored_rows() -> None:
+    from lora_workbench.lab.bench.pages import tables
+
+    for (page, name), text in tables().items():
+        shown = page.read_text(encoding="utf-8").split(f"<!-- {name} -->")[1].split(f"<!-- end {name} -->")[0]
+        assert shown == f"\n{text}\n", f"{name}: run `python dev.py bench pages`"
+        lines = text.splitlines()
+        assert len(lines) > 3 and {line.count("|") for line in lines} <= {5, 6}, "at most five columns"
+
+
 @pytest.mark.parametrize("how", ["native_by_time", "native_by_steps"])
-def test_the_hosts_trainer_is_given_what_is_best_for_it(how: str, bench: Any) -> None:
-    """Of those as close as the closest in docs/defaults.md the one that loses least, at no edge of what was tried."""
+def test_the_hosts_trainer_is_given_what_is_best_for_it(how: str, bench: Any, results: Any) -> None:
+    """Of those as close as the closest in defaults.csv the one that loses least, at no edge of what was tried."""
     given = {"native_by_time": bench.learning.BEST_BY_TIME, "native_by_steps": bench.learning.BEST_BY_STEPS}[how]
-    page = (ROOT / "docs" / "defaults.md").read_text(encoding="utf-8")
-    heads, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in page.split(f"<!-- {how} -->")[1].split("<!-- end")[0].splitlines() if line.startswith("|")
-    )  # fmt: skip
-    fidelity, lost = heads.index("fidelity"), heads.index("lost without the trigger, points")
-    found = {tuple(float(part) for part in row[0].split(", ")): row for row in rows}
-    assert set(found) == set(bench.defaults.NATIVE[how]), "the table is of what is tried"
+    found = {
+        tuple(float(part) for part in row["value"].split(", ")): row
+        for row in chosen(results("defaults"), setting=how, seed="mean")
+    }
+    assert set(found) == set(bench.defaults.NATIVE[how]), "the rows are of what is tried"
     best = (given["learning_rate"], given["rank"])
-    closest = max(float(row[fidelity]) for row in rows)
-    level = [pair for pair, row in found.items() if float(row[fidelity]) > closest - 0.025]  # less than a seed is worth
-    assert best == min(level, key=lambda pair: float(found[pair][lost]))
-    for tried, chosen in zip(zip(*bench.defaults.NATIVE[how], strict=True), best, strict=True):
-        assert min(tried) < chosen < max(tried)
+    closest = max(float(row["likeness"]) for row in found.values())
+    level = [pair for pair, row in found.items() if float(row["likeness"]) > closest - 0.025]  # a seed's worth
+    assert best == min(level, key=lambda pair: float(found[pair]["lost"]))
+    for tried, value in zip(zip(*bench.defaults.NATIVE[how], strict=True), best, strict=True):
+        assert min(tried) < value < max(tried)
 
 
-@pytest.mark.parametrize("concept", ["zorp", "gub"])
-def test_the_page_tells_of_a_trainer_ahead_of_the_hosts_as_it_comes(concept: str) -> None:
-    """In fidelity on every seed; in the mean of them less than five points are lost or spoiled."""
-    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    table = page.split(f"<!-- learning {concept} 0.3.75 -->")[1].split("<!-- end")[0]
-    seeds = int(re.search(r"^(\d+) seeds", table, re.M)[1])
-    assert seeds >= 3
-    for how in ("as much time", "as many steps"):
-        assert f"TrainLoraNode as it comes, {how}: on {seeds} of {seeds} seeds" in table
-    heads, ours = (
-        [cell.strip() for cell in re.search(rf"^\| {name} \|.*$", table, re.M)[0].split("|")]
-        for name in (concept, "LoRA Workbench")
-    )
-    for of in ("lost without the trigger, points", "spoiled, points"):
-        assert float(ours[heads.index(of)].split(" ")[0]) < 5, of
+@pytest.mark.parametrize("character", ["zorp", "gub"])
+def test_ours_is_ahead_of_the_hosts_trainer_at_its_default_settings(character: str, results: Any) -> None:
+    """In likeness on every seed; in their mean less than five points are lost or spoiled."""
+    rows = chosen(results("learning"), character=character, comfyui="0.3.75")
+
+    def seeds(trainer: str) -> dict[str, float]:
+        return {row["seed"]: float(row["likeness"]) for row in chosen(rows, trainer=trainer) if row["seed"].isdigit()}
+
+    ours = seeds("LoRA Workbench")
+    assert len(ours) >= 3
+    for how in ("same time", "same steps"):
+        theirs = seeds(f"TrainLoraNode, default settings, {how}")
+        assert theirs.keys() == ours.keys() and all(ours[seed] > theirs[seed] for seed in ours)
+    (mean,) = chosen(rows, trainer="LoRA Workbench", seed="mean")
+    assert float(mean["lost"]) < 5 and float(mean["spoiled"]) < 5
 
 
-def test_the_page_of_defaults_tells_of_what_the_benchmark_tries(bench: Any) -> None:
-    """Each table has the rows of its setting, the template's own in bold, with the template's steps."""
+def test_the_page_tells_what_the_rows_hold(results: Any) -> None:
+    """Numbers of its sentences that no table shows."""
+    page = " ".join((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").split())
+    learning = chosen(results("learning"), seed="mean")
+    tuned = [row for row in learning if re.fullmatch("TrainLoraNode, tuned, same (time|steps)", row["trainer"])]
+    ours = {row["character"]: row for row in chosen(learning, trainer="LoRA Workbench")}
+    alone = {row["character"]: row for row in chosen(learning, trainer="LoRA Workbench, no prior preservation")}
+
+    def between(rows: list[dict[str, str]], column: str) -> str:
+        found = [float(row[column]) for row in rows]
+        return f"{min(found):.0f} to {max(found):.0f}"
+
+    closer = max(float(row["likeness"]) - float(ours[row["character"]]["likeness"]) for row in tuned)
+    assert f"by up to {closer:.2f}, but loses {between(tuned, 'lost')} of 100 unrelated prompts" in page
+    assert f"turns {between(tuned, 'leaked')} of 100 other creatures" in page
+    assert f"ours turns {between(list(ours.values()), 'leaked')}." in page
+    assert f"we lose {float(alone['zorp']['lost']):.0f} and {float(alone['gub']['lost']):.0f} prompts" in page
+    background = "shown_background_alone"
+    assert f"{ours['gub'][background]}% of our pictures" in page and f"{alone['gub'][background]}% do" in page
+    wordings = ("shown_as_trained", background, "shown_as_tags")
+    assert f"at least {min(int(ours['zorp'][name]) for name in wordings)}% for every wording" in page
+    (large,) = chosen(results("dataset"), loader="LoRA Workbench")
+    assert f"{large['seconds']} s and {large['memory_mib']} MiB" in page
+    gpu = {row["trainer"]: row for row in results("step") if "H100" in row["gpu"]}
+    one, four = gpu["LoRA Workbench"], gpu["LoRA Workbench, batch of 4"]
+    assert f"{one['time_of_host']} of TrainLoraNode's time and {one['memory_of_host']} of its memory" in page
+    assert f"A batch of 4 costs {four['time_of_ours']} times a batch of 1 there" in page
+
+
+def test_the_rows_of_defaults_are_of_what_the_benchmark_tries(bench: Any, results: Any) -> None:
+    """Each setting has all its values, the template's own marked, with the template's steps."""
+    rows = results("defaults")
     page = (ROOT / "docs" / "defaults.md").read_text(encoding="utf-8")
-    of_the_page = re.search(r"or (\d+) steps at 3e-3", page)[1]
+    (steps,) = re.findall(r"trains for (\d+) steps", page)
+    assert {row["setting"] for row in rows} == set(bench.defaults.SETTINGS)
     for name, tried in bench.defaults.TRIED.items():
-        table = page.split(f"<!-- {name} -->")[1].split(f"<!-- end {name} -->")[0]
-        assert re.search(r"^\d+ seeds?[,:]", table, re.M), name
-        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
-        assert [row[0].strip("*") for row in rows[2:]] == list(tried), name
-        own = [row for row in rows[2:] if row[0].startswith("**")]
-        assert [row[0].strip("*") for row in own] == [
+        means = chosen(rows, setting=name, seed="mean")
+        assert [row["value"] for row in means] == list(tried), name
+        own = [row for row in means if row["template"]]
+        assert [row["value"] for row in own] == [
             label for label, settings in tried.items() if bench.defaults.is_the_demos(settings)
         ], name
-        assert len(own) == 1 and own[0][rows[0].index("steps")] == of_the_page, name
+        assert len(own) == 1 and own[0]["steps"] == steps, name
+        assert all(int(row["seeds"]) > 0 for row in means), name
+    for name, default in bench.defaults.DEFAULTS.items():
+        assert default.other in bench.defaults.TRIED[name]
 
 
 def test_a_setting_that_is_not_tried_says_so(bench: Any) -> None:
-    with pytest.raises(SystemExit, match="no setting 'colour': learning_rate, rank"):
+    with pytest.raises(SystemExit, match="'colour' is not a setting that is tried. Choose from learning_rate, rank"):
         next(bench.defaults.defaults_benchmark([0], 16, 32, ["rank", "colour"]))
 
 
-def judged(bench: Any, fidelity: float) -> tuple[Any, Any]:
+def judged(bench: Any, likeness: float) -> tuple[Any, Any]:
     from lora_workbench.lab.judge.judge import Judgement
 
     values = dict.fromkeys(("shown", "ground", "worn", "kept", "lost", "spoiled", "drift", "leaked"), 0.5)
-    return bench.learning.Trained({}, 240, 60.0), Judgement(fidelity=fidelity, worded=(1.0, fidelity, 0.0), **values)
+    return bench.learning.Trained({}, 240, 60.0), Judgement(likeness=likeness, worded=(1.0, likeness, 0.0), **values)
 
 
-def test_a_table_tells_mean_and_range_and_who_is_ahead(bench: Any) -> None:
-    rows = [
-        ("LoRA Workbench", [judged(bench, 0.5), judged(bench, 0.7)]),
-        ("TrainLoraNode as it comes", [judged(bench, 0.4), judged(bench, 0.8)]),
-        ("the base, without a LoRA", [judged(bench, 0.0)]),
-    ]
-    head, _, ours, *_ = bench.learning.table("zorp", rows, 120.0)
-    assert head.startswith("| zorp | steps | time, of ours | fidelity |")
-    assert ours.startswith("| LoRA Workbench | 240 | 0.50 × | 0.60 (0.50 to 0.70) | 50 (50 to 50) |")
-    assert len({line.count("|") for line in bench.learning.table("zorp", rows)}) == 1
-    assert bench.learning.ahead(rows) == (
-        "Fidelity, seed by seed 0.500, 0.700, is ahead of TrainLoraNode as it comes: on 1 of 2 seeds (0.400, 0.800)."
-    )
-    assert bench.learning.by_wording(rows[:2]) == (
-        "Pictures that show it, for prompts worded as in training, with the background alone, as tags: "
-        "LoRA Workbench: 100%, 60%, 0%; TrainLoraNode as it comes: 100%, 60%, 0%."
-    )
-    told = json.loads(json.dumps(bench.learning.told(*rows[0][1][0])))
-    assert bench.learning.untold(*told) == rows[0][1][0], "what is kept of an unfinished run is all of it"
+def test_rows_hold_each_seed_and_mean_least_and_most(bench: Any, results: Any, monkeypatch: Any) -> None:
+    """In the columns of learning.csv, with the time as a ratio of ours."""
+    found = {
+        "LoRA Workbench": {700: judged(bench, 0.5), 701: judged(bench, 0.7)},
+        "base model, no LoRA": {0: judged(bench, 0.0)},
+    }
+    monkeypatch.setattr(bench.learning, "compare", lambda *_: (found, 0.8649, 0.3))
+    monkeypatch.setattr(bench.learning, "measured_on", lambda: {"comfyui": "1.2", "gpu": "", "machine": "a machine"})
+    monkeypatch.setattr(bench.learning, "Unfinished", lambda _: SimpleNamespace(forget=lambda: None))
+    (rows,) = bench.learning.learning_benchmark(["zorp"], [700, 701], 16, 32)
+    by_seed = {row["seed"]: row for row in rows if row["trainer"] == "LoRA Workbench"}
+    assert list(by_seed) == [700, 701, "mean", "least", "most"]
+    assert [row["likeness"] for row in by_seed.values()] == [0.5, 0.7, 0.6, 0.5, 0.7]
+    assert by_seed["mean"]["shown"] == 50 and by_seed["mean"]["shown_background_alone"] == 60
+    assert by_seed[700]["time_of_ours"] == 1 and by_seed[700]["steps"] == 240
+    assert {column for row in rows for column in row} == set(results("learning")[0])
+    through_vae = next(row for row in rows if row["trainer"] == "drawn pictures through the VAE")
+    assert through_vae["likeness"] == 0.865
+    kept = json.loads(json.dumps(bench.learning.packed(*found["LoRA Workbench"][700])))
+    assert bench.learning.unpacked(*kept) == found["LoRA Workbench"][700], "all of an unfinished run is kept"
+
+
+def test_a_step_is_told_as_ratios_of_the_same_precision(bench: Any, results: Any) -> None:
+    times = {("floor", "fp32"): 2.0, ("ours", "fp32"): 2.5, ("host", "fp32"): 10.0, ("ours", "bf16"): 1.0}
+    measured = {key: {"seconds": time, "growth": int(10 * time)} for key, time in times.items()}
+    assert bench.run.ratios(measured, ("host", "fp32")) == {
+        "time_of_floor": 5, "time_of_host": 1, "time_of_ours": 4, "memory_of_host": 1, "memory_of_ours": 4,
+    }  # fmt: skip
+    assert bench.run.ratios(measured, ("ours", "bf16")) == {"time_of_ours": 1, "memory_of_ours": 1}
+    assert set(bench.run.ratios(measured, ("ours", "fp32"))) < set(results("step")[0])
 
 
 @pytest.mark.parametrize("slower_at_first", [1.0, 1.3])
@@ -137,11 +199,27 @@ def test_the_hosts_trainer_gets_all_the_time(slower_at_first: float, bench: Any)
     assert 580 <= trained.steps <= 610 and trained.seconds >= 0.98 * 65
 
 
-def test_a_table_replaces_its_own_and_nothing_else(bench: Any, tmp_path: Path) -> None:
+def test_a_table_replaces_its_own_and_nothing_else(tmp_path: Path) -> None:
+    from lora_workbench.lab.bench.results import write_table
+
     page = tmp_path / "page.md"
     page.write_text("# Ünits\n\n<!-- a -->\nold\n<!-- end a -->\n\nafter\n", encoding="utf-8")
-    bench.run.write_table(page, "a", "new ×")
+    write_table(page, "a", "new ×")
     assert page.read_text(encoding="utf-8") == "# Ünits\n\n<!-- a -->\nnew ×\n<!-- end a -->\n\nafter\n"
-    bench.run.write_table(page, "b", "more")
-    assert page.read_text(encoding="utf-8").endswith("after\n\n## b\n\n<!-- b -->\nmore\n<!-- end b -->\n")
+    with pytest.raises(ValueError, match="lacks the comments <!-- b -->"):
+        write_table(page, "b", "more")
     assert [file.name for file in tmp_path.iterdir()] == ["page.md"]
+
+
+def test_stored_rows_replace_those_of_the_same_host(tmp_path: Path) -> None:
+    from lora_workbench.lab.bench.results import Column, read, store, table
+
+    (tmp_path / "step.csv").write_text("comfyui,gpu,trainer,time\n1,,ours,1.25\n1,,theirs,3\n1,H100,ours,2\n")
+    store("step", [{"comfyui": "1", "gpu": "", "trainer": "ours", "time": 1.5}], ("comfyui", "gpu"), tmp_path)
+    rows = read("step", tmp_path)
+    assert [(row["gpu"], row["trainer"], row["time"]) for row in rows] == [("H100", "ours", "2"), ("", "ours", "1.5")]
+    with pytest.raises(ValueError, match="colour"):
+        store("step", [{"comfyui": "1", "gpu": "", "colour": 2}], ("comfyui", "gpu"), tmp_path)
+    assert read("step", tmp_path) == rows and len(list(tmp_path.iterdir())) == 1
+    columns = {"CPU": Column({"gpu": ""}, "time", 2), "H100": Column({"gpu": "H100"}, "time", 0)}
+    assert table(rows, "trainer", columns) == "| trainer | CPU | H100 |\n| --- | --- | --- |\n| ours | 1.50 | 2 |"

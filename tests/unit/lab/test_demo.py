@@ -24,7 +24,7 @@ def test_a_folder_of_any_number_of_pictures_fits_on_the_sheet(count: int, note: 
         Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number:03d}.png")
     assert run.training_row(tmp_path, tmp_path / "none").note == note
     row = run.training_row(tmp_path, tmp_path)
-    assert row.note == f"{note}; beside them {count} of what the model knows, to keep it"
+    assert row.note == f"{note}; also {count} regularization pictures"
     sheet = picture_sheet("title", "note", [row], "footer")
     assert sheet.width == 1200 and sheet.getbbox() is not None
 
@@ -71,7 +71,7 @@ def test_this_machine_is_not_looked_for_behind_a_proxy(monkeypatch: pytest.Monke
     ],
 )
 def test_another_server_than_comfyui_is_told(answer: dict[str, bytes]) -> None:
-    with answering(**answer) as port, pytest.raises(ServerError, match=f"{port} is no ComfyUI"):
+    with answering(**answer) as port, pytest.raises(ServerError, match=f"{port} is not ComfyUI"):
         Client(port).wait_until_up(timeout=0)
 
 
@@ -84,19 +84,19 @@ def test_a_server_that_is_not_up_yet_is_waited_for(head: bytes) -> None:
 def test_a_caption_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = concepts.pictures("zorp", 2, 0)
 
-    def no_power(self: Path, _target: Path) -> None:
+    def no_power(*_: object) -> None:
         raise OSError("the power went")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Path, "replace", no_power)
+        broken.setattr(os, "replace", no_power)
         with pytest.raises(OSError, match="power"):
             write_pictures(tmp_path, pictures)
-    assert not list(tmp_path.glob("*.txt"))
+    assert not list(tmp_path.iterdir())
     assert len(write_pictures(tmp_path, pictures)) == 2
     assert [file.read_text(encoding="utf-8").strip() for file in sorted(tmp_path.glob("*.txt"))] == [
         caption for _, caption in pictures
     ]
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*.part"))
 
 
 def test_pictures_of_another_version_go_and_a_persons_stay(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_how_its_lora_is_sampled_is_read_from_the_workflow() -> None:
         "6": node("SaveImage", "After", images=["5", 0]),
     }  # fmt: skip
     assert run.how_to_sample(prompt) == (
-        "with the checkpoint small.safetensors and no other, 192 x 64, 9 steps, CFG 3.5, euler, normal, and a prompt "
+        "only with the checkpoint small.safetensors, 192 x 64, 9 steps, CFG 3.5, euler, normal, and a prompt "
         'such as "zorp on a hill"'
     )
 

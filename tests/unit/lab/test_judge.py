@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import pytest
 from lora_workbench.lab.judge import judge
@@ -12,8 +13,40 @@ from PIL import ImageFilter
 OTHER = {"zorp": "quib", "quib": "gub", "gub": "zorp"}
 
 
+# Pictures are drawn from seeds, and tests ask for the same ones again: each is drawn, described and read once.
+drawn_pictures = cache(concepts.pictures)
+
+
+def once(function):
+    """Call a function of a picture once for the same picture."""
+    known = {}
+
+    def call(picture):
+        if id(picture) not in known:
+            known[id(picture)] = picture, function(picture)  # a picture that is kept keeps its id
+        return known[id(picture)][1]
+
+    return call
+
+
+describe_one, read = once(judge._describe_one), once(judge.reader.read)
+
+
+@cache
+def draw_scene(scene: world.Scene, seed: int):
+    return world.draw_scene(world.placed(scene, random.Random(seed)))
+
+
+@cache
+def draw_concept(concept: str, ground: str, color: str, seed: int):
+    pose = concepts.random_pose(random.Random(seed), 0)
+    return concepts.CONCEPTS[concept].draw(
+        concepts.Pose(ground, color, pose.middle, pose.size, pose.lean, pose.wave, pose.gaze)
+    )
+
+
 class Drawn:
-    """Stands where a painter does, and draws what it is asked for: a model that knows only the world."""
+    """Takes a painter's place and draws what a prompt names: a model that knows only the world."""
 
     def __init__(self, knows: str = "") -> None:
         self.knows = knows
@@ -21,41 +54,52 @@ class Drawn:
     def paint(self, prompts, seeds, model=None):
         pictures = []
         for prompt, seed in zip(prompts, seeds, strict=True):
-            rng = random.Random(seed)
             words = prompt.replace(",", " ").split()
             ground = words[words.index("background") - 1]
             color = next((word for word in words if word in world.COLORS and word != ground), "red")
             concept = next((name for name in concepts.CONCEPTS if name in words), "")
             if concept and model == concept:
-                pose = concepts.random_pose(rng, 0)
-                pictures.append(concepts.CONCEPTS[concept].draw(
-                    concepts.Pose(ground, color, pose.middle, pose.size, pose.lean, pose.wave, pose.gaze)))  # fmt: skip
+                pictures.append(draw_concept(concept, ground, color, seed))
                 continue
             shape = next((word for word in words if word in world.SHAPES), "circle")
             size = next((word for word in words if word in world.SIZES), "medium")
-            scene = world.Scene((world.Thing(shape, "green" if model == "spoiled" else color, size),), ground)
-            pictures.append(world.draw_scene(world.placed(scene, rng)))
+            thing = world.Thing(shape, "green" if model == "spoiled" else color, size)
+            pictures.append(draw_scene(world.Scene((thing,), ground), seed))
         return pictures
 
 
 @pytest.fixture(autouse=True)
 def smaller(monkeypatch):
+    monkeypatch.setattr(judge, "ALIKE", 16)
     monkeypatch.setattr(judge, "_REFERENCES", (80, 1000))
     monkeypatch.setattr(judge, "_FRESH", (30, 2000))
-    monkeypatch.setattr(judge, "ALIKE", 16)
+    monkeypatch.setattr(concepts, "pictures", drawn_pictures)
+    monkeypatch.setattr(judge, "_describe_one", describe_one)
+    monkeypatch.setattr(judge.reader, "read", read)
+
+
+@pytest.fixture(scope="module")
+def galleries():
+    """The gallery of each concept."""
+    return cache(lambda concept: judge._Gallery([picture for picture, _ in drawn_pictures(concept, 80, 1000)]))
 
 
 @pytest.mark.parametrize("concept", list(concepts.CONCEPTS))
-def test_what_is_closer_comes_out_closer(concept):
-    gallery = judge._Gallery([picture for picture, _ in concepts.pictures(concept, 80, 1000)])
+def test_what_is_closer_comes_out_closer(concept, galleries):
+    gallery = galleries(concept)
     fresh = [picture for picture, _ in concepts.pictures(concept, 20, 2000)]
     other = [picture for picture, _ in concepts.pictures(OTHER[concept], 20, 2000)]
-    rng = random.Random(0)
-    shapes = [world.draw_scene(world.placed(world.random_scene(rng, plain=True), rng)) for _ in range(20)]
+    shapes = shapes_of_the_world()
     blurred = [picture.filter(ImageFilter.GaussianBlur(2)) for picture in fresh]
     distances = [gallery.distance(pictures) for pictures in (fresh, blurred, other, shapes)]
     assert distances == sorted(distances)
     assert distances[2] > 1.8 * distances[0]  # another character is no near miss
+
+
+@cache
+def shapes_of_the_world():
+    rng = random.Random(0)
+    return [world.draw_scene(world.placed(world.random_scene(rng, plain=True), rng)) for _ in range(20)]
 
 
 @pytest.mark.parametrize("concept", list(concepts.CONCEPTS))
@@ -72,9 +116,9 @@ def test_what_it_wears_is_read_even_when_soft(concept):
 def test_one_that_learned_and_one_that_was_spoiled():
     made = judge.Judge(Drawn(), "zorp", count=12)
     nothing, learned, spoiled = made.judge(None), made.judge("zorp"), made.judge("spoiled")
-    assert nothing.fidelity == pytest.approx(0) and nothing.lost == 0 and nothing.drift == 0
+    assert nothing.likeness == pytest.approx(0) and nothing.lost == 0 and nothing.drift == 0
     assert nothing.kept == 1 and nothing.ground < 0.2, "it painted the ground, and nothing that counts on it"
-    assert learned.fidelity > 0.9 and learned.ground == 1 and learned.worn > 0.9
+    assert learned.likeness > 0.9 and learned.ground == 1 and learned.worn > 0.9
     assert learned.lost == 0 and learned.drift == 0
     assert spoiled.lost > 0.6 and spoiled.drift > 3
     assert learned.spoiled == 0 and spoiled.spoiled == pytest.approx(spoiled.lost), "it put nothing right"
@@ -167,7 +211,7 @@ class InItsWords(Drawn):
 def test_what_is_asked_is_not_what_was_trained():
     trained = {caption for _, caption in concepts.pictures("zorp", *concepts.TRAINED)}
     kept = [world.sentence(world.readable_scene(random.Random(number))) for number in range(40)]
-    tuning, reporting = (judge.Judge(Drawn(), "zorp", count=12, series=n, scenes=200, kept=kept) for n in (0, 1))
+    tuning, reporting = (judge.Judge(Same(), "zorp", count=12, series=n, scenes=200, kept=kept) for n in (0, 1))
     assert not set(tuning._seeds) & set(reporting._seeds)
     for made, other in ((tuning, reporting), (reporting, tuning)):
         pairs = {concepts.caption("zorp", *pair) for pair in made._asked}
@@ -179,12 +223,23 @@ def test_what_is_asked_is_not_what_was_trained():
         assert not scenes & set(kept)
 
 
-@pytest.mark.parametrize("concept", list(concepts.CONCEPTS))
-def test_no_figure_that_the_base_was_shown_is_the_character(concept):
-    """They share eyes, feet and scarves; the nearest of many is further off than any fresh picture of the character."""
-    gallery = judge._Gallery([picture for picture, _ in concepts.pictures(concept, 80, 1000)])
+class Same(Drawn):
+    """Paints one picture, whatever the prompts."""
+
+    def paint(self, prompts, seeds, model=None):
+        return super().paint(prompts[:1], seeds[:1]) * len(prompts)
+
+
+@cache
+def figures_of_the_world():
     rng = random.Random(0)
-    shown = [figures.draw_figure(figures.random_figure(rng), rng) for _ in range(300)]
-    nearest = min(gallery.distance([picture]) for picture in shown)
+    return [figures.draw_figure(figures.random_figure(rng), rng) for _ in range(300)]
+
+
+@pytest.mark.parametrize("concept", list(concepts.CONCEPTS))
+def test_no_figure_that_the_base_was_shown_is_the_character(concept, galleries):
+    """They share eyes, feet and scarves; the nearest of many is further off than any fresh picture of the character."""
+    gallery = galleries(concept)
+    nearest = min(gallery.distance([picture]) for picture in figures_of_the_world())
     furthest = max(gallery.distance([picture]) for picture, _ in concepts.pictures(concept, 20, 2000))
     assert nearest > 1.2 * furthest, (nearest, furthest)

@@ -1,4 +1,4 @@
-"""What a long benchmark keeps when it is stopped."""
+"""What a stopped benchmark keeps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def unfinished(monkeypatch: pytest.MonkeyPatch):
     from lora_workbench.lab.bench import unfinished
 
+    monkeypatch.setattr(unfinished, "describe_machine", lambda: "a machine")
     return unfinished
 
 
@@ -21,7 +22,7 @@ def again() -> None:
 
 
 def test_goes_on_with_what_was_measured(unfinished, tmp_path: Path) -> None:
-    result = [["LoRA Workbench", 240, 1.5, {"fidelity": 0.5}]]
+    result = [["LoRA Workbench", 240, 1.5, {"likeness": 0.5}]]
     unfinished.Unfinished("learning zorp 16", tmp_path).once(100, lambda: result)
     (file,) = tmp_path.iterdir()
     with file.open("a") as torn:
