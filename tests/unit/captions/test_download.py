@@ -30,7 +30,7 @@ class Watching(SilentSink):
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub with a tagger, a sentence captioner, and a pickled model that must not be opened."""
     pytest.importorskip("huggingface_hub", reason="comes with transformers, which this Python lacks")
     root = tmp_path / "hub"
@@ -55,12 +55,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_which_files_are_downloaded(server, tmp_path):
+def test_which_files_are_downloaded(local_hub, tmp_path):
     sink = Watching()
     tagger = download(TAGGER, tmp_path / "LLM", sink)
     assert tagger == tmp_path / "LLM" / TAGGER
     assert names(tagger) == ["config.json", "model.onnx", "selected_tags.csv"]
-    assert (tagger / "model.onnx").read_bytes() == (server.root / TAGGER / "model.onnx").read_bytes()
+    assert (tagger / "model.onnx").read_bytes() == (local_hub.root / TAGGER / "model.onnx").read_bytes()
     assert sink.seen[-1] == (2, 2) and sink.seen == sorted(sink.seen)
     writer = download(WRITER, tmp_path / "LLM", sink)
     assert names(writer) == [
@@ -69,27 +69,27 @@ def test_which_files_are_downloaded(server, tmp_path):
     assert names(writer / "qformer_tokenizer") == ["tokenizer.json"]  # InstructBLIP cannot do without it
     assert names(tmp_path / "LLM" / "someone") == ["blip", "wd-tagger"]
     # A model that is present is not requested again.
-    server.asked.clear()
+    local_hub.asked.clear()
     assert download(f" {TAGGER} ", tmp_path / "LLM", sink) == tagger
-    assert server.asked == []
+    assert local_hub.asked == []
 
 
-def test_an_interrupted_download_resumes(server, tmp_path):
+def test_an_interrupted_download_resumes(local_hub, tmp_path):
     root = tmp_path / "LLM"
-    server.cut = 1_200_000
+    local_hub.cut = 1_200_000
     for _ in range(2):
         with pytest.raises(UserError, match="was interrupted .*Queue again to resume"):
             download(TAGGER, root, SilentSink())
         assert not (root / TAGGER).exists()
-    server.cut = 0
+    local_hub.cut = 0
     whole = download(TAGGER, root, SilentSink())
-    assert (whole / "model.onnx").read_bytes() == (server.root / TAGGER / "model.onnx").read_bytes()
-    ranges = [part for path, part in server.asked if path.endswith("model.onnx")]
+    assert (whole / "model.onnx").read_bytes() == (local_hub.root / TAGGER / "model.onnx").read_bytes()
+    ranges = [part for path, part in local_hub.asked if path.endswith("model.onnx")]
     assert ranges == ["", "bytes=1200000-", "bytes=2400000-"]
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5])
-def test_cancel(after, server, tmp_path):
+def test_cancel(after, local_hub, tmp_path):
     """At any moment, even between a file's last byte and its final name."""
     with pytest.raises(Cancelled):
         download(TAGGER, tmp_path / "LLM", Watching(cancel_after=after))
@@ -98,30 +98,30 @@ def test_cancel(after, server, tmp_path):
     assert names(tmp_path / "LLM" / "someone") == ["wd-tagger"]
 
 
-def test_files_of_two_commits_are_not_mixed(server, tmp_path):
+def test_files_of_two_commits_are_not_mixed(local_hub, tmp_path):
     with pytest.raises(Cancelled):
         download(TAGGER, tmp_path / "LLM", Watching(cancel_after=4))
     (part,) = (tmp_path / "LLM" / "someone").iterdir()
     part.rename(part.with_name("wd-tagger.ffffffffffff.part"))  # as if left by another commit
-    server.asked.clear()
+    local_hub.asked.clear()
     download(TAGGER, tmp_path / "LLM", SilentSink())
-    assert {part for _, part in server.asked} == {""}, "a file was resumed"
+    assert {part for _, part in local_hub.asked} == {""}, "a file was resumed"
     assert names(tmp_path / "LLM" / "someone") == ["wd-tagger"]
 
 
-def test_a_gated_model_says_what_to_do(server, tmp_path):
-    server.gated = {"model.onnx"}
+def test_a_gated_model_says_what_to_do(local_hub, tmp_path):
+    local_hub.gated = {"model.onnx"}
     with pytest.raises(UserError, match="agreed to its terms"):
         download(TAGGER, tmp_path / "LLM", SilentSink())
 
 
 @pytest.mark.parametrize(("name", "size"), [("model.onnx", 3000000), ("selected_tags.csv", 100)])
-def test_damage_is_detected(name, size, server, tmp_path):
-    server.lie = {name}
+def test_damage_is_detected(name, size, local_hub, tmp_path):
+    local_hub.lie = {name}
     with pytest.raises(UserError, match=rf"{name} is incomplete or damaged: {size} of {size} bytes"):
         download(TAGGER, tmp_path / "LLM", SilentSink())
     assert not (tmp_path / "LLM" / TAGGER).exists()
-    server.lie = set()
+    local_hub.lie = set()
     assert download(TAGGER, tmp_path / "LLM", SilentSink()).is_dir()
 
 
@@ -136,17 +136,17 @@ def test_damage_is_detected(name, size, server, tmp_path):
         ("someone/pickled", "neither .safetensors nor .onnx"),
     ],
 )
-def test_unusable_names_and_models_are_rejected(name, words, server, tmp_path):
+def test_unusable_names_and_models_are_rejected(name, words, local_hub, tmp_path):
     with pytest.raises(UserError, match=words):
         download(name, tmp_path / "LLM", SilentSink())
     assert not list((tmp_path / "LLM").rglob("*.safetensors"))
 
 
-def test_offline_sends_no_request(server, tmp_path, monkeypatch):
+def test_offline_sends_no_request(local_hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids"):
         download(WRITER, tmp_path / "LLM", SilentSink())
-    assert server.asked == []
+    assert local_hub.asked == []
 
 
 def test_no_network(tmp_path, monkeypatch):
