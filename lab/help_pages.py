@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..training.disk import write_whole
 from .pack import ROOT
 from .standalone import start_standalone
 
@@ -108,6 +109,5 @@ def main() -> None:
         old = file.read_text(encoding="utf-8") if file.is_file() else ""
         new = updated(old or f"# {schema.display_name}\n\n{schema.description}", node)
         if new != old:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(new, encoding="utf-8")
+            write_whole(file, new)
             log.info("updated %s", file.relative_to(ROOT))

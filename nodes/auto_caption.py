@@ -29,6 +29,7 @@ class AutoCaption(Node):
         """List the captioners installed now and the settings of all kinds."""
         options = list(installed_captioners()) or [_NONE]
         captioner, download = widgets(CaptionerChoice, captioner={"options": options})
+        sentences, tags, *others = (widgets(settings) for settings in captioner_settings())
         return cls.schema(
             display_name="Auto Caption",
             description="Captions pictures with a model from models/LLM. Taggers write tags (WD14, DeepDanbooru). "
@@ -39,13 +40,15 @@ class AutoCaption(Node):
                 Dataset.Input("dataset", tooltip="The pictures to caption."),
                 captioner,
                 *widgets(CaptioningConfig),
-                *(widget for settings in captioner_settings() for widget in widgets(settings)),
+                *sentences,
+                *tags,
                 download,
                 io.Clip.Input(
                     "clip", optional=True,
                     tooltip="A text encoder that sees pictures and writes text, such as Qwen-VL or Gemma 3. If "
                     "connected, it captions instead of the captioner above. ComfyUI must have the node Generate Text.",
                 ),
+                *(widget for more in others for widget in more),  # at the end, for the order of saved values
             ],
             outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with the new captions.")],
         )  # fmt: skip

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.captions.edits import CaptionEdit, edit_captions
+from ..training.captions.edits import CaptionEdit, edit_dataset
 from ..training.data.dataset import Dataset as DatasetObject
 from ..training.events import counted
 from ..training.settings import settings_from
@@ -33,20 +32,7 @@ class CaptionOperation(Node):
     @classmethod
     def execute(cls, dataset: DatasetObject, **inputs: Any) -> io.NodeOutput:
         """Edit the captions and show the first change."""
-        edit = settings_from(CaptionEdit, inputs)
-        before = [picture.caption for picture in dataset.pictures]
-        after = edit_captions(before, edit, [dataset.trigger_of(picture) for picture in dataset.pictures])
-        if edit.operation == "trigger first":
-            # A caption of a regularization picture must not contain the trigger.
-            after = [
-                picture.caption if picture.is_regularization else caption
-                for picture, caption in zip(dataset.pictures, after, strict=True)
-            ]
-            alike = tuple(replace(picture, own_trigger=None) for picture in dataset.pictures)
-            dataset = replace(dataset, trigger=edit.text.strip(), pictures=alike)
-        pictures = (replace(picture, caption=caption) for picture, caption in zip(dataset.pictures, after, strict=True))
-        edited = dataset.with_pictures(tuple(pictures))
-        changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+        edited, changed = edit_dataset(dataset, settings_from(CaptionEdit, inputs))
         example = f"\n{changed[0][0]}\n→ {changed[0][1]}" if changed else ""
-        cls.show(f"{len(changed)} of {counted(len(before), 'caption')} changed.{example}")
+        cls.show(f"{len(changed)} of {counted(len(dataset.pictures), 'caption')} changed.{example}")
         return io.NodeOutput(edited)

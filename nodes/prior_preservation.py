@@ -23,7 +23,7 @@ class PriorPreservation(Node):
             display_name="Prior Preservation",
             description="Keeps the model as it is wherever the trigger is not used, without regularization images. "
             "Each picture is also trained without the trigger, towards the original model's own prediction. These "
-            "steps take about half as long again.",
+            "steps take about 50% longer.",
             search_aliases=["class preservation", "differential output preservation", "reg without images"],
             inputs=[
                 Dataset.Input("dataset", tooltip="The pictures to learn. They need a trigger, or prompts below."),

@@ -51,7 +51,7 @@ def _plain_widget(field: dataclasses.Field[Any], more: dict[str, Any]) -> Any:
         return io.String.Input(field.name, multiline=rule["multiline"], **common)
     bounds = {name: rule[name] for name in ("min", "max", "step") if rule[name] is not None}
     if isinstance(field.default, int):
-        # The front end gives an input named `seed` a new value after every queue unless told not to.
+        # The front end gives an input named `seed` a new value after every queue unless this is off.
         return io.Int.Input(field.name, **common, **bounds, control_after_generate=False)
     return io.Float.Input(field.name, **common, **bounds, round=None if rule["rounded"] else False)
 

@@ -7,6 +7,7 @@ end of `TrainConfig.ORDER`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -209,8 +210,8 @@ class RunSettings(Settings):
     )
     on_cancel: str = knob(
         ON_CANCEL[0],
-        "What ComfyUI's cancel button does during training. It either hands on the LoRA as far as it is trained, so "
-        "that the graph shows it, or stops the whole queue. The run's folder keeps the LoRA in both cases.",
+        "What ComfyUI's cancel button does during training: pass on the LoRA as it is, or stop the queue. The run's "
+        "folder keeps the LoRA either way.",
         choices=ON_CANCEL, advanced=True,
     )
 
@@ -233,21 +234,23 @@ class TrainConfig(NetworkSettings, OptimizerSettings, LossSettings, MemorySettin
     )  # fmt: skip
 
 
-def kohya_settings(config: TrainConfig) -> dict[str, Any]:
+def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run as kohya's trainer saves them, by metadata key.
 
     Args:
-        config: The settings in force: no `auto`, no 0 that stands for another value.
+        config: The settings as they were given.
+        in_force: Values that took effect instead, by name: for `auto`, or a 0 that stands for another value.
     """
     source = SOURCES[config.optimizer]
+    precision = in_force.get("precision", config.precision)
     arguments = [("weight_decay", config.weight_decay), *source.settings]
     return {
-        **saved_settings(config),
+        **saved_settings(config, in_force),
         # kohya writes none of these values as it is set.
         "ss_network_dropout": config.dropout or None,
         "ss_network_args": {} if config.lora_plus == 1 else {"loraplus_lr_ratio": f"{config.lora_plus:g}"},
         "ss_unet_lr": config.learning_rate,
         "ss_text_encoder_lr": None,
         "ss_optimizer": f"{source.module}.{source.name}({','.join(f'{k}={v}' for k, v in arguments)})",
-        "ss_mixed_precision": "no" if config.precision == "fp32" else config.precision,
+        "ss_mixed_precision": "no" if precision == "fp32" else precision,
     }

@@ -18,8 +18,8 @@ from .errors import UserError
 
 SUFFIX = ".safetensors"
 MAX_NAME = 120
-# File systems count bytes, and a Chinese character takes three. 255 is the common limit; a number, the suffix and the
-# marker of an unfinished file must fit as well.
+# File systems count bytes, and a Chinese character takes three. 255 is the common limit; a number and the suffix must
+# fit as well.
 MAX_NAME_BYTES = 200
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 _BAD_CHARACTERS = '<>:"|?*'
@@ -31,6 +31,7 @@ GONE = "gone"  # the stamp of a missing file
 _MARK, _PART = ".lora_workbench-", ".part"
 _MACHINE = hashlib.sha256(platform.node().encode("utf-8", "replace")).hexdigest()[:8]
 _ABANDONED = 24 * 3600  # seconds after which another machine's unfinished file counts as abandoned
+_CLOCK = 1.0  # seconds by which the clocks of processes and files may differ
 _calls = itertools.count()
 
 
@@ -80,11 +81,17 @@ def give_name(part: Path, path: Path, *, overwrite: bool = True) -> None:
         os.replace(part, path)
         return
     try:
-        os.link(part, path)  # unlike a rename, fails if the file exists
+        os.link(part, path)  # fails if the file exists, unlike a rename
     except FileExistsError:
         raise
-    except OSError:  # exFAT and many network disks have no hard links
-        _copy_to_new(part, path)
+    except OSError:  # exFAT and many network disks have no links
+        path.open("xb").close()  # reserves the name, or fails if the file exists
+        try:
+            os.replace(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
 
 
 def give_free_name(part: Path, candidates: Iterable[Path]) -> Path:
@@ -94,20 +101,6 @@ def give_free_name(part: Path, candidates: Iterable[Path]) -> Path:
             give_name(part, path, overwrite=False)
             return path
     raise FileExistsError(errno.EEXIST, "every name is taken", str(part.parent))
-
-
-def _copy_to_new(part: Path, path: Path) -> None:
-    """Copy to a file that must not exist yet. An incomplete copy is removed."""
-    fresh = path.open("xb")
-    try:
-        with fresh:
-            fresh.write(part.read_bytes())
-            fresh.flush()
-            os.fsync(fresh.fileno())
-    except OSError:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
 
 
 def sweep_unfinished(folder: Path, *, deep: bool = True) -> int:
@@ -134,16 +127,18 @@ def sweep_unfinished(folder: Path, *, deep: bool = True) -> int:
 
 def _is_stale(part: Path) -> bool:
     """Whether no process is still writing an unfinished file."""
-    import psutil  # the host has it, and writing a file does not need it
-
+    try:
+        import psutil  # the host has it, and writing a file does not need it
+    except ImportError:
+        return False
     machine, _, rest = part.name.removeprefix(_MARK).partition("-")
     number = rest.partition("-")[0]
     try:
         written = part.stat().st_mtime
-        if machine != _MACHINE or not number.isdigit():
+        if machine != _MACHINE or not (number.isascii() and number.isdigit()):
             return time.time() - written > _ABANDONED
         # Another process may have that pid by now: containers often reuse it.
-        return bool(psutil.Process(int(number)).create_time() > written)
+        return bool(psutil.Process(int(number)).create_time() > written + _CLOCK)
     except psutil.NoSuchProcess:
         return True
     except (OSError, psutil.Error):

@@ -25,12 +25,12 @@ def train(setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = Non
     Args:
         setup: What every step is made of.
         run: Its state; at its beginning or between any two steps.
-        sink: Is told of each step and asked for a cancel.
+        sink: Receives each step and is checked for a cancel.
         after_step: Called after each optimizer step with the run and whether an epoch just ended.
 
     Raises:
-        Cancelled: The person pressed cancel; the run holds what was trained so far.
-        Diverged: A loss or gradient is not finite; the run's network holds the last good weights.
+        Cancelled: The user pressed cancel; the run holds what was trained so far and can go on.
+        Diverged: A loss or gradient is not finite; the run holds the last good weights and cannot go on.
     """
     good, pace = LastGood(run), _Pace()
     while run.step < run.total and run.epoch < setup.plan.epochs:
@@ -57,16 +57,16 @@ def optimizer_step(setup: Setup, run: Run, batches: list[Batch], sink: Sink, goo
     """Train one optimizer step: every batch forward and backward, then one update of the weights.
 
     Raises:
-        Cancelled: The person pressed cancel between two batches.
+        Cancelled: The user pressed cancel between two batches; the run is as before this step.
         NotFinite: A loss or gradient is not finite; the weights were not updated.
     """
     total = 0.0
     pictures: list[tuple[str, float]] = []
-    for batch in batches:
+    run.optimizer.zero_grad(set_to_none=True)  # of a step that was left halfway
+    for micro_step, batch in enumerate(batches, run.micro_step):
         if sink.cancelled():
             raise Cancelled
-        losses = training_step(setup, batch, run.micro_step)
-        run.micro_step += 1
+        losses = training_step(setup, batch, micro_step)
         total += losses.total
         pictures += losses.pictures
     limit = setup.plan.config.max_grad_norm or math.inf
@@ -79,11 +79,11 @@ def optimizer_step(setup: Setup, run: Run, batches: list[Batch], sink: Sink, goo
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.scheduler.step()
-    run.record_step(total, len(pictures), pictures, rate)
+    run.record_step(total, pictures, len(batches), rate)
 
 
 class LastGood:
-    """A copy of the weights that last gave finite losses, should the next update spoil them.
+    """A copy of the weights that last gave finite losses, in case the next update breaks them.
 
     Of a schedule-free optimizer the other point (`z`) as well: the weights it would save lie between the two.
     """
@@ -102,7 +102,7 @@ class LastGood:
         self.step = run.step
 
     def restore(self, run: Run) -> None:
-        """Put the copies back, and the run to the step they are of."""
+        """Restore the copies, and set the run back to their step."""
         with torch.no_grad():
             for tensor, copy in self._copies:
                 tensor.copy_(copy)
@@ -120,7 +120,7 @@ def _why(error: NotFinite, failed: int, config: OptimizerSettings) -> str:
         lora_plus = "" if config.lora_plus == 1 else f" with LoRA+ {config.lora_plus:g}"
         cause = (
             f"The learning rate {config.learning_rate:g} is probably too high for {config.optimizer}{lora_plus}. Set "
-            "it to a tenth."
+            "it to a tenth, or set precision to fp32."
         )
     names = ", ".join(error.names)
     return f"Training stopped: the {error.what} of step {failed} ({names}) is not a finite number. {cause}"
@@ -134,7 +134,7 @@ class _Pace:
         self._times: deque[float] = deque([self._started], maxlen=21)
 
     def event(self, run: Run, epoch: int, epochs: int) -> StepEvent:
-        """What the sink is told of the step that has just ended."""
+        """The event of the step that has just ended."""
         self._times.append(now := time.monotonic())
         per_step = (now - self._times[0]) / (len(self._times) - 1)
         return StepEvent(

@@ -57,12 +57,12 @@ def is_schedule_free(config: OptimizerSettings) -> bool:
 
 
 def scheduler_in_force(config: OptimizerSettings) -> str:
-    """The schedule that is really followed: schedule-free optimizers keep a constant rate."""
+    """The schedule in effect: schedule-free optimizers keep a constant rate."""
     return "constant" if is_schedule_free(config) else config.scheduler
 
 
 def warmup_in_force(config: OptimizerSettings, steps: int) -> int:
-    """The steps in which the rate really rises: `constant` has none, and one step at least is left after them."""
+    """The warm-up steps in effect: `constant` has none, and at least one step follows them."""
     if scheduler_in_force(config) == "constant" and not is_schedule_free(config):
         return 0
     return min(config.warmup_steps, max(steps - 1, 0))

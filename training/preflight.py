@@ -1,4 +1,4 @@
-"""What must hold before any work is done: inputs that fit each other, room in memory, one step for trial."""
+"""What must hold before any work is done: inputs that fit each other, room in memory, a trial step."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def make_room(model: HostModel, latents: LatentStore, config: TrainConfig) -> No
 
 
 def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:
-    """Run the largest batch forward and backward for trial; the run stays at its beginning.
+    """Run the largest batch forward and backward as a trial; the run stays at its beginning.
 
     What does not fit together, or not into memory, shows here, before anything is written.
 
@@ -82,7 +82,7 @@ def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:
         try:
             training_step(setup, batch, micro_step)
         except NotFinite:
-            pass  # the step itself says so, with the last good weights saved
+            pass  # the first step reports it
         finally:
             for parameter in setup.network.parameters():
                 parameter.grad = None
@@ -94,8 +94,8 @@ def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:
             raise
         width = setup.captions.load(setup.plan.captions()[0])[0][0].shape[-1]
         raise UserError(
-            f"This CLIP does not go with this MODEL ({model.family}): its text vectors are {width} wide or lack a part "
-            f"that the model needs ({error}). Connect the CLIP of the same checkpoint."
+            f"This CLIP does not go with this MODEL ({model.family}). Its text vectors are {width} wide, or a part is "
+            f"missing ({error}). Connect the CLIP of the same checkpoint."
         ) from error
 
 
@@ -119,6 +119,6 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Emulated by a processor it is twenty times slower. Older releases of torch cannot tell.
-    told: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    flags = told() if device.type == "cpu" else {}
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    flags = capabilities() if device.type == "cpu" else {}
     return any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

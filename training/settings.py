@@ -71,10 +71,15 @@ def ordered_fields(config: Any) -> list[dataclasses.Field[Any]]:
     return sorted(dataclasses.fields(config), key=lambda field: places.get(field.name, len(places)))
 
 
-def saved_settings(config: Any) -> dict[str, Any]:
-    """The values that are saved in the metadata of a LoRA file, by their keys there."""
+def saved_settings(config: Any, in_force: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are saved in the metadata of a LoRA file, by their keys there.
+
+    Args:
+        config: Settings.
+        in_force: Values that took effect instead of those in `config`, by name.
+    """
     fields = [field for field in dataclasses.fields(config) if field.metadata["saved_as"]]
-    return {field.metadata["saved_as"]: getattr(config, field.name) for field in fields}
+    return {field.metadata["saved_as"]: in_force.get(field.name, getattr(config, field.name)) for field in fields}
 
 
 def settings_from(config: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:

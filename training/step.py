@@ -35,7 +35,7 @@ def training_step(setup: Setup, batch: Batch, micro_step: int) -> StepLosses:
         micro_step: Its number in the run, which decides every random draw.
 
     Raises:
-        NotFinite: A loss is not a finite number. No gradient was added.
+        NotFinite: A loss is not a finite number, and so are the gradients.
     """
     model, plan = setup.model, setup.plan
     micro = prepare(setup, batch, micro_step)
@@ -47,13 +47,13 @@ def training_step(setup: Setup, batch: Batch, micro_step: int) -> StepLosses:
         error = (estimate - target) / model.output_scale(micro.drawn.sigma, xt.ndim)
         losses = mean_per_picture(error.square(), micro.mask)
     total = losses.sum()
+    weighted = total if micro.weights is None else (losses * micro.weights).sum()
+    # Each picture counts the same, also in a short batch: divided by the pictures that a step holds on average.
+    (weighted / plan.images_per_step).backward()
     value = float(total.detach())
     if not math.isfinite(value):
         bad = ~torch.isfinite(losses.detach())
         raise NotFinite("loss", tuple(name for name, is_bad in zip(micro.names, bad, strict=True) if is_bad))
-    weighted = total if micro.weights is None else (losses * micro.weights).sum()
-    # Each picture counts the same, also in a short batch: divided by the pictures that a step holds on average.
-    (weighted / plan.images_per_step).backward()
     return StepLosses(value, tuple(zip(micro.concepts, losses.tolist(), strict=True)))
 
 
@@ -80,7 +80,7 @@ class StepLosses:
 
 @dataclass(frozen=True)
 class Setup:
-    """What every step of a run is made of; nothing here changes while it is trained but the LoRA's weights.
+    """What every step of a run is made of. Only the LoRA's weights change.
 
     Attributes:
         model: Made differentiable by the caller.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 
 from .adapters.network import LoraNetwork
-from .cache.captions import store_captions
-from .cache.latents import cache_folders, store_latents
+from .cache.captions import CaptionStore, store_captions
+from .cache.latents import LatentStore, cache_folders, store_latents
 from .config import TrainConfig
 from .data.dataset import Dataset
 from .events import Cancelled, Sink
@@ -62,22 +63,16 @@ def train_lora(
         config: The run's settings.
         root: Folder in which the run's folder is made.
         cache_root: Where latents and captions are kept between runs.
-        sink: Is told of the progress and asked for a cancel.
+        sink: Receives the progress and is checked for a cancel.
 
     Raises:
         UserError: Something in the inputs does not fit; nothing was written.
         Diverged: The loss is no longer finite; the last good weights are in the run's folder.
     """
+    started_at = time.time()
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
-    with stops_the_queue(sink):
-        latent_cache, caption_cache = cache_folders(cache_root)
-        latents = store_latents(dataset, HostVAE(vae), latent_cache, sink)
-        plan = Plan(latents.dataset, config)
-        captions = store_captions(plan.captions(), HostText(clip), caption_cache, sink)
-    for sentence in latents.dataset.skipped[len(dataset.skipped) :]:
-        log.warning("LoRA Workbench: left out: %s", sentence)
-    log.info("LoRA Workbench: encoded %d new pictures and %d new captions", latents.encoded, captions.encoded)
+    plan, latents, captions = encode(clip, vae, dataset, config, cache_root, sink)
     make_room(model, latents, config)
     # The host runs nodes in inference mode; what is made there cannot be trained.
     with torch.inference_mode(False), torch.enable_grad():
@@ -88,7 +83,7 @@ def train_lora(
         )  # fmt: skip
         setup = Setup(model, latents, captions, plan, network, precision)
         run = Run.start(config, plan, network)
-        keeper = Keeper(model, plan, run, precision, sink, (latents.encoded, captions.encoded))
+        keeper = Keeper(model, plan, run, precision, sink, (latents.encoded, captions.encoded), started_at)
         with differentiable(
             model.model, network.by_path(), precision=precision, checkpointing=config.gradient_checkpointing
         ) as made:
@@ -113,8 +108,23 @@ def train_lora(
     return result
 
 
+def encode(
+    clip: Any, vae: Any, dataset: Dataset, config: TrainConfig, cache_root: Path, sink: Sink
+) -> tuple[Plan, LatentStore, CaptionStore]:
+    """Encode the pictures and captions that the run will ask for and the cache does not hold."""
+    latent_cache, caption_cache = cache_folders(cache_root)
+    with stops_the_queue(sink):
+        latents = store_latents(dataset, HostVAE(vae), latent_cache, sink)
+        plan = Plan(latents.dataset, config)
+        captions = store_captions(plan.captions(), HostText(clip), caption_cache, sink)
+    for sentence in latents.dataset.skipped[len(dataset.skipped) :]:
+        log.warning("LoRA Workbench: left out: %s", sentence)
+    log.info("LoRA Workbench: encoded %d new pictures and %d new captions", latents.encoded, captions.encoded)
+    return plan, latents, captions
+
+
 def is_cancel(error: BaseException) -> bool:
-    """Whether an exception says that the person pressed cancel, here or in the host's own code."""
+    """Whether an exception says that the user pressed cancel, here or in the host's own code."""
     return isinstance(error, Cancelled) or is_host_interrupt(error)
 
 

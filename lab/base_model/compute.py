@@ -10,7 +10,8 @@ import torch
 
 def autocast() -> AbstractContextManager[Any]:
     """bf16 if this processor has it in hardware, else fp32: emulated bf16 is twenty times slower."""
-    flags = getattr(torch.cpu, "get_capabilities", dict)()  # older releases cannot tell
-    if flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"):
+    from ...training.preflight import has_bf16  # imports the host, which putting the model together does not need
+
+    if has_bf16(torch.device("cpu")):
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return nullcontext()

@@ -116,7 +116,7 @@ class Default(NamedTuple):
 
 DEFAULTS = {
     "learning_rate": Default("learning rate", "kohya's users and ai-toolkit use it with AdamW.", "0.001"),
-    "rank": Default("rank", "ai-toolkit and OneTrainer use it. A higher one only makes the file larger.", "4"),
+    "rank": Default("rank", "ai-toolkit and OneTrainer use it. Here a higher rank gained nothing.", "4"),
     "alpha": Default("alpha", "Strength stays 1 when the rank changes.", "8"),
     "lora_plus": Default("LoRA+ ratio", "Published learning rates assume none.", "1"),
     "warmup_steps": Default("warm-up steps", "kohya's default.", "0"),
@@ -133,21 +133,22 @@ DEFAULTS = {
 
 
 def defaults_table(rows: list[Row]) -> str:
-    """The table of docs/defaults.md: each setting, its default, the template's value, the reason and the effect."""
+    """The table of docs/defaults.md: each setting, its default, the reason, what was compared, and the effect."""
     means = {(row["setting"], row["value"]): row for row in rows if row["seed"] == "mean"}
     chosen = {row["setting"]: row for row in rows if row["seed"] == "mean" and row["template"]}
     node, template = node_settings(), demo_settings()
-    lines = ["| setting | default | template | why | effect measured |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| setting | default | why | compared | effect |", "| --- | --- | --- | --- | --- |"]
     for setting, (name, why, other, effect) in DEFAULTS.items():
         own, compared = chosen[setting], means[setting, other]
         change = float(own[effect]) - float(compared[effect])
-        text = f"likeness {change:+.2f}" if effect == "likeness" else f"{change:+.1f} of 100 prompts lost"
-        seeds = ", one seed" if own["seeds"] == "1" else ""
+        text = f"{change:+.2f}" if effect == "likeness" else f"{change:+.1f} lost"
+        text += " (one seed)" if own["seeds"] == "1" else ""
         if setting == "prior":
             pair = (weight := f"{demo_regularization()['weight']:g}", weight)
         else:
             pair = tuple(_shown(setting, known[setting]) for known in (node, template))
-        lines.append(f"| {name} | {pair[0]} | {pair[1]} | {why} | {text} against {other.split(',')[0]}{seeds} |")
+        compared_with = other.split(",")[0]
+        lines.append(f"| {name} | {pair[0]} | {why} | {compared_with} → {pair[1]} | {text} |")
     return "\n".join(lines)
 
 

@@ -60,7 +60,8 @@ def test_a_new_captioner_is_a_file_and_an_entry(sources: Any, tmp_path: Path, mo
     assert list(sources.installed_captioners()) == ["toy"]
     toy = sources.make_captioner(folder, {"shouting": 2, "prompt": "of another captioner"})
     assert toy.caption([Image.new("RGB", (8, 8))]) == ["a thing!!"]
-    assert "shouting" in [widget.id for widget in AutoCaption.define_schema().inputs]
+    inputs = [widget.id for widget in AutoCaption.define_schema().inputs]
+    assert inputs.index("escape_brackets") < inputs.index("download") < inputs.index("shouting") == len(inputs) - 1
     with pytest.raises(SettingError, match="shouting is 4. Set it to at most 3"):
         sources.make_captioner(folder, {"shouting": 4})
 

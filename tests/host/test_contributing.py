@@ -49,7 +49,7 @@ assert "| `max_grad_value` (advanced) | 0 | 0 to 1000 | Clips every value of the
 config = TrainConfig(max_grad_value=0.5, optimizer="AdaBelief", timesteps="uniform", precision="fp32")
 dataset = Dataset((Picture(Path("a.png"), (8, 8), "a"),))
 metadata = build_metadata(
-    kohya_settings(config), RunSummary("a", "a"), dataset, ModelFacts("SD15"), Session(1, 0.0, 1.0, 1)
+    kohya_settings(config, {}), RunSummary("a", "a"), dataset, ModelFacts("SD15"), Session(1, 0.0, 1.0, 1)
 )
 assert metadata["lora_workbench.max_grad_value"] == "0.5"
 try:

@@ -192,6 +192,23 @@ def test_the_loop_can_be_left_and_entered_again(comfy_host, small_models_folder,
         assert getattr(again, told) == getattr(plain, told), told
 
 
+def test_a_step_that_was_left_halfway_is_done_again(comfy_host, small_models_folder, tmp_path):
+    """Cancelled between two batches of one optimizer step: their gradients are gone, and so are their draws."""
+    from lora_workbench.training.events import Cancelled, SilentSink
+
+    settings = {"pictures": 6, "epochs": 2, "dropout": 0.2, "batch_size": 1, "gradient_accumulation": 3}
+    with rig("sd3", small_models_folder, tmp_path, **settings) as it:
+        losses, weights = it.train().losses, [tensor.detach().clone() for tensor in it.network.parameters()]
+    with rig("sd3", small_models_folder, tmp_path, **settings, sink=CancelAfter(5)) as it:
+        with pytest.raises(Cancelled):
+            it.train()
+        assert (it.run.step, it.run.micro_step) == (1, 3)
+        it.sink = SilentSink()
+        again = it.train()
+    assert again.losses == losses
+    assert all(torch.equal(a, b) for a, b in zip(weights, again.network.parameters(), strict=True))
+
+
 def test_cancel_keeps_what_was_trained(comfy_host, small_models_folder, tmp_path):
     from lora_workbench.training.events import Cancelled
 

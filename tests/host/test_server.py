@@ -300,8 +300,8 @@ def test_unreadable_pictures_are_named_and_skipped(server):
         ({"name": "a/b"}, "slash"),
         ({"name": "what?"}, "'?'"),
         ({"buckets": {"resolution": 100, "step": 32}}, "multiple of"),
-        ({"buckets": {"upscale": False, "resolution": 4096, "min_side": 2048}}, "turn upscale on"),
-        ({"optimizer": "Prodigy", "learning_rate": 1e-4}, "set it to 1"),
+        ({"buckets": {"upscale": False, "resolution": 4096, "min_side": 2048}}, "Turn upscale on"),
+        ({"optimizer": "Prodigy", "learning_rate": 1e-4}, "Set it to 1"),
     ],
     ids=str,
 )
@@ -318,3 +318,10 @@ def test_rank_0_is_refused(server):
     assert "rank" in trouble(server, prompt)
 
 
+def test_what_an_ended_process_left_unfinished_is_swept_at_start(server):
+    """The fixture put such a file into each folder before the server started."""
+    until = time.monotonic() + 30
+    left = [server.base]
+    while left and time.monotonic() < until:
+        left = list(server.base.rglob(".lora_workbench-*-7f00-0.part"))
+    assert left == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import subprocess
 import sys
@@ -110,18 +109,21 @@ def test_only_one_writer_creates_a_new_file(links: bool, tmp_path: Path, monkeyp
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_an_incomplete_copy_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full(io.BytesIO):
-        def write(self, _text: object) -> int:
-            raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_name_reserved_without_links_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without links the name is reserved first; a failed rename, or Ctrl+C, must not leave an empty file."""
 
-    file, part = tmp_path / "a.txt", tmp_path / "part"
-    file.write_text("")
-    part.write_text("whole")
-    monkeypatch.setattr(Path, "open", lambda *_args, **_more: Full())
-    with pytest.raises(OSError, match="No space"):
-        disk._copy_to_new(part, file)
-    assert not file.exists()
+    def fails(*_args: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def interrupted(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", fails)
+    for replace, error in ((fails, PermissionError), (interrupted, KeyboardInterrupt)):
+        monkeypatch.setattr(os, "replace", replace)
+        with pytest.raises(error):
+            disk.write_whole(tmp_path / "a.txt", "whole", overwrite=False)
+        assert os.listdir(tmp_path) == []
 
 
 def test_the_first_free_name_is_taken(tmp_path: Path) -> None:
@@ -141,10 +143,11 @@ def test_files_of_ended_processes_are_swept(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     dead = part_of(tmp_path / "deep", ended_process())
     busy = part_of(tmp_path, os.getpid())
-    before_us = part_of(tmp_path, os.getppid() if os.getppid() > 1 else os.getpid())
     # The pid was reused after the file was written, which is usual in a container.
-    long_ago = psutil.Process(os.getppid()).create_time() - 60
-    os.utime(before_us, (long_ago, long_ago))
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    before_it = part_of(tmp_path, child.pid)
+    long_ago = psutil.Process(child.pid).create_time() - 60
+    os.utime(before_it, (long_ago, long_ago))
     elsewhere, abandoned = part_of(tmp_path, 1, "0badcafe"), part_of(tmp_path, 2, "0badcafe")
     os.utime(abandoned, (time.time() - 90_000,) * 2)
     other = tmp_path / "model.part"
@@ -154,6 +157,10 @@ def test_files_of_ended_processes_are_swept(tmp_path: Path) -> None:
     assert disk.sweep_unfinished(tmp_path) == 1
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "deep", busy, elsewhere, other])
     assert disk.sweep_unfinished(tmp_path / "nowhere") == 0
+    odd = tmp_path / f".lora_workbench-{disk._MACHINE}-²-7f00-3.part"
+    odd.write_text("no pid")
+    assert disk.sweep_unfinished(tmp_path) == 0
+    child.communicate(b"\n")
 
 
 def test_a_killed_writer_is_swept(tmp_path: Path) -> None:

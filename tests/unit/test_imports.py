@@ -14,6 +14,7 @@ ORDER = (
 )  # fmt: skip
 RANK = {room: rank for rank, line in enumerate(ORDER) for room in line.split()}
 GROUND = len(ORDER) - 1
+HOST = {"comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "server", "execution"}
 
 
 def test_imports_go_one_way() -> None:
@@ -23,6 +24,9 @@ def test_imports_go_one_way() -> None:
     for here, file in modules.items():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.ImportFrom) or not node.level:
+                if isinstance(node, (ast.Import, ast.ImportFrom)) and "host" not in here and here[0] != "nodes":
+                    names = [getattr(node, "module", None) or name.name for name in node.names]
+                    assert not HOST & {name.split(".")[0] for name in names}, f"{file}, line {node.lineno}: {names}"
                 continue
             base = (*here[: len(here) - node.level], *(node.module.split(".") if node.module else ()))
             for name in node.names:

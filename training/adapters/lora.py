@@ -9,10 +9,11 @@ them again instead of saving them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..draws import generator
@@ -39,6 +40,38 @@ class LoraLayer:
         self.index = 0
         self.is_off = False
         self._draw = (0, 0)
+
+    @classmethod
+    def fresh(
+        cls, path: str, module: nn.Module, rank: int, alpha: float, dropout: float, start: torch.Generator,
+        device: torch.device,
+    ) -> LoraLayer:  # fmt: skip
+        """A pair that changes nothing yet.
+
+        `down` is drawn from U(-1/√in, 1/√in) (kaiming uniform with a = √5, as kohya and PEFT draw it), `up` is zero.
+        """
+        if isinstance(module, nn.Conv2d):
+            down_shape: tuple[int, ...] = (rank, module.in_channels, 1, 1)
+            up_shape: tuple[int, ...] = (module.out_channels, rank, 1, 1)
+        else:
+            fan_in, fan_out = int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+            down_shape, up_shape = (rank, fan_in), (fan_out, rank)
+        bound = 1 / math.sqrt(down_shape[1])
+        down = torch.rand(down_shape, generator=start) * (2 * bound) - bound
+        return cls(path, down.to(device), torch.zeros(up_shape).to(device), alpha / rank, dropout)
+
+    def saved_tensors(self, name: str, alpha: float) -> dict[str, Tensor]:
+        """The tensors of a LoRA file: fp32 copies on the CPU, which later training steps leave alone.
+
+        Args:
+            name: What the layer is called in the file.
+            alpha: The network's alpha.
+        """
+        return {
+            f"{name}.lora_down.weight": self.down.detach().float().cpu().clone(),
+            f"{name}.lora_up.weight": self.up.detach().float().cpu().clone(),
+            f"{name}.alpha": torch.tensor(float(alpha)),
+        }
 
     def begin_micro_step(self, seed: int, micro_step: int) -> None:
         """Fix the dropout draws until the next call, so that a recomputed block drops the same values."""

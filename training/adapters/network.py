@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -35,10 +34,7 @@ class LoraNetwork:
         seed: int,
         device: torch.device,
     ) -> LoraNetwork:
-        """Create a pair for each target.
-
-        `down` is drawn from U(-1/√in, 1/√in) (Kaiming uniform with a = √5, as in kohya and PEFT) with one generator
-        per layer. `up` is zero.
+        """Create a fresh pair for each target, each drawn with a generator of its own.
 
         Raises:
             UserError: There is nothing to train.
@@ -48,18 +44,10 @@ class LoraNetwork:
                 "This MODEL has no layer a LoRA can be trained on: no attention or feed-forward layer was found. "
                 "Connect the MODEL of an image model's checkpoint or diffusion-model loader."
             )
-        layers = []
-        for index, (path, module) in enumerate(targets.items()):
-            if isinstance(module, nn.Conv2d):
-                down_shape: tuple[int, ...] = (rank, module.in_channels, 1, 1)
-                up_shape: tuple[int, ...] = (module.out_channels, rank, 1, 1)
-            else:
-                fan_in, fan_out = int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
-                down_shape, up_shape = (rank, fan_in), (fan_out, rank)
-            bound = 1 / math.sqrt(down_shape[1])
-            down = torch.rand(down_shape, generator=generator(seed, "init", index)) * (2 * bound) - bound
-            up = torch.zeros(up_shape)
-            layers.append(LoraLayer(path, down.to(device), up.to(device), alpha / rank, dropout))
+        layers = [
+            LoraLayer.fresh(path, module, rank, alpha, dropout, generator(seed, "init", index), device)
+            for index, (path, module) in enumerate(targets.items())
+        ]
         return cls(layers, rank, alpha)
 
     def parameters(self) -> Iterator[Tensor]:
@@ -84,10 +72,7 @@ class LoraNetwork:
         """
         tensors: dict[str, Tensor] = {}
         for layer in self.layers:
-            name = names[layer.path]
-            tensors[f"{name}.lora_down.weight"] = layer.down.detach().float().cpu().clone()
-            tensors[f"{name}.lora_up.weight"] = layer.up.detach().float().cpu().clone()
-            tensors[f"{name}.alpha"] = torch.tensor(float(self.alpha))
+            tensors |= layer.saved_tensors(names[layer.path], self.alpha)
         return tensors
 
     def begin_micro_step(self, seed: int, micro_step: int) -> None:

@@ -14,7 +14,7 @@ from ..data.dataset import Dataset, Picture
 from ..data.masks import latent_mask
 from ..disk import content_hash
 from ..errors import UnreadableImage, UserError
-from ..events import Cancelled, Sink
+from ..events import Cancelled, Sink, counted
 from .store import TensorCache, cache_key
 
 
@@ -97,7 +97,7 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
         masks |= {(len(kept), flipped): key for flipped, key in masked.items()}
         kept.append(picture)
     if not kept:
-        raise UserError(f"0 of {len(dataset.pictures)} pictures can be read. {skipped[-1]}")
+        raise UserError(f"None of the {counted(len(dataset.pictures), 'picture')} can be read. {skipped[-1]}")
     sink.phase("encoding pictures", len(dataset.pictures), len(dataset.pictures))
     trained = replace(dataset, pictures=tuple(kept), skipped=tuple(skipped))
     return LatentStore(cache, trained, keys, encoded, masks)

@@ -112,7 +112,7 @@ def caption_dataset(
         elif number not in unreadable:
             pictures.append(picture)
     if not pictures:
-        raise UserError(f"0 of {len(dataset.pictures)} pictures can be read. {problems[0]}")
+        raise UserError(f"None of the {counted(len(dataset.pictures), 'picture')} can be read. {problems[0]}")
     result = dataset.with_pictures(tuple(pictures))
     written = write_captions(changed, result, over=config.write == WRITE[2], problems=problems) if (
         config.write != WRITE[0]) else 0  # fmt: skip

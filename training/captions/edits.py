@@ -9,9 +9,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from ..data.dataset import Dataset
 from ..data.words import calls, join_tags, split_tags, tag_counts, with_trigger
 from ..draws import seed_for
 from ..errors import SettingError
@@ -92,6 +93,25 @@ def edit_captions(captions: Sequence[str], edit: CaptionEdit, triggers: str | Se
     of_lines = [trigger for group, trigger in zip(split, each, strict=True) for _ in group]
     edited = iter(_EDITS[edit.operation](lines, edit, of_lines))
     return ["\n".join(next(edited) for _ in group) for group in split]
+
+
+def edit_dataset(dataset: Dataset, edit: CaptionEdit) -> tuple[Dataset, list[tuple[str, str]]]:
+    """Do one edit to every caption of a dataset.
+
+    Returns:
+        The edited dataset, and each changed caption before and after.
+    """
+    before = [picture.caption for picture in dataset.pictures]
+    after = edit_captions(before, edit, [dataset.trigger_of(picture) for picture in dataset.pictures])
+    if edit.operation == "trigger first":
+        # A caption of a regularization picture must not contain the trigger.
+        edited = zip(dataset.pictures, after, strict=True)
+        after = [picture.caption if picture.is_regularization else caption for picture, caption in edited]
+        alike = tuple(replace(picture, own_trigger=None) for picture in dataset.pictures)
+        dataset = replace(dataset, trigger=edit.text.strip(), pictures=alike)
+    pictures = [replace(picture, caption=caption) for picture, caption in zip(dataset.pictures, after, strict=True)]
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    return dataset.with_pictures(tuple(pictures)), changed
 
 
 _Edit = Callable[[list[str], CaptionEdit, list[str]], list[str]]

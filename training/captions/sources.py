@@ -54,8 +54,11 @@ def installed_captioners() -> dict[str, Path]:
 
 
 def captioner_settings() -> list[type[Settings]]:
-    """The settings of all captioners, each dataclass once."""
-    return list(dict.fromkeys(source.settings for source in CAPTIONERS))
+    """The settings of all captioners, each dataclass once.
+
+    Saved workflows hold values by position: the first two stay the first two, whatever the order of CAPTIONERS.
+    """
+    return list(dict.fromkeys([SentenceSettings, TagSettings, *(source.settings for source in CAPTIONERS)]))
 
 
 def make_captioner(model: Any, values: Mapping[str, Any]) -> Captioner:

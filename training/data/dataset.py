@@ -137,7 +137,8 @@ class Dataset:
         return picture.own_policy or self.policy
 
     def concept_of(self, picture: Picture) -> str:
-        """The concept a picture's loss is reported under: its folder. Regularization pictures are kept separate."""
+        """The concept a picture's loss is reported under: its folder. Regularization pictures are separate."""
+        # The suffix is in the metadata and summaries of existing runs.
         return (picture.concept or self.name) + (" (kept)" if picture.is_regularization else "")
 
     def concepts(self) -> dict[str, list[Picture]]:
@@ -193,10 +194,6 @@ class CaptionPolicy(Settings):
         True, "Draw one option of {red|blue|green}, and one line of a caption with several. Off: all of it is used."
     )
 
-    @property
-    def is_live(self) -> bool:
-        """Whether captions vary regardless of their text. Wildcards vary only the captions that use them."""
-        return self.shuffle or self.tag_dropout > 0 or self.caption_dropout > 0
 
 
 def name_in(dataset: Dataset, picture: Picture) -> str:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from ..config import TrainConfig, kohya_settings
+from ..config import kohya_settings
 from ..errors import UserError
 from ..events import Sink
 from ..files.metadata import ModelFacts, Session, build_metadata
@@ -38,12 +38,20 @@ class Keeper:
         plan: The run's plan, with its settings and its dataset.
         run: The run.
         precision: What the frozen model computes in.
-        sink: Is told of files that could not be written.
+        sink: Receives the story of the run and the files that could not be written.
         encoded: How many latents and captions had to be encoded.
+        started_at: Start of the run, encoding included, in seconds since 1970.
     """
 
     def __init__(
-        self, model: HostModel, plan: Plan, run: Run, precision: torch.dtype, sink: Sink, encoded: tuple[int, int]
+        self,
+        model: HostModel,
+        plan: Plan,
+        run: Run,
+        precision: torch.dtype,
+        sink: Sink,
+        encoded: tuple[int, int],
+        started_at: float,
     ) -> None:
         self.run, self.plan, self.sink, self.encoded = run, plan, sink, encoded
         self.names = layer_names(model.patcher, [HOST_PREFIX + layer.path for layer in run.network.layers])
@@ -53,15 +61,15 @@ class Keeper:
             model.takes_guidance,
         )  # fmt: skip
         self.in_force = settings_in_force(plan, run, model.is_flow, precision)
-        self.session = Session(random.SystemRandom().getrandbits(32), time.time(), 0.0, sum(map(len, plan.steps(0))))
+        self.session = Session(random.SystemRandom().getrandbits(32), started_at, 0.0, sum(map(len, plan.steps(0))))
         self.checkpoints: list[str] = []
         self.not_saved: list[str] = []
+        self._clock = time.monotonic()
 
     def open_folder(self, root: Path) -> None:
         """Make the run's folder and write its settings there."""
         self.folder = RunFolder(root, self.plan.config.name)
         self.folder.write_config(self.plan.config)
-        self._clock = time.monotonic()
 
     def after_step(self, run: Run, epoch_ended: bool) -> None:
         """Save what is due after an optimizer step."""
@@ -108,7 +116,7 @@ class Keeper:
 
     def lora(self) -> LoraModel:
         """The LoRA as it is now, with the metadata of the run so far."""
-        settings = kohya_settings(replace(self.in_force, name=self.folder.name))
+        settings = kohya_settings(self.plan.config, {**self.in_force, "name": self.folder.name})
         session = replace(self.session, finished_at=time.time())
         metadata = build_metadata(settings, self._summary("running"), self.plan.dataset, self.model, session)
         return self.lora_model(metadata)
@@ -124,12 +132,13 @@ class Keeper:
         run = self.run
         failed = outcome == "failed"
         latents, captions = (0, 0) if failed else self.encoded
+        seconds = time.time() - self.session.started_at if failed else time.monotonic() - self._clock
         return RunSummary(
             name=self.folder.name, folder=str(self.folder.path), losses=tuple(run.losses),
             epoch_losses=tuple(run.epoch_losses),
             concept_losses={name: tuple(losses) for name, losses in run.concept_losses.items()},
             steps=run.step, epochs=run.epoch, images=run.images,
-            checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=time.monotonic() - self._clock,
+            checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=seconds,
             encoded_latents=latents, encoded_captions=captions, skipped=self.plan.dataset.skipped,
             not_saved=tuple(dict.fromkeys(self.not_saved)),
         )  # fmt: skip
@@ -150,12 +159,15 @@ class Keeper:
             return None
 
 
-def settings_in_force(plan: Plan, run: Run, is_flow: bool, precision: torch.dtype) -> TrainConfig:
-    """The settings as they took effect: no `auto`, and no 0 that stands for another value."""
+def settings_in_force(plan: Plan, run: Run, is_flow: bool, precision: torch.dtype) -> dict[str, Any]:
+    """The values that took effect where a setting is `auto`, or 0 and stands for another value, by name."""
     config = plan.config
-    return replace(
-        config, epochs=plan.epochs, steps=run.total, alpha=config.effective_alpha,
-        scheduler=scheduler_in_force(config), warmup_steps=warmup_in_force(config, run.total),
-        timesteps=timesteps_in_force(config.timesteps, is_flow),
-        precision="bf16" if precision == torch.bfloat16 else "fp32",
-    )  # fmt: skip
+    return {
+        "epochs": plan.epochs,
+        "steps": run.total,
+        "alpha": config.effective_alpha,
+        "scheduler": scheduler_in_force(config),
+        "warmup_steps": warmup_in_force(config, run.total),
+        "timesteps": timesteps_in_force(config.timesteps, is_flow),
+        "precision": "bf16" if precision == torch.bfloat16 else "fp32",
+    }

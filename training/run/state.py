@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ class Run:
         losses: Mean loss of each step.
         rates: Learning rate of each step.
         epoch_losses: Mean loss of each finished epoch.
-        concept_losses: Mean loss of each concept in each finished epoch; regularization pictures count apart.
+        concept_losses: Mean loss of each concept in each finished epoch; regularization pictures are separate.
         epoch_total: Sum of the pictures' losses in the epoch under way.
         epoch_images: Pictures seen in the epoch under way.
         epoch_concepts: Losses of the epoch under way by concept.
@@ -77,15 +77,19 @@ class Run:
         recent = self.losses[-SMOOTHED_OVER:]
         return sum(recent) / len(recent)
 
-    def record_step(self, total: float, images: int, concepts: Iterable[tuple[str, float]], rate: float) -> None:
+    def record_step(
+        self, total: float, pictures: Sequence[tuple[str, float]], micro_batches: int, rate: float
+    ) -> None:
         """Count one optimizer step.
 
         Args:
             total: Sum of its pictures' losses.
-            images: How many pictures it had.
-            concepts: The concept and loss of each picture.
+            pictures: The concept and loss of each picture.
+            micro_batches: Number of its batches.
             rate: Its learning rate.
         """
+        images = len(pictures)
+        self.micro_step += micro_batches
         self.step += 1
         self.position += 1
         self.images += images
@@ -93,7 +97,7 @@ class Run:
         self.rates.append(rate)
         self.epoch_total += total
         self.epoch_images += images
-        for concept, loss in concepts:
+        for concept, loss in pictures:
             self.epoch_concepts.setdefault(concept, []).append(loss)
 
     def record_epoch(self) -> None:

@@ -95,7 +95,7 @@ def test_a_truncated_file_is_skipped_and_a_dataset_of_them_is_an_error(tmp_path)
     store = store_latents(data, CountingEncoder(), TensorCache(tmp_path / "cache"), SilentSink())
     assert [p.path.name for p in store.dataset.pictures] == ["a.png"] and "b.png" in store.dataset.skipped[0]
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match="0 of 2 pictures can be read"):
+    with pytest.raises(UserError, match="None of the 2 pictures can be read"):
         store_latents(data, CountingEncoder(), TensorCache(tmp_path / "other"), SilentSink())
 
 

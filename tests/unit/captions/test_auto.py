@@ -201,7 +201,7 @@ def test_too_little_memory_halves_the_batch(pictures, made, tmp_path):
 def test_a_dataset_without_readable_pictures_is_an_error(pictures, made, tmp_path):
     for file in pictures.rglob("*.png"):
         file.write_bytes(file.read_bytes()[:60])
-    with pytest.raises(UserError, match="0 of 4 pictures can be read"):
+    with pytest.raises(UserError, match="None of the 4 pictures can be read"):
         run(pictures, made, tmp_path, mode="replace")
 
 

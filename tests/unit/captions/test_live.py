@@ -18,7 +18,6 @@ def draws(caption: str, count: int = 200, trigger: str = "zorp", **policy: objec
 
 def test_the_default_policy_changes_nothing():
     assert set(draws(TAGS)) == {TAGS}
-    assert not CaptionPolicy().is_live
 
 
 def test_the_same_position_in_the_run_draws_the_same_caption():
@@ -26,7 +25,6 @@ def test_the_same_position_in_the_run_draws_the_same_caption():
     one = [live_caption(TAGS, policy, "zorp", 5, step, 1) for step in range(50)]
     assert one == [live_caption(TAGS, policy, "zorp", 5, step, 1) for step in range(50)]
     assert one != [live_caption(TAGS, policy, "zorp", 6, step, 1) for step in range(50)]
-    assert policy.is_live
 
 
 def test_shuffling_moves_all_but_the_kept_tags():

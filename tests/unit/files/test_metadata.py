@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def build(dataset: Dataset | None = None, model: ModelFacts = ModelFacts("SD15"), **settings: Any) -> dict[str, str]:  # noqa: B008
-    known = kohya_settings(TrainConfig(**{**SETTINGS, **settings}))
+    known = kohya_settings(TrainConfig(**{**SETTINGS, **settings}), {})
     return build_metadata(known, SUMMARY, dataset or make_dataset(), model, SESSION)
 
 
@@ -193,3 +193,11 @@ def test_a_date_is_no_count() -> None:
     dataset = make_dataset()
     dated = dataset.with_pictures(replace(picture, concept="20240501_trip", repeats=1) for picture in dataset.pictures)
     assert list(json.loads(build(dated)["ss_dataset_dirs"])) == ["1_20240501_trip"]
+
+
+def test_values_in_force_may_exceed_the_bounds_of_their_settings() -> None:
+    """One picture and 150,000 steps make 150,000 epochs, more than anybody may ask for."""
+    config = TrainConfig(steps=150_000, precision="auto")
+    known = kohya_settings(config, {"epochs": 150_000, "precision": "bf16", "alpha": 16.0})
+    assert (known["ss_num_epochs"], known["ss_max_train_steps"]) == (150_000, 150_000)
+    assert (known["ss_mixed_precision"], known["ss_network_alpha"]) == ("bf16", 16.0)
