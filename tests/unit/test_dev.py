@@ -56,7 +56,7 @@ def test_the_demo_needs_no_package_of_the_tests(dev: ModuleType, host: Path, mon
     dev.ensure_environment(host, "demo")
     assert len(found) == 1, "it is there"
     dev.ensure_environment(host, "test")
-    assert {"aiohttp>=3.11.8", "pytest", "pytest-xdist", "playwright"} < set(found[1])
+    assert {"aiohttp>=3.11.8", "pytest", "pytest-xdist>=3.8", "playwright"} < set(found[1])
     for command in ("demo", "serve", "bench", "test"):
         dev.ensure_environment(host, command)
     assert len(found) == 2, "what the tests need has all that the others do"
