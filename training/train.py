@@ -43,16 +43,9 @@ class Result:
 
 
 def train_lora(
-    patcher: Any,
-    clip: Any,
-    vae: Any,
-    dataset: Dataset,
-    config: TrainConfig,
-    *,
-    root: Path,
-    cache_root: Path,
-    sink: Sink,
-) -> Result:
+    patcher: Any, clip: Any, vae: Any, dataset: Dataset, config: TrainConfig, *,
+    root: Path, cache_root: Path, sink: Sink,
+) -> Result:  # fmt: skip
     """Train a LoRA on a loaded MODEL and give the model back untouched.
 
     Args:
