@@ -31,7 +31,7 @@ ROWS = (
     ("Before", "Before", "without the LoRA"),
     ("Half", "Strength 0.5", "the same noise"),
     ("After", "Strength 1", "the same noise"),
-    ("New", "Words that no picture of it has", ""),
+    ("New", "A combination that no caption has", ""),
 )
 # In a file, which cannot change a line, it is printed again this often.
 PRINT_EVERY = 5.0  # seconds
