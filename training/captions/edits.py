@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..data.dataset import Dataset
-from ..data.words import calls, join_tags, split_tags, tag_counts, with_trigger
+from ..data.words import calls, clean_trigger, join_tags, same_words, split_tags, tag_counts, with_trigger
 from ..draws import seed_for
 from ..errors import SettingError
 from ..settings import Settings, knob
@@ -108,7 +108,7 @@ def edit_dataset(dataset: Dataset, edit: CaptionEdit) -> tuple[Dataset, list[tup
         edited = zip(dataset.pictures, after, strict=True)
         after = [picture.caption if picture.is_regularization else caption for picture, caption in edited]
         alike = tuple(replace(picture, own_trigger=None) for picture in dataset.pictures)
-        dataset = replace(dataset, trigger=edit.text.strip(), pictures=alike)
+        dataset = replace(dataset, trigger=clean_trigger(edit.text), pictures=alike)
     pictures = [replace(picture, caption=caption) for picture, caption in zip(dataset.pictures, after, strict=True)]
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
     return dataset.with_pictures(tuple(pictures)), changed
@@ -124,8 +124,8 @@ def _each(change: Callable[[str, CaptionEdit], str]) -> _Edit:
 
 def _trigger_first(caption: str, edit: CaptionEdit) -> str:
     """Move a trigger that is a tag to the front; keep one inside a sentence or tag where it is; add a missing one."""
-    trigger = edit.text.strip()
-    tags = [tag for tag in split_tags(caption) if tag.casefold() != trigger.casefold()]
+    trigger = clean_trigger(edit.text)
+    tags = [tag for tag in split_tags(caption) if not same_words(tag, trigger)]
     if len(tags) < len(split_tags(caption)):
         return join_tags([trigger, *tags])
     return with_trigger(caption, trigger)

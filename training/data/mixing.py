@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..settings import Settings, knob
 from .dataset import Dataset, Picture
+from .words import trigger_pattern
 
 # The choices of what regularization pictures are trained towards, and whether each preserves the prior.
 PRESERVES_PRIOR = {"as the model paints them": True, "as the pictures are": False}
@@ -182,16 +184,15 @@ def with_prior_preservation(
             `with_regularization`.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
-    triggers = sorted({dataset.trigger_of(p).strip() for p in dataset.pictures} - {""}, key=len, reverse=True)
+    triggers = sorted({dataset.trigger_of(p) for p in dataset.pictures} - {""})
     if not prompts and not triggers:
         raise UserError(
             "The dataset has no trigger word to remove from its captions. Enter a trigger in Load Dataset, or write "
             "prompts of what the model should preserve."
         )
-    words = "|".join(map(re.escape, triggers))
-    called = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.I) if triggers else None
+    called = trigger_pattern(triggers)
     for prompt in prompts:
-        found = called.search(prompt) if called else None
+        found = called.search(unicodedata.normalize("NFC", prompt)) if called else None
         if found:
             raise UserError(
                 f"The prompt {prompt!r} has the trigger {found[0]!r} in it, which would stop it from being learned. "
@@ -200,7 +201,7 @@ def with_prior_preservation(
     learned = [picture for picture in dataset.pictures if not picture.is_regularization]
     if called and not prompts:
         # Without a trigger to remove, the learned and the preserved copy would have the same caption.
-        learned = [picture for picture in learned if called.search(picture.caption)]
+        learned = [picture for picture in learned if called.search(unicodedata.normalize("NFC", picture.caption))]
         if not learned:
             listed = " or ".join(map(repr, triggers))
             raise UserError(
@@ -214,7 +215,8 @@ def with_prior_preservation(
     else:
         assert called is not None
         shown, word = learned, class_word.strip()
-        captions = [_tidy(called.sub(lambda _: word, picture.caption)) for picture in learned]
+        known = [unicodedata.normalize("NFC", picture.caption) for picture in learned]
+        captions = [_tidy(called.sub(lambda _: word, caption)) for caption in known]
     # The copy is preserved whole, even if a mask limits what is learned of the picture.
     prior = [replace(p, caption=caption, outside=1.0) for p, caption in zip(shown, captions, strict=True)]
     return with_regularization(dataset, dataset.with_pictures(tuple(prior)), weight=weight, share=share)

@@ -22,7 +22,7 @@ from ..events import Cancelled, Sink, counted
 from ..settings import Settings, knob
 from .dataset import REPEATS, Dataset, Picture
 from .images import IMAGE_SUFFIXES, read_size
-from .words import fallback_caption, with_trigger
+from .words import clean_trigger, fallback_caption, with_trigger
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def scan_folder(
         raise UserError(f"There is no folder {root}. Check the path.")
     if not os.path.isdir(root):
         raise UserError(f"{root} is a file. Choose the folder that holds the pictures.")
-    trigger = " ".join(trigger.split())
+    trigger = clean_trigger(trigger)
     pictures: list[Picture] = []
     skipped: list[str] = []
     folders = list(_folders(root, skipped))

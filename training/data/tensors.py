@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..events import counted
 from ..settings import Settings, knob
 from .dataset import Dataset, Picture
-from .words import with_trigger
+from .words import clean_trigger, with_trigger
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def dataset_from_images(
         pictures.append(
             Picture(path, size, with_trigger(text.strip(), trigger), repeats, concept=name, fingerprint=path.stem)
         )
-    return Dataset(tuple(pictures), name=name, trigger=trigger)
+    return Dataset(tuple(pictures), name=name, trigger=clean_trigger(trigger))
 
 
 def write_masks(masks: Sequence[Tensor], folder: Path) -> list[Path]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .dataset import Picture
 
 _WORD_OR_PUNCTUATION = re.compile(r"\w+|[^\w\s]+")
+_COMMAS = ",，、"  # Latin, Chinese and Japanese
+# Scripts without spaces between words: Chinese and Japanese, and Korean, whose particles follow a word directly.
+_CJK = "\u2e80-\u2fdf\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff"
+_CJK += "\u1100-\u11ff\U00020000-\U0003ffff"
 
 
 def least_tokens(caption: str) -> int:
@@ -17,8 +22,8 @@ def least_tokens(caption: str) -> int:
 
 
 def split_tags(caption: str) -> list[str]:
-    """Split a caption at its commas, without surrounding spaces and empty tags."""
-    return [tag for tag in (part.strip() for part in caption.split(",")) if tag]
+    """Split a caption at its commas, Chinese and Japanese ones too, without surrounding spaces and empty tags."""
+    return [tag for tag in (part.strip() for part in re.split(f"[{_COMMAS}]", caption)) if tag]
 
 
 def join_tags(tags: Sequence[str]) -> str:
@@ -33,17 +38,23 @@ def tag_counts(captions: Sequence[str]) -> Counter[str]:
 
 def has_own_caption(picture: Picture, trigger: str) -> bool:
     """Whether a picture's caption is more than its folder's class words and the trigger."""
-    return picture.caption not in ("", trigger, fallback_caption(picture.class_word, trigger))
+    known = ("", clean_trigger(trigger), fallback_caption(picture.class_word, trigger))
+    return not any(same_words(picture.caption, caption) for caption in known)
 
 
 def fallback_caption(class_word: str, trigger: str) -> str:
-    """The caption of a picture that has none of its own: its folder's class words and the trigger."""
-    return with_trigger(" ".join(class_word.replace("_", " ").split()), trigger)
+    """The caption of a picture that has none: its folder's class words, as kohya takes them, and the trigger."""
+    return with_trigger(" ".join(class_word.split()), trigger)
+
+
+def clean_trigger(trigger: str) -> str:
+    """A trigger as it was meant: single spaces, and no spaces or commas around it."""
+    return " ".join(trigger.split()).strip(f" {_COMMAS}")
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """Put the trigger in front of each line that does not contain it as a separate word, in any case."""
-    trigger = " ".join(trigger.split())
+    """Put the trigger in front of each line that does not contain it (see `calls`)."""
+    trigger = clean_trigger(trigger)
     if not trigger:
         return caption
     if "\n" in caption:
@@ -54,8 +65,38 @@ def with_trigger(caption: str, trigger: str) -> str:
 
 
 def calls(text: str, trigger: str) -> bool:
-    """Whether a text contains a trigger as a separate word, in any case. No text contains an empty trigger."""
-    trigger = " ".join(trigger.split()).casefold()
-    ends = r"[\s,.;:!?()\"']"
-    word = rf"(?:^|(?<={ends})){re.escape(trigger)}(?:$|(?={ends}))"
-    return bool(trigger) and re.search(word, text.casefold()) is not None
+    """Whether a text contains a trigger. No text contains an empty trigger.
+
+    Case does not matter, and an underscore in a trigger may be a space in the text or the other way round. A trigger in
+    Latin or another spaced script must be a word of its own: between spaces, punctuation or Chinese, Japanese and
+    Korean characters. A trigger with such characters counts wherever it occurs, because these scripts have no spaces.
+    """
+    pattern = trigger_pattern([trigger])
+    return pattern is not None and pattern.search(unicodedata.normalize("NFC", text)) is not None
+
+
+def trigger_pattern(triggers: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern that finds any of some triggers in a text of Unicode form NFC, as `calls` does; None without any."""
+    cleaned = sorted({clean_trigger(trigger) for trigger in triggers} - {""}, key=len, reverse=True)
+    if not cleaned:
+        return None
+    return re.compile("|".join(map(_source, cleaned)), re.IGNORECASE)
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether two texts differ in nothing but case, spaces for underscores and Unicode form."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).casefold().replace("_", " ").split())
+
+
+def _source(trigger: str) -> str:
+    """The source of the pattern of one trigger."""
+    words = [re.escape(word) for word in re.split(r"[\s_]+", unicodedata.normalize("NFC", trigger)) if word]
+    source = r"[\s_]+".join(words)
+    if re.search(f"[{_CJK}]", trigger):
+        return f"(?:{source})"
+    letter = rf"[^\W{_CJK}]"  # of a script with spaces
+    return f"(?<!{letter})(?:{source})(?!{letter})"

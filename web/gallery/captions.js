@@ -3,7 +3,7 @@
 
 const tagsOf = (line) =>
   line
-    .split(",")
+    .split(/[,，、]/)
     .map((tag) => tag.trim())
     .filter(Boolean)
 

@@ -77,7 +77,7 @@ def test_replace_and_append(pictures, made, tmp_path):
     assert captions(run(pictures, made, tmp_path, mode="replace")) == SEEN
     found = captions(run(pictures, made, tmp_path, mode="append"))
     assert found["b"] == r"zorp, written by hand, green \(dress\), ^_^"
-    assert found["a"] == "zorp, my class, red hair, ^_^"
+    assert found["a"] == "zorp, my_class, red hair, ^_^"
 
 
 def test_text_that_was_appended_and_written_is_not_appended_again(pictures, made, tmp_path):
