@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import platform
+import stat
 import threading
 import time
 import unicodedata
@@ -145,8 +146,22 @@ def _is_stale(part: Path) -> bool:
         return False
 
 
+def require_regular(path: Path) -> None:
+    """Refuse what only looks like a file: reading a FIFO, a socket or a device could wait for ever.
+
+    Raises:
+        OSError: There is no file, or it is not a regular one.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
 def content_hash(path: Path) -> str:
     """SHA-256 of a file's bytes."""
+    require_regular(path)
     with path.open("rb") as file:
         content = hashlib.sha256()
         while block := file.read(1 << 20):

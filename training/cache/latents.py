@@ -89,7 +89,7 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
             if missing:
                 encoded += _encode(picture, missing, dataset, vae, cache)
             masked = _store_masks(picture, wanted, dataset, vae, cache) if picture.is_masked else {}
-        except (UnreadableImage, FileNotFoundError) as error:
+        except UnreadableImage as error:
             skipped.append(str(error))
             continue
         for flipped, key in wanted.items():
@@ -105,7 +105,7 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
 
 def _latent_key(picture: Picture, flipped: bool, dataset: Dataset, vae: PictureEncoder) -> str:
     return cache_key(
-        "latent-1", content_hash(picture.path), picture.placement, dataset.background, flipped, vae.identity
+        "latent-1", images.file_hash(picture.path), picture.placement, dataset.background, flipped, vae.identity
     )
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
+from ..disk import content_hash, require_regular
 from ..errors import UnreadableImage, UserError
+from ..events import Cancelled
 from .dataset import Picture, Placement
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
@@ -22,7 +24,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 # Formats that are decoded, whatever a file's suffix says. A closed list, because Pillow starts Ghostscript for an EPS.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "AVIF")
 
-# What Pillow's decoders raise for a damaged file.
+# What reading broken EXIF data raises.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
 
 _TURNS = {
@@ -84,6 +86,20 @@ def read_picture(picture: Picture, background: tuple[int, int, int]) -> Image.Im
     return image
 
 
+def file_hash(path: Path) -> str:
+    """The content hash of a picture's or a mask's file.
+
+    Raises:
+        UnreadableImage: The file is gone, or cannot be read any more.
+    """
+    try:
+        return content_hash(path)
+    except FileNotFoundError as error:
+        raise UnreadableImage(f"{path} is not there any more. Restore it, or queue again without it.") from error
+    except OSError as error:
+        raise UnreadableImage(f"{path} cannot be read ({error.strerror}). Replace it, or remove it.") from error
+
+
 def place(image: Image.Image, placement: Placement, background: tuple[int, int, int] | int) -> Image.Image:
     """Scale a picture and crop or pad it, so that it fills its bucket exactly.
 
@@ -116,6 +132,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture, reading only its header. Errors of reading it in the block become an UnreadableImage."""
     Image.init()  # registers every format; open() takes only known names, and Pillow before 11.3 has no AVIF
     try:
+        require_regular(path)
         with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
             yield image
     except FileNotFoundError as error:
@@ -127,7 +144,9 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise UnreadableImage(
             f"{path} has more than {most} million pixels, too many to open safely. Scale it down."
         ) from error
-    except _DAMAGE as error:
+    except (UserError, Cancelled, MemoryError):
+        raise
+    except Exception as error:  # decoders raise whatever they like, libavif a RuntimeError
         if path.suffix.lower() == ".avif" and not features.check("avif"):
             raise UnreadableImage(f"{path} needs Pillow 11.3 or newer. Update Pillow, or save it as PNG.") from error
         # Pillow's own message for an unknown file adds nothing.

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..disk import file_stamp
+from ..disk import file_stamp, require_regular
 from ..errors import UnreadableImage, UserError
 from ..events import Cancelled, Sink, counted
 from ..settings import Settings, knob
@@ -221,9 +221,12 @@ def _read_caption(path: Path) -> str:
         UserError: The file cannot be opened, or is not UTF-8.
     """
     try:
+        require_regular(path)
         data = path.read_bytes()
-    except OSError as error:
+    except PermissionError as error:
         raise UserError(f"The caption {path} cannot be opened ({error.strerror}). Change its permissions.") from error
+    except OSError as error:
+        raise UserError(f"The caption {path} cannot be read ({error.strerror}). Replace or remove it.") from error
     start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     try:
         text = data[start:].decode("utf-8")

@@ -217,3 +217,18 @@ def test_noise_levels_follow_the_kind_of_model():
     assert uniform.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist() == pytest.approx([0.1, 0.5, 0.9], abs=0.04)
     # sigmoid of N(0, 1): a tenth lies below 0.217.
     assert normal.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist() == pytest.approx([0.217, 0.5, 0.783], abs=0.03)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
+@pytest.mark.parametrize("kind", ["folder", "FIFO"])
+def test_a_picture_that_is_no_file_any_more_is_left_out(kind, tmp_path):
+    """It was a picture when the folder was scanned."""
+    data = dataset(tmp_path)
+    (tmp_path / "a.png").unlink()
+    if kind == "folder":
+        (tmp_path / "a.png").mkdir()
+    else:
+        os.mkfifo(tmp_path / "a.png")
+    store = store_latents(data, CountingEncoder(), TensorCache(tmp_path / "cache"), SilentSink())
+    assert [picture.path.name for picture in store.dataset.pictures] == ["b.png"]
+    assert len(store.dataset.skipped) == 1 and "a.png cannot be read" in store.dataset.skipped[0]

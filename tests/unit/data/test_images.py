@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,3 +236,63 @@ def test_array() -> None:
     array = images.to_array(image)
     assert array.shape == (32, 64, 3) and array.dtype == np.float32
     assert array[0, 0].tolist() == pytest.approx([value / 255 for value in RED])
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_whatever_a_decoder_raises_is_a_damaged_picture(tmp_path: Path) -> None:
+    """Of a thousand damaged AVIFs a few make libavif raise RuntimeError, the others OSError or nothing."""
+    rng = np.random.default_rng(1)
+    whole = tmp_path / "whole.avif"
+    Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(whole, quality=30)
+    blob, outcomes = whole.read_bytes(), Counter[str]()
+    for number in range(400):
+        damaged = bytearray(blob)
+        for place in rng.integers(0, len(blob), 3):
+            damaged[place] ^= int(rng.integers(1, 255))
+        path = tmp_path / f"{number}.avif"
+        path.write_bytes(damaged)
+        try:
+            images.read_rgb(path)
+            outcomes["read"] += 1
+        except UnreadableImage as error:
+            assert str(path) in str(error)
+            outcomes[type(error.__cause__).__name__] += 1
+        path.unlink()
+    assert outcomes["RuntimeError"] and outcomes["read"] < 400, outcomes
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to decode"), AssertionError(), KeyError("x"), Exception("odd")])
+def test_any_error_of_a_decoder_names_the_picture(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+
+    def fails(_self: Image.Image) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "load", fails)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fails)
+    with pytest.raises(UnreadableImage, match="a.png is damaged"):
+        images.read_rgb(path)
+
+
+def not_a_file(path: Path, kind: str) -> None:
+    """Put something at a path that is no regular file."""
+    path.unlink(missing_ok=True)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link to itself":
+        path.symlink_to(path.name)
+    else:
+        os.mkfifo(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs, and links need a privilege")
+@pytest.mark.parametrize("kind", ["folder", "link to itself", "FIFO"])
+def test_what_is_no_regular_file_is_named_and_never_waited_for(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    not_a_file(path, kind)
+    for read in (images.read_size, images.read_rgb, images.file_hash):
+        with pytest.raises(UnreadableImage, match="a.png"):
+            read(path)

@@ -257,3 +257,16 @@ def test_fingerprint_of_a_picture_follows_its_file(tmp_path: Path) -> None:
     before = scan.scan_folder(tmp_path).pictures[0].fingerprint
     stat = path.stat()
     assert before == f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
+def test_a_fifo_is_left_out_or_named(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png", "a cat")
+    os.mkfifo(tmp_path / "b.png")
+    dataset = scan.scan_folder(tmp_path)
+    assert [picture.path.name for picture in dataset.pictures] == ["a.png"]
+    assert len(dataset.skipped) == 1 and "b.png" in dataset.skipped[0] and "regular file" in dataset.skipped[0]
+    (tmp_path / "a.txt").unlink()
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"a\.txt cannot be read \(it is not a regular file\)\. Replace or remove it"):
+        scan.scan_folder(tmp_path)
