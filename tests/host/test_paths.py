@@ -69,9 +69,15 @@ def test_what_may_be_read(places):
     put(outside.parent / "linked")
     assert resolve_dataset_folder("photos", roots()) == inside / "photos"
     assert resolve_dataset_folder(str(outside / "cats"), roots()) == outside / "cats"
-    for name in ("../models", str(inside.parent / "linked"), "photos/../../x"):
+    for name in ("../models", "..\\models", "photos\\..\\..\\x", str(inside.parent / "linked"), "photos/../../x"):
         with pytest.raises(UserError, match="outside ComfyUI's input folder"):
             resolve_dataset_folder(name, roots())
+    # Saved on Windows.
+    put(inside / "sets" / "10_zorp")
+    assert resolve_dataset_folder("sets\\10_zorp", roots()) == inside / "sets" / "10_zorp"
+    if os.name != "nt":  # elsewhere a backslash is a letter like any other
+        put(inside / "odd\\name")
+        assert resolve_dataset_folder("odd\\name", roots()) == inside / "odd\\name"
     with pytest.raises(UserError, match="No dataset folder is chosen"):
         resolve_dataset_folder(" ", roots())
 

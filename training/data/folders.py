@@ -80,6 +80,9 @@ def resolve_dataset_folder(name: str, roots: Sequence[Path]) -> Path:
         raise UserError(
             "No dataset folder is chosen. Put a folder of pictures into ComfyUI's input folder and choose it here."
         )
+    # A path that Windows saved in a workflow. A backslash is a separator nowhere else, but a name may have one.
+    if "\\" in name and not (roots[0] / name).exists():
+        name = name.replace("\\", "/")
     # A link inside these folders is followed on purpose. Only `..` must not lead out of them.
     allowed = [Path(os.path.abspath(root)) for root in roots]
     folder = Path(os.path.abspath(allowed[0] / name))  # an absolute name stays as it is

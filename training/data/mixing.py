@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError
+from ..events import counted
 from ..settings import Settings, knob
 from .dataset import Dataset, Picture
-from .words import trigger_pattern
+from .words import calls, trigger_pattern
 
 # The choices of what regularization pictures are trained towards, and whether each preserves the prior.
 PRESERVES_PRIOR = {"as the model paints them": True, "as the pictures are": False}
@@ -146,12 +147,21 @@ def with_regularization(
         preserves_prior: Whether they are trained towards the model's own prediction (see `Picture`).
 
     Raises:
-        UserError: A dataset is empty, or a number is not above 0; and as `concat`.
+        UserError: A dataset is empty, a number is not above 0, or a regularization caption has the trigger; and as
+            `concat`.
     """
     if not dataset.pictures or not prior.pictures:
         raise UserError("One of the two datasets is without pictures. Connect datasets that have some.")
     if weight <= 0 or share <= 0:
         raise UserError(f"weight is {weight:g} and share is {share:g}. Set both above 0.")
+    for trigger in sorted({dataset.trigger_of(picture) for picture in dataset.pictures} - {""}):
+        calling = [picture.path.name for picture in prior.pictures if calls(picture.caption, trigger)]
+        if calling:
+            more = f" and {len(calling) - 3} more" if len(calling) > 3 else ""
+            raise UserError(
+                f"The trigger {trigger!r} is in the caption of {counted(len(calling), 'regularization picture')} "
+                f"({', '.join(calling[:3])}{more}), which would stop it from being learned. Remove it there."
+            )
     draws = sum(picture.repeats for picture in dataset.pictures if not picture.is_regularization) * share
     own = sum(picture.repeats for picture in prior.pictures)
     balanced = prior.with_pictures(

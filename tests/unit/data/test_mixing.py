@@ -120,3 +120,16 @@ def test_the_root_of_a_concat_is_the_common_parent():
     both = concat([made("set/a", 1), made("set/b", 1)])
     assert both.root == Path("/set")
     assert concat([made("a", 1), Dataset(made("b", 1).pictures)]).root is None
+
+
+def test_regularization_captions_with_the_trigger_are_refused_where_they_are_joined():
+    """kohya_ss #3322."""
+    learned, prior = made("a", 2, trigger="zorp"), made("b", 6)
+    calling = prior.with_pictures(replace(picture, caption="a Zorp，cat") for picture in prior.pictures)
+    with pytest.raises(UserError, match=r"'zorp' is in the caption of 6 regularization pictures \(.*and 3 more\)"):
+        with_regularization(learned, calling)
+    mixed = prior.with_pictures((calling.pictures[0], *prior.pictures[1:]))
+    with pytest.raises(UserError, match=r"of 1 regularization picture \(0\.png\), which would stop it from being"):
+        with_regularization(learned, mixed)
+    assert with_regularization(replace(learned, trigger=""), calling).pictures
+    assert with_regularization(learned, prior).pictures
