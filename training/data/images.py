@@ -5,6 +5,7 @@ Handles what trainers commonly get wrong: EXIF rotation, transparency, 16-bit gr
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -26,6 +27,10 @@ _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "AVIF")
 
 # What reading broken EXIF data raises.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
+
+# In what Pillow says of a PNG with more than a megabyte in one compressed text or profile, or 64 MB in all of them. The
+# limits are the host's, and stay.
+_TOO_MUCH_TEXT = "MAX_TEXT"
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,7 +69,7 @@ def read_rgb(path: Path, background: tuple[int, int, int] = (255, 255, 255)) -> 
     """
     with opened(path) as image:
         turn = orientation(image)
-        image.load()
+        load(image)
         seen = opaque(image, background)
     return turned(seen, turn)
 
@@ -133,7 +138,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
     Image.init()  # registers every format; open() takes only known names, and Pillow before 11.3 has no AVIF
     try:
         require_regular(path)
-        with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+        with _open(path) as image:
             yield image
     except FileNotFoundError as error:
         raise UnreadableImage(f"{path} is not there any more. Restore it, or queue again without it.") from error
@@ -154,6 +159,39 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise UnreadableImage(
             f"{path} is damaged, truncated or not a picture{detail}. Replace it, or remove it from the folder."
         ) from error
+
+
+def _open(path: Path) -> Image.Image:
+    """Open a picture. A PNG with more text or a larger profile than Pillow takes is opened without them."""
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    try:
+        return Image.open(path, formats=formats)
+    except ValueError as error:
+        if _TOO_MUCH_TEXT not in str(error):
+            raise
+    return Image.open(io.BytesIO(_png_without_text(path)), formats=formats)
+
+
+def load(image: Image.Image) -> None:
+    """Decode the pixels. Text behind them that is too long for Pillow does not matter."""
+    try:
+        image.load()
+    except ValueError as error:
+        if _TOO_MUCH_TEXT not in str(error):
+            raise
+        image.load()  # the pixels were decoded before the text was read
+
+
+def _png_without_text(path: Path) -> bytes:
+    """The bytes of a PNG without its text and its colour profile."""
+    blob = path.read_bytes()
+    kept, at = [blob[:8]], 8
+    while at < len(blob):
+        end = at + 12 + int.from_bytes(blob[at : at + 4], "big")  # length, type, data, checksum
+        if blob[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(blob[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def orientation(image: Image.Image) -> int:

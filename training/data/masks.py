@@ -91,7 +91,7 @@ def read_mask(picture: Picture) -> Image.Image:
     assert picture.mask is not None, "has no mask"
     with images.opened(picture.mask) as image:
         turn = images.orientation(image)
-        image.load()
+        images.load(image)
         if picture.mask == picture.path:
             mask = image.convert("RGBA").getchannel("A")
         else:

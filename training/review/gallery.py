@@ -187,7 +187,7 @@ def _shrunk(picture: Picture, background: tuple[int, int, int]) -> bytes:
     with images.opened(picture.path) as image:
         turn = images.orientation(image)
         image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # JPEG decodes at a fraction of its size
-        image.load()
+        images.load(image)
         small = images.turned(images.opaque(image, background), turn)
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     sink = io.BytesIO()

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.dataset import Dataset, Picture
-from ..data.images import opaque, opened, orientation, turned
+from ..data.images import load, opaque, opened, orientation, turned
 from ..errors import UnreadableImage, UserError
 from ..events import Cancelled, Sink
 
@@ -68,7 +68,7 @@ def look_at(picture: Picture, background: tuple[int, int, int]) -> Look:
             # A JPEG decodes to at least this size, so nothing measured is lost.
             # Only grey values are measured, and JPEG stores them apart from the colours.
             image.draft("L", (SHARPNESS_SIDE, SHARPNESS_SIDE))
-        image.load()
+        load(image)
         clear = _transparent_share(image)
         grey = turned(image if image.mode == "L" and not clear else opaque(image, background).convert("L"), turn)
     if max(grey.size) > SHARPNESS_SIDE:

@@ -14,7 +14,7 @@ import pytest
 from lora_workbench.training.data import images
 from lora_workbench.training.data.dataset import Picture, Placement
 from lora_workbench.training.errors import UnreadableImage, UserError
-from PIL import Image, ImageFile, features
+from PIL import Image, ImageFile, PngImagePlugin, features
 
 RED, BLUE, GREEN = (220, 30, 40), (20, 60, 200), (0, 255, 0)
 
@@ -296,3 +296,26 @@ def test_what_is_no_regular_file_is_named_and_never_waited_for(kind: str, tmp_pa
     for read in (images.read_size, images.read_rgb, images.file_hash):
         with pytest.raises(UnreadableImage, match="a.png"):
             read(path)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_png_with_much_text_or_a_large_profile_is_read(kind: bytes, behind: bool, tmp_path: Path) -> None:
+    """kohya_ss #817: ComfyUI's own pictures carry their workflow. Pillow's limits belong to the host and stay."""
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    blob = path.read_bytes()
+    packed = zlib.compress(b"workflow " * 300_000)  # 2.7 MB
+    data = {b"zTXt": b"prompt\0\0", b"iTXt": b"prompt\0\1\0\0\0", b"iCCP": b"profile\0\0"}[kind] + packed
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    at = blob.index(b"IEND") - 4 if behind else 33  # behind the pixels, or behind the header
+    path.write_bytes(blob[:at] + chunk + blob[at:])
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, Image.MAX_IMAGE_PIXELS
+    assert images.read_size(path) == (40, 24)
+    assert np.array_equal(np.asarray(images.read_rgb(path)), pixels)
+    assert limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, Image.MAX_IMAGE_PIXELS)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(path.read_bytes()[: blob.index(b"IDAT") + 200 + (0 if behind else len(chunk))])
+    with pytest.raises(UnreadableImage, match="damaged"):
+        images.read_rgb(cut)
