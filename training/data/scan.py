@@ -22,7 +22,7 @@ from ..events import Cancelled, Sink, counted
 from ..settings import Settings, knob
 from .dataset import REPEATS, Dataset, Picture
 from .images import IMAGE_SUFFIXES, read_size
-from .words import clean_trigger, fallback_caption, with_trigger
+from .words import MOST_CHARACTERS, clean_trigger, fallback_caption, with_trigger
 
 log = logging.getLogger(__name__)
 
@@ -107,11 +107,11 @@ def scan_folder(
                 sink.phase("reading the folder", done, total)
             done += 1
             try:
-                size = read_size(path)
+                picture = _picture(path, read_size(path), caption_file, folder, trigger)
             except UnreadableImage as error:
                 skipped.append(str(error))
                 continue
-            pictures.append(replace(_picture(path, size, caption_file, folder, trigger), mask=mask))
+            pictures.append(replace(picture, mask=mask))
     if not pictures:
         raise _no_pictures(root, skipped)
     pictures.sort(key=lambda picture: _natural(picture.path.relative_to(root)))
@@ -218,15 +218,20 @@ def _read_caption(path: Path) -> str:
     """The whole text of a caption file, without empty lines; kohya takes the first line and silently drops the rest.
 
     Raises:
+        UnreadableImage: The caption is too long, so its picture cannot be used.
         UserError: The file cannot be opened, or is not UTF-8.
     """
+    most_bytes = 4 * MOST_CHARACTERS + len(codecs.BOM_UTF8)  # the rest of a longer file is not read
     try:
         require_regular(path)
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(most_bytes + 1)
     except PermissionError as error:
         raise UserError(f"The caption {path} cannot be opened ({error.strerror}). Change its permissions.") from error
     except OSError as error:
         raise UserError(f"The caption {path} cannot be read ({error.strerror}). Replace or remove it.") from error
+    if len(data) > most_bytes:
+        raise _too_long(path)
     start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     try:
         text = data[start:].decode("utf-8")
@@ -236,7 +241,15 @@ def _read_caption(path: Path) -> str:
         bad = error.start
     if bad >= 0:
         raise UserError(f"The caption {path} is not UTF-8 text (byte {start + bad}). Save it as UTF-8.")
+    if len(text) > MOST_CHARACTERS:
+        raise _too_long(path)
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _too_long(path: Path) -> UnreadableImage:
+    return UnreadableImage(
+        f"The caption {path} has more than {MOST_CHARACTERS:,} characters, so its picture was left out. Shorten it."
+    )
 
 
 def _natural(path: Path) -> tuple[object, ...]:

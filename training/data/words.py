@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from .dataset import Picture
 
 _WORD_OR_PUNCTUATION = re.compile(r"\w+|[^\w\s]+")
+MOST_CHARACTERS = 20_000  # of a caption; a text encoder takes gigabytes for more
 _COMMAS = ",，、"  # Latin, Chinese and Japanese
 # Scripts without spaces between words: Chinese and Japanese, and Korean, whose particles follow a word directly.
 _CJK = "\u2e80-\u2fdf\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff"

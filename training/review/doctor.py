@@ -14,6 +14,7 @@ from ..settings import Settings, knob
 from .looks import Look, near_duplicates
 
 LONGEST_CAPTION = 75  # tokens, which CLIP reads at a time
+MOST_TOKENS = 8 * LONGEST_CAPTION  # beyond it, encoding takes minutes and gigabytes
 MOST_LOST = 1 / 3  # share of a picture cut away by the crop
 MOST_ENLARGED = 1.2
 BLURRED = 0.15  # share of the dataset's median sharpness
@@ -205,7 +206,13 @@ def _captions(dataset: Dataset, names: list[str], count_tokens: Callable[[str], 
         what = f"{len(files)} pictures share their caption with another."
         found.append(Finding(NOTE, "identical captions", what, "Describe what differs between them.", files))
     count_tokens = count_tokens or least_tokens
-    long = tuple(n for n, c in zip(names, captions, strict=True) if count_tokens(c) > LONGEST_CAPTION)
+    tokens = [count_tokens(caption) for caption in captions]
+    huge = tuple(name for name, number in zip(names, tokens, strict=True) if number > MOST_TOKENS)
+    if huge:
+        what = _pictures(huge, "has a caption", "have captions", f"of more than {MOST_TOKENS} tokens.")
+        advice = "Shorten the caption. The text encoder needs much time and memory for it, and learns little."
+        found.append(Finding(WEAKENS, "huge captions", what, advice, huge))
+    long = tuple(n for n, number in zip(names, tokens, strict=True) if LONGEST_CAPTION < number <= MOST_TOKENS)
     if long:
         what = _pictures(long, "has a caption", "have captions", f"of more than {LONGEST_CAPTION} tokens.")
         advice = f"Put what matters first, or shorten the caption. CLIP reads it in pieces of {LONGEST_CAPTION} tokens."

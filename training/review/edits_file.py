@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..data.dataset import Dataset, Picture, name_in
+from ..data.words import MOST_CHARACTERS
 from ..disk import disk_trouble, write_whole
 from ..errors import UserError
 
 log = logging.getLogger(__name__)
 
-LONGEST_CAPTION = 20_000  # characters
 _FORMAT = 1
 _locks: dict[Path, threading.RLock] = {}
 _locks_guard = threading.Lock()
@@ -101,8 +101,8 @@ class EditsFile:
             Conflict: The picture was edited since that revision.
             UserError: The caption is too long, or the file cannot be read or written.
         """
-        if caption is not None and len(caption) > LONGEST_CAPTION:
-            raise UserError(f"The caption has {len(caption)} characters. Shorten it to {LONGEST_CAPTION} at most.")
+        if caption is not None and len(caption) > MOST_CHARACTERS:
+            raise UserError(f"The caption has {len(caption)} characters. Shorten it to {MOST_CHARACTERS} at most.")
         with self._locked():
             entries = self.entries()
             entry = entries.get(name, Entry())

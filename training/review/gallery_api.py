@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from ..data.words import MOST_CHARACTERS
 from ..errors import UserError
-from .edits_file import LONGEST_CAPTION, Conflict, Entry
+from .edits_file import Conflict, Entry
 from .gallery import Gallery, Unknown, as_json
 
 PREFIX = "/lora_workbench/datasets/{key}"
@@ -176,8 +177,8 @@ def _read_edits(body: Any, key: str, gallery: Gallery) -> dict[str, Entry]:
             raise Refused(400, f"{name} is in the request twice. Send one edit per picture.")
         if not isinstance(revision, int) or isinstance(revision, bool):
             raise Refused(400, f"{name}: revision is {revision!r:.100}. Send a whole number.")
-        if caption is not None and not (isinstance(caption, str) and len(caption) <= LONGEST_CAPTION):
-            raise Refused(400, f"{name}: the caption is no text or too long. Send up to {LONGEST_CAPTION} characters.")
+        if caption is not None and not (isinstance(caption, str) and len(caption) <= MOST_CHARACTERS):
+            raise Refused(400, f"{name}: the caption is no text or too long. Send up to {MOST_CHARACTERS} characters.")
         if caption and not _is_text(caption):
             raise Refused(400, f"{name}: the caption has characters that a text file cannot hold. Remove them.")
         if excluded is not None and not isinstance(excluded, bool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -270,3 +271,31 @@ def test_a_fifo_is_left_out_or_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.txt")
     with pytest.raises(UserError, match=r"a\.txt cannot be read \(it is not a regular file\)\. Replace or remove it"):
         scan.scan_folder(tmp_path)
+
+
+@pytest.mark.parametrize("letter", ["a", "猫", "🐈"])
+def test_a_caption_of_megabytes_is_named_and_not_read_through(
+    letter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _picture(tmp_path / "a.png", letter * 20_000)
+    _picture(tmp_path / "b.png", letter * 20_001)
+    _picture(tmp_path / "c.png", letter * 3_000_000)
+    read: list[int] = []
+    plain = io.BufferedReader.read
+    opened = Path.open
+
+    class Counted(io.BufferedReader):
+        def read(self, size: int | None = -1) -> bytes:
+            data = plain(self, size)
+            read.append(len(data))
+            return data
+
+    def counting(self: Path, mode: str = "r", *more: object, **named: object) -> object:
+        is_caption = mode == "rb" and self.suffix == ".txt"
+        return Counted(io.FileIO(self)) if is_caption else opened(self, mode, *more, **named)
+
+    monkeypatch.setattr(Path, "open", counting)
+    dataset = scan.scan_folder(tmp_path)
+    assert [picture.caption for picture in dataset.pictures] == [letter * 20_000]
+    assert [name for name in ("b.txt", "c.txt") if name in " ".join(dataset.skipped)] == ["b.txt", "c.txt"]
+    assert "more than 20,000 characters" in dataset.skipped[0] and max(read) < 100_000

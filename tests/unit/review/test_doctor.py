@@ -155,6 +155,16 @@ def test_how_files_are_stored_is_told(sound):
     assert found["transparent"].files == ("1_zorp/clear.png",)
 
 
+def test_captions_of_more_than_eight_chunks_are_found(sound):
+    dataset, _ = examined(sound)
+    captions = ["zorp, " + "word " * 599, "zorp, " + "word " * 600]
+    pictures = [replace(p, caption=c) for p, c in zip(dataset.pictures, captions, strict=False)]
+    found = kinds(examine(replace(dataset, pictures=tuple(pictures)), [_plain(n) for n in range(2)],
+                          lambda caption: len(caption.split())))  # fmt: skip
+    assert found["huge captions"].files == ("1_zorp/01.png",) and "more than 600 tokens" in found["huge captions"].what
+    assert found["long captions"].files == ("1_zorp/00.png",)
+
+
 def test_captions_are_examined(sound):
     dataset, _ = examined(sound)
     captions = ["", "a hat"] + ["zorp, word " * 40] + ["zorp twice"] * 2
