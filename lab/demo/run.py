@@ -155,7 +155,7 @@ def draw_sheet(client: Client, prompt: dict[str, Any], outputs: dict[str, Any], 
     """Write the sheet and return its path."""
     folders = [
         base / "input" / prompt[find(prompt, "LoRAWorkbench_LoadDataset", title)]["inputs"]["folder"]
-        for title in ("What it learns", "What the model shall keep")
+        for title in ("What it learns", "What the model preserves")
     ]
     rows = [training_row(*folders)]
     for node, title, note in ROWS:

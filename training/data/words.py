@@ -95,8 +95,11 @@ def _plain(text: str) -> str:
 
 def _source(trigger: str) -> str:
     """The source of the pattern of one trigger."""
-    words = [re.escape(word) for word in re.split(r"[\s_]+", unicodedata.normalize("NFC", trigger)) if word]
-    source = r"[\s_]+".join(words)
+    trigger = unicodedata.normalize("NFC", trigger)
+    words = [re.escape(word) for word in re.split(r"[\s_]+", trigger) if word]
+    source = r"[\s_]+".join(words) or "_+"
+    # An underscore at an end is part of the trigger, but may be missing in the text.
+    source = ("_*" if trigger.startswith("_") else "") + source + ("_*" if trigger.endswith("_") else "")
     if re.search(f"[{_CJK}]", trigger):
         return f"(?:{source})"
     letter = rf"[^\W{_CJK}]"  # of a script with spaces

@@ -26,7 +26,7 @@ def test_assembles_to_the_same_checkpoint_each_time(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     (tmp_path / "any").touch()
     assert first.stat().st_mode == (tmp_path / "any").stat().st_mode, "whoever may read other files may read it"
-    # What is there and whole is kept; what was cut off is made anew.
+    # A whole file is kept; a truncated one is made again.
     before = first.stat().st_mtime_ns
     assemble.assemble(first)
     assert first.stat().st_mtime_ns == before

@@ -283,7 +283,7 @@ def test_pictures_are_laid_out_and_a_persons_own_left_alone(tmp_path):
 def test_a_checkpoint_that_cannot_be_written_is_told(
     error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that may not be is told apart: ComfyUI has it open on Windows, and `python lab prepare` says what to do."""
+    """A file in use is reported as such: ComfyUI has it open on Windows, and `python lab prepare` says what to do."""
     tensors = {"a": torch.zeros(1)}
     monkeypatch.setattr(assemble, "full_checkpoint", lambda: tensors)
     monkeypatch.setattr(assemble, "card", lambda: {"sha256": {"checkpoint": assemble.checksum(tensors)}})
