@@ -5,11 +5,13 @@ Handles what trainers commonly get wrong: EXIF rotation, transparency, 16-bit gr
 
 from __future__ import annotations
 
+import importlib
 import io
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,16 @@ from ..errors import UnreadableImage, UserError
 from ..events import Cancelled
 from .dataset import Picture, Placement
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".avif", ".tif", ".tiff", ".gif")
+
+# Suffixes that Pillow reads with a plug-in, which need not be installed, by the package that has it.
+PLUGIN_SUFFIXES = {
+    ".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".jxl": "pillow-jxl-plugin",
+}  # fmt: skip
+_PLUGINS = {"pillow-heif": ("pillow_heif", "HEIF"), "pillow-jxl-plugin": ("pillow_jxl", "JXL")}
 
 # Formats that are decoded, whatever a file's suffix says. A closed list, because Pillow starts Ghostscript for an EPS.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "AVIF")
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "AVIF", "TIFF", *(name for _, name in _PLUGINS.values()))
 
 # What reading broken EXIF data raises.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
@@ -43,6 +51,24 @@ _TURNS = {
 }
 
 
+@lru_cache(maxsize=1)
+def picture_suffixes() -> frozenset[str]:
+    """The suffixes of pictures that can be read here, in lower case."""
+    Image.init()
+    able = {package for package, (module, name) in _PLUGINS.items() if name in Image.OPEN or _registers(module)}
+    return frozenset(IMAGE_SUFFIXES) | {end for end, package in PLUGIN_SUFFIXES.items() if package in able}
+
+
+def _registers(module: str) -> bool:
+    """Import a plug-in, if it is installed, so that Pillow knows its format."""
+    try:
+        plugin = importlib.import_module(module)
+    except ImportError:
+        return False
+    getattr(plugin, "register_heif_opener", lambda: None)()  # pillow_jxl registers when it is imported
+    return True
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """Read the size a viewer shows, from the file's header alone.
 
@@ -53,6 +79,8 @@ def read_size(path: Path) -> tuple[int, int]:
         UnreadableImage: The file is missing, not a picture, or too large to decode safely.
     """
     with opened(path) as image:
+        if image.format == "TIFF" and _exif_orientation(image) >= 5:
+            load(image)  # turned now; releases of Pillow differ in the size before
         width, height = image.size
         return (height, width) if orientation(image) >= 5 else (width, height)
 
@@ -198,8 +226,13 @@ def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (upright) to 8.
 
     Call it before the pixels are decoded, so that `read_size` and `read_rgb` agree. It calls the base class, because
-    PngImageFile decodes the whole picture to look for EXIF data after its end.
+    PngImageFile decodes the whole picture to look for EXIF data after its end. A TIFF counts as upright, because Pillow
+    turns it when it decodes it.
     """
+    return 1 if image.format == "TIFF" else _exif_orientation(image)
+
+
+def _exif_orientation(image: Image.Image) -> int:
     try:
         found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except _DAMAGE:  # a picture with broken EXIF data is still usable
@@ -211,6 +244,8 @@ def opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Convert a decoded picture of any mode to RGB. `background` shows through where it is transparent."""
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
+    elif image.mode == "F":
+        image = _from_float(image)
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
         # A 16-bit PNG: Pillow reduced its pixels to 8 bits, but not the colour that means transparent.
@@ -235,3 +270,10 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if clear is None:
         return grey
     return Image.merge("LA", (grey, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
+
+
+def _from_float(image: Image.Image) -> Image.Image:
+    """Scale floating-point grey of a TIFF, 0 to 1 or 0 to 255, to 8-bit L; convert() would take 1 for black."""
+    values = np.nan_to_num(np.asarray(image))
+    scale = 255 if values.max() <= 1 else 1
+    return Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import zlib
 from collections import Counter
 from dataclasses import replace
@@ -67,7 +68,7 @@ RED_AFTER |= {5: (0.5, 0.1), 6: (0.5, 0.1), 7: (0.5, 0.9), 8: (0.5, 0.9)}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -180,6 +181,42 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises(UnreadableImage, match=f"half{suffix}"):
         images.read_rgb(path)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tiff", ".png", ".avif"])
+def test_other_animations_and_many_pages(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    path = tmp_path / f"a{suffix}"
+    frames = [Image.new("RGB", (16, 16), color) for color in (RED, BLUE)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert images.read_size(path) == (16, 16)
+    assert _close(images.read_rgb(path).getpixel((3, 3)), RED)
+
+
+@pytest.mark.parametrize(
+    ("values", "grey"), [(np.full((4, 4), 0.5), 128), (np.full((4, 4), 128.0), 128), (np.full((4, 4), 1e9), 255)]
+)
+def test_floating_point_tiffs_are_not_black(tmp_path: Path, values: np.ndarray, grey: int) -> None:
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "a.tif")
+    assert images.read_rgb(tmp_path / "a.tif").getpixel((1, 1)) == (grey,) * 3
+
+
+@pytest.mark.parametrize(("suffix", "module"), [(".heic", "pillow_heif"), (".jxl", "pillow_jxl")])
+def test_formats_of_plugins(tmp_path: Path, suffix: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(module)
+    images.picture_suffixes.cache_clear()
+    assert suffix in images.picture_suffixes()
+    _two_halves().save(tmp_path / f"a{suffix}", quality=95)
+    assert images.read_size(tmp_path / f"a{suffix}") == (64, 32)
+    assert _close(images.read_rgb(tmp_path / f"a{suffix}").getpixel((8, 16)), RED)
+    # Without the plug-in.
+    images.picture_suffixes.cache_clear()
+    monkeypatch.setitem(sys.modules, module, None)
+    for name in ("HEIF", "JXL"):
+        monkeypatch.delitem(Image.OPEN, name, raising=False)
+    assert suffix not in images.picture_suffixes()
+    images.picture_suffixes.cache_clear()
 
 
 def test_a_file_that_is_not_a_picture_is_named(tmp_path: Path) -> None:
