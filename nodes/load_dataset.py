@@ -9,8 +9,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.data.folders import DATASETS_KEY, dataset_folders, resolve_dataset_folder
-from ..training.data.scan import LoadSettings, folder_fingerprint, scan_folder
+from ..training.data.folders import DATASETS_KEY, dataset_folders, missing_folder, resolve_dataset_folder
+from ..training.data.scan import LoadSettings, folder_fingerprint, scan_project
 from ..training.errors import UserError
 from ..training.host.paths import input_folders
 from ..training.settings import parse_color, settings_from
@@ -34,12 +34,18 @@ class LoadDataset(Node):
         """List the folders that exist now."""
         return cls.schema(
             display_name="Load Dataset",
-            description="Loads pictures and captions from a folder in ComfyUI's input folder. A .txt or .caption file "
-            "next to a picture is its caption. A sub-folder named 10_my_character is seen 10 times per epoch. Changes "
-            "on disk are noticed at the next queue.",
+            description="Loads pictures and captions from a folder in ComfyUI's input folder. A text file next to a "
+            "picture is its caption. A sub-folder named 10_my_character is seen 10 times per epoch. Changes on disk "
+            "are noticed at the next queue.",
             search_aliases=["training images", "kohya folder", "lora dataset"],
             inputs=widgets(LoadSettings, folder={"options": dataset_folders(_roots()) or [_NONE]}),
-            outputs=[Dataset.Output(display_name="dataset", tooltip="The pictures with their captions and repeats.")],
+            outputs=[
+                Dataset.Output(display_name="dataset", tooltip="The pictures with their captions and repeats."),
+                Dataset.Output(
+                    display_name="regularization",
+                    tooltip="The pictures of reg in a kohya project, for Regularization Images. Else empty.",
+                ),
+            ],
         )
 
     @classmethod
@@ -51,7 +57,7 @@ class LoadDataset(Node):
             path = resolve_dataset_folder("" if folder == _NONE else folder, _roots())
         except UserError as error:
             return str(error)
-        return True if path.is_dir() else f"The folder {folder!r} does not exist. Choose another folder."
+        return True if path.is_dir() else missing_folder(folder)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, **others: Any) -> str:
@@ -69,8 +75,8 @@ class LoadDataset(Node):
         settings = settings_from(LoadSettings, inputs)
         path, color = resolve_dataset_folder(settings.folder, _roots()), parse_color(settings.background)
         with cls.cancellable() as sink:
-            dataset = scan_folder(path, trigger=settings.trigger.strip(), background=color, sink=sink)
-        cls.show(dataset.describe())
+            dataset, regularization = scan_project(path, trigger=settings.trigger, background=color, sink=sink)
+        cls.show("\n".join([dataset.describe(), *dataset.notes]))
         for sentence in dataset.skipped:
             log.warning("LoRA Workbench: left out: %s", sentence)
-        return io.NodeOutput(dataset)
+        return io.NodeOutput(dataset, regularization)

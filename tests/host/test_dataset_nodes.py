@@ -119,6 +119,38 @@ def test_operations_policy_and_prior_reach_the_training(server):
     assert text_of(server, "live").startswith("Examples:\nzorp")
 
 
+def test_a_kohya_project_is_learned_with_its_regularization_pictures(server):
+    project = server.base / "input" / "project"
+    for name in ("img/2_zorp thing", "reg/1_thing", "model/sample"):
+        (project / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (256, 256), f"#0{number}0000").save(project / name / f"{number}.png")
+    (project / "img/2_zorp thing/0.txt").write_bytes("zorp，一个女孩，蓝色头发，站在海边".encode("gbk"))
+    (project / "img/2_zorp thing/1.heif.zip").write_bytes(b"")
+    Image.new("L", (256, 256), 255).save(project / "img/2_zorp thing/0-masklabel.png")
+    chain = {
+        "load": load("project", "zorp"),
+        "mix": node("RegularizationImages", dataset=["load", 0], regularization=["load", 1], weight=1.0, share=1.0,
+                    target="as the pictures are"),
+    }  # fmt: skip
+    metadata = trained(server, chain, "mix", "project")
+    assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"]) == ("4", "4")
+    assert json.loads(metadata["ss_tag_frequency"])["2_zorp thing"] == {
+        "zorp": 1, "一个女孩": 1, "蓝色头发": 1, "站在海边": 1, "zorp thing": 1}  # fmt: skip
+    assert text_of(server, "load").splitlines()[1:] == [
+        "1 caption was read as GBK (0.txt). If they look wrong, save them as UTF-8.",
+        "project is a kohya project: 2 pictures to learn, 2 pictures of reg at the output regularization, left out: "
+        "model.",
+        "1 mask, used if Loss Mask follows.",
+        "Not read: 1 .zip (1.heif.zip).",
+    ]
+
+
+def test_a_placeholder_is_named(server):
+    with pytest.raises(PromptError, match="Choose your folder: my_character is a placeholder"):
+        trained(server, {"load": load("my_character")}, "load", "none")
+
+
 def test_two_concepts_in_one(server):
     first = colors(server, "first", {"a": "#ff0000"})
     second = colors(server, "second", {"b": "#0000ff", "c": "#00ff00"})

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.caption_files import read_caption
+from ..data.companions import FIELDS_SUFFIX, sort_files
 from ..data.dataset import Dataset, Picture
-from ..data.scan import CAPTION_SUFFIXES
 from ..disk import sweep_unfinished, write_whole
 
 
@@ -25,19 +26,18 @@ def write_captions(pictures: Sequence[Picture], dataset: Dataset, *, over: bool,
     Returns:
         The number of files written.
     """
-    owners = Counter(path.with_suffix("") for path in {picture.path for picture in dataset.pictures})
     folders = {picture.path.parent for picture in pictures}
     for folder in folders:
         sweep_unfinished(folder, deep=False)
-    existing = _caption_files(folders)
+    existing = _captions(folders)
+    owners = Counter(_target(path, existing.get(path)) for path in {picture.path for picture in dataset.pictures})
     written = 0
     for picture in pictures:
-        stem = picture.path.with_suffix("")
-        # An existing .TXT is reused, because it is read like any .txt.
-        file = existing.get((stem, ".txt"), picture.path.with_suffix(".txt"))
-        if owners[stem] > 1:
+        own = existing.get(picture.path)
+        file = _target(picture.path, own)
+        if owners[file] > 1:
             problems.append(f"{file} was not written: two pictures have that name. Rename one of them.")
-        elif over or not any((stem, suffix) in existing for suffix in CAPTION_SUFFIXES):
+        elif over or own is None:
             try:
                 if over:
                     _refuse_read_only(file)
@@ -50,12 +50,20 @@ def write_captions(pictures: Sequence[Picture], dataset: Dataset, *, over: bool,
     return written
 
 
-def _caption_files(folders: set[Path]) -> dict[tuple[Path, str], Path]:
-    """The caption files in some folders, by (path without suffix, suffix in lower case)."""
-    files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
-    return {
-        (file.with_suffix(""), file.suffix.lower()): file for file in files if file.suffix.lower() in CAPTION_SUFFIXES
-    }
+def _captions(folders: set[Path]) -> dict[Path, Path]:
+    """The caption file of each picture in some folders that has one. A .json file may be something else."""
+    there = [sort_files(folder, os.listdir(folder)) for folder in folders if folder.is_dir()]
+    found = (files for folder in there for files in folder.pictures)
+    return {files.path: files.caption for files in found if files.caption and not _is_something_else(files.caption)}
+
+
+def _is_something_else(caption: Path) -> bool:
+    return caption.suffix.lower() == FIELDS_SUFFIX and read_caption(caption) is None
+
+
+def _target(path: Path, caption: Path | None) -> Path:
+    """Where a picture's caption is written: to its text file, whatever its form of name, or to a new one."""
+    return caption if caption and caption.suffix.lower() == ".txt" else path.with_suffix(".txt")
 
 
 def _refuse_read_only(file: Path) -> None:

@@ -51,6 +51,7 @@ class Picture:
         preserves_prior: Whether it is trained towards the model's own prediction without the LoRA (prior
             preservation) instead of towards itself.
         mask: The mask file, whose white parts are learned; `path` itself to learn its opaque parts; or None.
+        controls: Its control pictures, which an edit or ControlNet model sees beside it. Nothing uses them yet.
         outside: Weight of the loss where the mask is black, 0 to 1. At 1 the mask is not used.
         flip: Whether it is mirrored with probability one half each time it is shown.
         own_trigger: Its trigger, if it differs from the dataset's after a concat; None: the dataset's.
@@ -69,6 +70,7 @@ class Picture:
     is_regularization: bool = False
     preserves_prior: bool = False
     mask: Path | None = None
+    controls: tuple[Path, ...] = ()
     outside: float = 1.0
     flip: bool = False
     own_trigger: str | None = None
@@ -99,6 +101,7 @@ class Dataset:
         bucket_step: The step of bucket sides in pixels; 0 before bucketing.
         resolution: The side in pixels of the square whose area the buckets approximate; 0 before bucketing.
         policy: How captions vary during training; None: they do not.
+        notes: One sentence for each thing worth knowing about how it was read.
     """
 
     pictures: tuple[Picture, ...]
@@ -110,6 +113,7 @@ class Dataset:
     bucket_step: int = 0
     resolution: int = 0
     policy: CaptionPolicy | None = None
+    notes: tuple[str, ...] = field(default=())
 
     @property
     def is_bucketed(self) -> bool:

@@ -9,10 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .images import IMAGE_SUFFIXES
+from .images import picture_suffixes
+from .tree import not_text, readable
 
 # Datasets outside the input folder: a key for extra_model_paths.yaml.
 DATASETS_KEY = "lora_datasets"
+
+# Folders that the example workflows name and nobody has.
+PLACEHOLDERS = ("my_character", "my_character_more", "my_class")
 
 _LISTED_DEPTH = 2
 _LIST_HOLDS = 1.0  # seconds
@@ -23,8 +27,8 @@ def dataset_folders(roots: Sequence[Path]) -> list[str]:
     """List the folders a dataset can be read from, below ComfyUI's input folder and the `lora_datasets` paths.
 
     Folders up to two levels deep are listed if they hold a picture, directly or up to two levels below. Hidden folders
-    are not listed. Folders outside input are listed by absolute path. ComfyUI asks several times for each prompt, so
-    the answer is cached briefly.
+    are not listed. Folders outside input are listed by absolute path, and names that are not valid text with their
+    bytes as numbers. ComfyUI asks several times for each prompt, so the answer is cached briefly.
 
     Args:
         roots: ComfyUI's input folder, then the `lora_datasets` paths.
@@ -39,7 +43,7 @@ def dataset_folders(roots: Sequence[Path]) -> list[str]:
         for folder in below:
             name = folder.relative_to(root)
             if len(name.parts) <= _LISTED_DEPTH:
-                found.append(name.as_posix() if number == 0 else folder.as_posix())
+                found.append(readable(name.as_posix() if number == 0 else folder.as_posix()))
         if number > 0 and any_picture:
             found.append(root.as_posix())
     _listed[tuple(roots)] = (now, tuple(found))
@@ -48,7 +52,7 @@ def dataset_folders(roots: Sequence[Path]) -> list[str]:
 
 def _with_pictures(folder: Path, depth: int) -> tuple[bool, list[Path]]:
     """Whether a folder holds a picture, directly or below, and every folder below it that does."""
-    own, found = False, []
+    own, found, suffixes = False, [], tuple(picture_suffixes())
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name.casefold())
     except OSError:  # deleted, or not readable
@@ -61,9 +65,16 @@ def _with_pictures(folder: Path, depth: int) -> tuple[bool, list[Path]]:
             if inside:
                 own = True
                 found += [Path(entry.path), *below]
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+        elif entry.name.lower().endswith(suffixes):
             own = True
     return own, found
+
+
+def missing_folder(name: str) -> str:
+    """What is wrong with a folder that is not there, for a person."""
+    if name in PLACEHOLDERS:
+        return f"Choose your folder: {name} is a placeholder."
+    return f"The folder {name!r} does not exist. Choose another folder."
 
 
 def resolve_dataset_folder(name: str, roots: Sequence[Path]) -> Path:
@@ -80,6 +91,8 @@ def resolve_dataset_folder(name: str, roots: Sequence[Path]) -> Path:
         raise UserError(
             "No dataset folder is chosen. Put a folder of pictures into ComfyUI's input folder and choose it here."
         )
+    if "\\x" in name and not (roots[0] / name).exists() and name in dataset_folders(roots):
+        raise UserError(not_text(Path(name).parent if "/" in name else roots[0], [Path(name).name]))
     # A path that Windows saved in a workflow. A backslash is a separator nowhere else, but a name may have one.
     if "\\" in name and not (roots[0] / name).exists():
         name = name.replace("\\", "/")

@@ -6,7 +6,6 @@ detected when it is encoded.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import logging
 import os
@@ -16,23 +15,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..disk import file_stamp, require_regular
+from ..disk import file_stamp
 from ..errors import UnreadableImage, UserError
 from ..events import Cancelled, Sink, counted
 from ..settings import Settings, knob
+from .caption_files import decode_all, read_caption, read_table, tidy
+from .companions import PictureFiles
 from .dataset import REPEATS, Dataset, Picture
 from .images import IMAGE_SUFFIXES, read_size
-from .words import MOST_CHARACTERS, clean_trigger, fallback_caption, with_trigger
+from .notes import notes
+from .tree import Folder, Tree, read_tree
+from .words import clean_trigger, fallback_caption, with_trigger
 
 log = logging.getLogger(__name__)
 
-# In order of preference.
-CAPTION_SUFFIXES = (".txt", ".caption")
-MASK_SUFFIX = "_mask"
 _REPORT_EVERY = 100  # pictures
-
-# Files of operating systems and network drives. Names that start with a dot are ignored as well.
-_SYSTEM_FILES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -52,32 +49,29 @@ class LoadSettings(Settings):
     )
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """One folder: its pictures, each with its caption file and mask, and the repeats and class from its name."""
-
-    path: Path
-    concept: str
-    repeats: float
-    class_word: str
-    files: tuple[tuple[Path, Path | None, Path | None], ...]
-
-
 def scan_folder(
     root: Path, *, trigger: str = "", background: tuple[int, int, int] = (255, 255, 255), sink: Sink | None = None
 ) -> Dataset:
-    """Read a folder and everything below it as a dataset.
+    """Read a folder and everything below it as a dataset. See `scan_project`."""
+    return scan_project(root, trigger=trigger, background=background, sink=sink)[0]
 
-    A folder named `<N>_<class words>` shows everything below it N times per epoch. The nearest such name applies, and
-    the root's own name counts. The caption is the text file next to the picture (`.txt` before `.caption`), else the
-    class words. Every real folder is read once, however many links lead to it, so that a loop of links ends and no
-    picture is counted twice by accident.
+
+def scan_project(
+    root: Path, *, trigger: str = "", background: tuple[int, int, int] = (255, 255, 255), sink: Sink | None = None
+) -> tuple[Dataset, Dataset]:
+    """Read a folder and everything below it: pictures to learn, and the regularization pictures of a kohya project.
+
+    Folders, repeats and companions are explained in `tree` and `companions`. The caption is the text next to the
+    picture, else that of a table (`metadata.jsonl`), else the folder's class words.
 
     Args:
         root: The folder.
         trigger: The trigger word of the concept, added in front of each caption that lacks it.
         background: (r, g, b), 0 to 255: shows through transparent pixels.
         sink: Receives the progress and is checked for a cancel.
+
+    Returns:
+        The pictures to learn, and the regularization pictures, without trigger; there may be none of these.
 
     Raises:
         Cancelled: The user pressed cancel.
@@ -89,167 +83,111 @@ def scan_folder(
     if not os.path.isdir(root):
         raise UserError(f"{root} is a file. Choose the folder that holds the pictures.")
     trigger = clean_trigger(trigger)
-    pictures: list[Picture] = []
-    skipped: list[str] = []
-    folders = list(_folders(root, skipped))
-    total, done = sum(len(folder.files) for folder in folders), 0
-    for folder in folders:
-        if folder.repeats == 0:
-            skipped.append(
-                f"{folder.path} was left out with its {counted(len(folder.files), 'picture')}, because the number in "
-                "its name asks for 0 repeats. Rename it to use them."
-            )
-            continue
-        for path, caption_file, mask in folder.files:
-            if sink and done % _REPORT_EVERY == 0:
-                if sink.cancelled():
-                    raise Cancelled
-                sink.phase("reading the folder", done, total)
-            done += 1
-            try:
-                picture = _picture(path, read_size(path), caption_file, folder, trigger)
-            except UnreadableImage as error:
-                skipped.append(str(error))
-                continue
-            pictures.append(replace(picture, mask=mask))
-    if not pictures:
-        raise _no_pictures(root, skipped)
-    pictures.sort(key=lambda picture: _natural(picture.path.relative_to(root)))
-    for sentence in skipped:
+    tree = read_tree(root)
+    sentences: list[str] = []
+    found = list(_pictures(tree, trigger, sentences, sink))
+    found.sort(key=lambda picture: _natural(picture.path.relative_to(root)))
+    learned = tuple(picture for picture in found if not picture.is_regularization)
+    if not learned:
+        raise _no_pictures(root, tree)
+    for sentence in tree.skipped:
         log.warning("%s", sentence)
     repeats = REPEATS.fullmatch(root.name)
     name = (repeats[2] if repeats else root.name) or root.name or "dataset"
-    return Dataset(tuple(pictures), name, root, trigger, background, tuple(skipped))
+    # The node that joins them sets `is_regularization`.
+    kept = tuple(replace(picture, is_regularization=False) for picture in found if picture.is_regularization)
+    return (
+        Dataset(learned, name, root, trigger, background, tuple(tree.skipped), notes=(*sentences, *notes(tree))),
+        Dataset(kept, f"{name} reg", root, "", background),
+    )
 
 
 def folder_fingerprint(root: Path) -> str:
     """Fingerprint a folder: 64 hex digits that change if and only if what `scan_folder` reads changes.
 
-    Based on the names, sizes and modification times of the pictures, their captions and masks. A missing folder gives
-    `missing` instead of an error, because the host calls this before it runs a node.
+    Based on the names, sizes and modification times of the pictures, their captions, masks and control pictures. A
+    missing folder gives `missing` instead of an error, because the host calls this before it runs a node.
     """
     root = Path(os.path.abspath(os.path.expanduser(root)))
     if not os.path.isdir(root):
         return "missing"
-    lines = [
-        f"{path.relative_to(root).as_posix()}|{file_stamp(path)}"
-        for folder in _folders(root, [])
-        for files in folder.files
-        for path in files
-        if path is not None
-    ]
-    # Two pictures can share one caption file. File names may contain bytes that are not valid text.
-    return hashlib.sha256("\n".join(sorted(set(lines))).encode("utf-8", "surrogateescape")).hexdigest()
+    tree = read_tree(root)
+    paths = [path for folder in tree.folders for files in folder.pictures for path in files.all()] + tree.tables
+    lines = {f"{path.relative_to(root).as_posix()}|{file_stamp(path)}" for path in paths}
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8")).hexdigest()
 
 
-def _picture(path: Path, size: tuple[int, int], caption_file: Path | None, folder: _Folder, trigger: str) -> Picture:
-    """One picture of the manifest, with its own caption or the class words of its folder."""
-    caption = _read_caption(caption_file) if caption_file else ""
-    return Picture(
-        path=path,
-        size=size,
-        caption=with_trigger(caption, trigger) if caption else fallback_caption(folder.class_word, trigger),
-        repeats=folder.repeats,
-        concept=folder.concept,
-        class_word=folder.class_word,
-        fingerprint=file_stamp(path),
-    )
+def _pictures(tree: Tree, trigger: str, sentences: list[str], sink: Sink | None) -> Iterator[Picture]:
+    """Every usable picture with its caption. What cannot be used goes to the tree's lists, encodings to `sentences`."""
+    tables = _tables(tree)
+    read: list[tuple[PictureFiles, Folder, tuple[int, int], str | bytes]] = []
+    for files, folder in _files(tree, sink):
+        try:
+            size = read_size(files.path)
+            caption = read_caption(files.caption) if files.caption else None
+            if caption is None:
+                if files.caption:
+                    tree.unread.append(files.caption)
+                caption = tidy(tables.get(files.path, ""), files.path)
+            read.append((files, folder, size, caption))
+        except UnreadableImage as error:
+            tree.skipped.append(str(error))
+    undecided = {files.caption: text for files, _, _, text in read if files.caption and isinstance(text, bytes)}
+    decoded, told = decode_all(undecided)
+    sentences += told
+    for files, folder, size, caption in read:
+        own = "" if folder.is_regularization else trigger
+        if isinstance(caption, bytes):
+            assert files.caption
+            try:
+                caption = tidy(decoded[files.caption], files.caption)
+            except UnreadableImage as error:
+                tree.skipped.append(str(error))
+                continue
+        yield Picture(
+            path=files.path,
+            size=size,
+            caption=with_trigger(caption, own) if caption else fallback_caption(folder.class_word, own),
+            repeats=folder.repeats,
+            concept=folder.concept,
+            class_word=folder.class_word,
+            fingerprint=file_stamp(files.path),
+            is_regularization=folder.is_regularization,
+            mask=files.mask,
+            controls=files.controls,
+        )
 
 
-def _folders(root: Path, skipped: list[str]) -> Iterator[_Folder]:
-    """Walk the folders with pictures in an order independent of the file system. Appends problems to `skipped`."""
-    seen: dict[str, str] = {}
-    # (repeats, class word) from each folder's name, or from the nearest such name above it.
-    named: dict[str, tuple[float, str]] = {}
-
-    def unreadable(error: OSError) -> None:
-        skipped.append(f"{error.filename} cannot be opened ({error.strerror}). Change its permissions.")
-
-    for here, names, files in os.walk(root, followlinks=True, onerror=unreadable):
-        real = os.path.realpath(here)
-        if real in seen:
-            skipped.append(f"{here} leads to {seen[real]}, which was read already.")
-            names.clear()
+def _files(tree: Tree, sink: Sink | None) -> Iterator[tuple[PictureFiles, Folder]]:
+    """Every picture's files, with progress and cancel."""
+    total, done = sum(len(folder.pictures) for folder in tree.folders), 0
+    for folder in tree.folders:
+        if folder.repeats == 0:
+            tree.skipped.append(
+                f"{folder.path} was left out with its {counted(len(folder.pictures), 'picture')}, because the number "
+                "in its name asks for 0 repeats. Rename it to use them."
+            )
             continue
-        seen[real] = here
-        path = Path(here)
-        # Links last, so that a folder is read under its own name, not under that of a link to it.
-        links = {name for name in names if os.path.islink(path / name)}
-        names[:] = [*sorted(set(names) - links), *sorted(links)]
-        names[:] = [name for name in names if not _is_system_file(name)]
-        match = REPEATS.fullmatch(path.name)
-        named[here] = (_number(match[1]), match[2]) if match else named.get(str(path.parent), (1, ""))
-        found = _files(path, files)
-        if found:
-            concept = root.name if path == root else path.relative_to(root).as_posix()
-            yield _Folder(path, concept, *named[here], found)
+        for files in folder.pictures:
+            if sink and done % _REPORT_EVERY == 0:
+                if sink.cancelled():
+                    raise Cancelled
+                sink.phase("reading the folder", done, total)
+            done += 1
+            yield files, folder
 
 
-def _files(folder: Path, names: list[str]) -> tuple[tuple[Path, Path | None, Path | None], ...]:
-    """The pictures of one folder, each with its caption file and its mask. Suffixes match in any case."""
-    names = sorted(name for name in names if not _is_system_file(name))
-    split = [os.path.splitext(name) for name in names]
-    captions = {
-        (stem, suffix.lower()): folder / (stem + suffix) for stem, suffix in split if suffix.lower() in CAPTION_SUFFIXES
-    }
-
-    def caption_of(stem: str) -> Path | None:
-        return next((captions[stem, end] for end in CAPTION_SUFFIXES if (stem, end) in captions), None)
-
-    pictures = [(stem, suffix) for stem, suffix in split if suffix.lower() in IMAGE_SUFFIXES]
-    stems = {stem for stem, _ in pictures}
-    # `cat_mask.png` next to `cat.jpg` is its mask, not another picture.
-    masks = {
-        stem.removesuffix(MASK_SUFFIX): folder / (stem + suffix) for stem, suffix in pictures
-        if stem.endswith(MASK_SUFFIX) and stem.removesuffix(MASK_SUFFIX) in stems
-    }  # fmt: skip
-    taken = set(masks.values())
-    return tuple(
-        (folder / (stem + suffix), caption_of(stem), masks.get(stem)) for stem, suffix in pictures
-        if folder / (stem + suffix) not in taken
-    )  # fmt: skip
-
-
-def _is_system_file(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM_FILES
-
-
-def _read_caption(path: Path) -> str:
-    """The whole text of a caption file, without empty lines; kohya takes the first line and silently drops the rest.
-
-    Raises:
-        UnreadableImage: The caption is too long, so its picture cannot be used.
-        UserError: The file cannot be opened, or is not UTF-8.
-    """
-    most_bytes = 4 * MOST_CHARACTERS + len(codecs.BOM_UTF8)  # the rest of a longer file is not read
-    try:
-        require_regular(path)
-        with path.open("rb") as file:
-            data = file.read(most_bytes + 1)
-    except PermissionError as error:
-        raise UserError(f"The caption {path} cannot be opened ({error.strerror}). Change its permissions.") from error
-    except OSError as error:
-        raise UserError(f"The caption {path} cannot be read ({error.strerror}). Replace or remove it.") from error
-    if len(data) > most_bytes:
-        raise _too_long(path)
-    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
-    try:
-        text = data[start:].decode("utf-8")
-        bad = text.find("\0")  # UTF-16 without a BOM decodes, with a zero after every letter
-        bad = len(text[:bad].encode()) if bad >= 0 else -1
-    except UnicodeDecodeError as error:
-        bad = error.start
-    if bad >= 0:
-        raise UserError(f"The caption {path} is not UTF-8 text (byte {start + bad}). Save it as UTF-8.")
-    if len(text) > MOST_CHARACTERS:
-        raise _too_long(path)
-    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _too_long(path: Path) -> UnreadableImage:
-    return UnreadableImage(
-        f"The caption {path} has more than {MOST_CHARACTERS:,} characters, so its picture was left out. Shorten it."
-    )
+def _tables(tree: Tree) -> dict[Path, str]:
+    """The captions in tables, by the picture's path. A table of another form counts as not read."""
+    captions: dict[Path, str] = {}
+    for path in tree.tables:
+        rows = read_table(path)
+        if rows is None:
+            tree.unread.append(path)
+            continue
+        for name, caption in rows.items():
+            captions[Path(os.path.normpath(path.parent / name))] = caption
+    return captions
 
 
 def _natural(path: Path) -> tuple[object, ...]:
@@ -261,17 +199,13 @@ def _natural(path: Path) -> tuple[object, ...]:
     return (parts, path.as_posix())
 
 
-def _number(text: str) -> float:
-    """Parse a number. One without a decimal point becomes an int."""
-    return float(text) if "." in text else int(text)
-
-
-def _no_pictures(root: Path, skipped: list[str]) -> UserError:
+def _no_pictures(root: Path, tree: Tree) -> UserError:
     """The error for a folder without a usable picture."""
-    if skipped:
-        return UserError(f"No picture in {root} can be used. {_first(skipped)}")
+    if tree.skipped:
+        return UserError(f"No picture in {root} can be used. {_first(tree.skipped)}")
     kinds = ", ".join(IMAGE_SUFFIXES)
-    return UserError(f"There are no pictures in {root} or its subfolders. Add files that end in {kinds}.")
+    more = "".join(f" {note}" for note in notes(tree))
+    return UserError(f"There are no pictures in {root} or its subfolders. Add files that end in {kinds}.{more}")
 
 
 def _first(sentences: list[str], most: int = 3) -> str:

@@ -1,0 +1,258 @@
+"""The text of captions on disk: text files in whatever encoding, .json files, and tables of many captions."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..disk import require_regular
+from ..errors import UnreadableImage, UserError
+from ..events import counted
+from .words import MOST_CHARACTERS
+
+_FIELDS = ("caption", "text")  # of a .json file or a table; the first one that holds text
+_FILE = "file_name"
+_MOST_BYTES = 4 * MOST_CHARACTERS + len(codecs.BOM_UTF8)  # the rest of a longer caption is not read
+_MOST_JSON = 1 << 20  # bytes of a .json file
+_MOST_TABLE = 1 << 28  # bytes
+_BOMS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+# Encodings that captions are written in besides Unicode, the most common first, by the name people know.
+_ENCODINGS = {
+    "gb18030": "GBK", "cp932": "Shift-JIS", "big5": "Big5", "cp949": "EUC-KR", "euc_jp": "EUC-JP",
+    "cp1252": "Windows-1252", "cp1250": "Windows-1250", "cp1251": "Windows-1251",
+}  # fmt: skip
+_LIKELY = 0.8  # share of everyday characters from which an encoding is taken
+_WESTERN_SIGNS = "‘’“”„–—…•·°©®™«»¿¡€£´"
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+def read_caption(path: Path) -> str | bytes | None:
+    """Read a caption file.
+
+    Returns:
+        Its text; its bytes if they are not UTF-8, for `decode_all`; or None for a .json file without a caption.
+
+    Raises:
+        UnreadableImage: The caption is too long, so its picture cannot be used.
+        UserError: The file cannot be opened.
+    """
+    is_json = path.suffix.lower() == ".json"
+    most = _MOST_JSON if is_json else _MOST_BYTES
+    try:
+        require_regular(path)
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except PermissionError as error:
+        raise UserError(f"The caption {path} cannot be opened ({error.strerror}). Change its permissions.") from error
+    except OSError as error:
+        raise UserError(f"The caption {path} cannot be read ({error.strerror}). Replace or remove it.") from error
+    if is_json:
+        text = None if len(data) > most else _field(_parsed(data))
+        return None if text is None else tidy(text, path)
+    if len(data) > most:
+        raise _too_long(path)
+    try:
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError:
+        return data
+    return data if "\0" in text else tidy(text, path)
+
+
+def tidy(text: str, path: Path) -> str:
+    """A caption's lines without empty ones; kohya takes the first line and silently drops the rest.
+
+    Raises:
+        UnreadableImage: The caption is too long.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise _too_long(path)
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def read_table(path: Path) -> dict[str, str] | None:
+    """Read a metadata.jsonl or metadata.csv of Hugging Face's imagefolder.
+
+    Returns:
+        Captions, not yet tidy, by the picture's path relative to the table; None if the file has another form.
+    """
+    try:
+        require_regular(path)
+        if path.stat().st_size > _MOST_TABLE:
+            return None
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(_rows(file, path.suffix.lower() == ".csv"))
+    except (OSError, ValueError, csv.Error):  # ValueError: not UTF-8, or not JSON
+        return None
+    captions = {
+        str(row[_FILE]).replace("\\", "/"): text
+        for row in rows
+        if isinstance(row, dict) and row.get(_FILE) and (text := _field(row)) is not None
+    }
+    return captions or None
+
+
+def decode_all(files: dict[Path, bytes]) -> tuple[dict[Path, str], list[str]]:
+    """Decode captions that are not UTF-8.
+
+    Files of one folder usually share an encoding, and a short text says little. So all are tried together first.
+
+    Args:
+        files: The bytes of each file.
+
+    Returns:
+        The text of each file, and one sentence for each encoding.
+
+    Raises:
+        UserError: The encoding of some files cannot be told. All of them are listed.
+    """
+    names = {path: name for path, data in files.items() if (name := _unicode(data))}
+    others = {path: data for path, data in files.items() if path not in names and not _is_damaged_utf8(data)}
+    shared = _detect(b"\n".join(others.values())) if others else None
+    for path, data in others.items():
+        name = shared or _detect(data)
+        if name:
+            names[path] = name
+    unknown = [path for path in files if path not in names]
+    if unknown:
+        listed = "\n".join(map(str, unknown))
+        raise UserError(
+            f"The encoding of {counted(len(unknown), 'caption')} cannot be told. Save as UTF-8:\n{listed}"
+        )
+    sentences = []
+    for name in dict.fromkeys(names.values()):
+        paths = [path for path, its in names.items() if its == name]
+        were = "caption was" if len(paths) == 1 else "captions were"
+        sentences.append(
+            f"{len(paths)} {were} read as {_ENCODINGS.get(name, 'UTF-16' if '16' in name else 'UTF-32')} "
+            f"({paths[0].name}{', …' if len(paths) > 1 else ''}). If they look wrong, save them as UTF-8."
+        )
+    return {path: data.decode(names[path]).lstrip("\ufeff") for path, data in files.items()}, sentences
+
+
+def _unicode(data: bytes) -> str | None:
+    """The encoding of UTF-16 or UTF-32, from its mark or from the zeros beside Latin letters."""
+    guess = next((name for bom, name in _BOMS.items() if data.startswith(bom)), None)
+    if guess is None and b"\0" in data:
+        guess = "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"
+    if guess is None:
+        return None
+    try:
+        return None if "\0" in data.decode(guess) else guess
+    except UnicodeDecodeError:
+        return None
+
+
+def _is_damaged_utf8(data: bytes) -> bool:
+    """Whether most characters are UTF-8: such a text is damaged, and every other encoding makes gibberish of it."""
+    if data.startswith(codecs.BOM_UTF8):
+        return True
+    text = data.decode("utf-8", "replace")
+    wrong = text.count("\ufffd")
+    return sum(character > "\x7f" for character in text) - wrong > wrong
+
+
+def _detect(data: bytes) -> str | None:
+    """The encoding of some text, or None if it cannot be told.
+
+    charset-normalizer leaves out encodings that make a mess. Of the others it prefers some by chance if a text is
+    short. So the one with the most everyday characters is taken.
+    """
+    try:
+        from charset_normalizer import from_bytes  # most hosts have it, and few captions need it
+    except ImportError:
+        return None
+    sure = {
+        name: match.coherence  # how much the text is like one of its languages, 0 for a short text
+        for match in from_bytes(data, cp_isolation=list(_ENCODINGS))
+        for name in (match.encoding, *match.could_be_from_charset)
+    }
+    shares = {name: _everyday(data.decode(name), name) for name in _ENCODINGS if name in sure}
+    likely = [name for name, share in shares.items() if share >= _LIKELY]
+    return max(likely, key=lambda name: (shares[name], sure[name])) if likely else None
+
+
+def _everyday(text: str, encoding: str) -> float:
+    """The share of a text's characters beyond ASCII that are common in the encoding's language, 0 to 1."""
+    rule = {"cp1252": _is_western, "cp1250": _is_western, "cp1251": _is_cyrillic}.get(encoding)
+    if rule is None:
+        beyond = [character for character in text if character > "\x7f"]
+        # Of these languages only Korean has spaces between its words.
+        spaces = 0 if encoding == "cp949" else len(re.findall(r"[^\x00-\x7f] (?=[^\x00-\x7f])", text))
+        common = sum(map(_COMMON[encoding], beyond))
+        return common / (len(beyond) + spaces) if beyond else 0.0
+    beyond_count = sum(character > "\x7f" for character in text)
+    letters = sum(len(re.findall(r"[^\x00-\x7f]", word)) for word in _WORD.findall(text) if rule(word))
+    return (letters + sum(text.count(sign) for sign in _WESTERN_SIGNS)) / beyond_count if beyond_count else 0.0
+
+
+def _is_western(word: str) -> bool:
+    """Whether a word has a plain Latin letter, or is a single letter such as `à`."""
+    return len(word) == 1 or any(map(str.isascii, word))
+
+
+def _is_cyrillic(word: str) -> bool:
+    return all("\u0400" <= letter <= "\u04ff" for letter in word) and not word[1:].isupper()
+
+
+def _leads(encoding: str, *ranges: tuple[int, int]) -> Callable[[str], bool]:
+    """Tell characters by their first byte: national standards put the everyday ones first."""
+
+    def is_common(character: str) -> bool:
+        try:
+            lead = character.encode(encoding)
+        except UnicodeEncodeError:
+            return False
+        return len(lead) == 2 and any(low <= lead[0] <= high for low, high in ranges)
+
+    return is_common
+
+
+_JAPANESE = _leads("euc_jp", (0xA1, 0xA5), (0xB0, 0xCF))  # signs and kana, level 1
+_COMMON: dict[str, Callable[[str], bool]] = {
+    "gb18030": _leads("gb2312", (0xA1, 0xA3), (0xB0, 0xD7)),  # signs, level 1
+    "cp932": _JAPANESE,
+    "big5": _leads("big5", (0xA1, 0xA3), (0xA4, 0xC6)),
+    "cp949": _leads("euc_kr", (0xA1, 0xA3), (0xB0, 0xC8)),  # signs, syllables
+    "euc_jp": _JAPANESE,
+}
+
+
+def _rows(file: Iterable[str], is_csv: bool) -> Iterator[Any]:
+    if is_csv:
+        yield from csv.DictReader(file)
+        return
+    for line in file:
+        if line.strip():
+            yield json.loads(line)
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _field(parsed: Any) -> str | None:
+    """The caption in a parsed object. A list of strings is a caption of several lines."""
+    if not isinstance(parsed, dict):
+        return None
+    for name in _FIELDS:
+        found = parsed.get(name)
+        if isinstance(found, list) and found and all(isinstance(line, str) for line in found):
+            found = "\n".join(found)
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _too_long(path: Path) -> UnreadableImage:
+    return UnreadableImage(
+        f"The caption {path} has more than {MOST_CHARACTERS:,} characters, so its picture was left out. Shorten it."
+    )

@@ -1,0 +1,222 @@
+"""The folders of a dataset as they stand on disk: which pictures they hold, how often each is shown, what is left out.
+
+A folder named `<N>_<class words>` shows everything below it N times per epoch. The nearest such name applies, and the
+root's own name counts. Every real folder is read once, however many links lead to it, so that a loop of links ends and
+no picture is counted twice by accident.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import UserError
+from .companions import (
+    CONTROL_FOLDERS,
+    MASK_FOLDERS,
+    Files,
+    PictureFiles,
+    attach_folder,
+    is_system_file,
+    sort_files,
+)  # fmt: skip
+from .dataset import REPEATS
+
+# kohya's GUI makes a project of these folders: pictures to learn, regularization pictures, and what a run leaves.
+IMG, REG = "img", "reg"
+_LEFTOVERS = ("log", "logs", "model", "models", "sample", "samples")
+_PROJECT = (REG, *_LEFTOVERS)
+
+_SHOWN = 3  # names in a sentence
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One folder: its pictures, and the repeats and class words from its name.
+
+    Attributes:
+        path: The folder.
+        concept: Its name within the dataset.
+        repeats: How often an epoch shows its pictures.
+        class_word: The class words; may be empty.
+        is_regularization: Whether it is below a project's `reg`.
+        files: Its files.
+    """
+
+    path: Path
+    concept: str
+    repeats: float
+    class_word: str
+    is_regularization: bool
+    files: Files
+
+    @property
+    def pictures(self) -> list[PictureFiles]:
+        """Its pictures with their files."""
+        return self.files.pictures
+
+
+@dataclass
+class Tree:
+    """Everything below a folder.
+
+    Attributes:
+        root: The folder.
+        folders: Those with pictures, in an order independent of the file system.
+        tables: Files with the captions of many pictures.
+        skipped: One sentence for each folder or name that cannot be used.
+        projects: The kohya projects, each with the folders that were left out of it.
+        unread: Files that nothing reads.
+        orphans: Masks and control pictures without their picture.
+        named: Repeats by the name of each folder with pictures, and 1 for those whose name has none.
+    """
+
+    root: Path
+    folders: list[Folder] = field(default_factory=list)
+    tables: list[Path] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    projects: dict[Path, list[str]] = field(default_factory=dict)
+    unread: list[Path] = field(default_factory=list)
+    orphans: list[Path] = field(default_factory=list)
+    named: dict[str, float] = field(default_factory=dict)
+
+
+def read_tree(root: Path) -> Tree:
+    """Walk a folder and everything below it. No file is opened.
+
+    Raises:
+        UserError: The folder's own path is not valid text.
+    """
+    tree = Tree(root)
+    if not is_text(str(root)):
+        raise UserError(not_text(root.parent, [root.name]))
+    here: dict[Path, Files] = {}
+    for path, names in _walk(tree):
+        here[path] = sort_files(path, names)
+    _attach_companions(root, here)
+    for path, files in here.items():
+        tree.tables += files.tables
+        tree.orphans += files.orphans
+        tree.unread += files.unread
+        if files.pictures:
+            tree.folders.append(_folder(tree, path, files))
+    return tree
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is valid text. On Linux a name is bytes, and an old one may be in GBK or Shift-JIS."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def readable(name: str) -> str:
+    """A name that is not valid text, with its bytes written as numbers."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def not_text(folder: Path, names: list[str]) -> str:
+    """The sentence for names in a folder that are not valid text."""
+    listed = ", ".join(f"'{readable(name)}'" for name in names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    have = "has a name that is" if len(names) == 1 else "have names that are"
+    where = readable(str(folder))
+    return (
+        f"{listed}{more} in {where} {have} not UTF-8 and cannot be used. Rename, for example from GBK with: "
+        f"convmv -f gbk -t utf-8 -r --notest '{where}'"
+    )
+
+
+def number(text: str) -> float:
+    """Parse a number. One without a decimal point becomes an int."""
+    return float(text) if "." in text else int(text)
+
+
+def _walk(tree: Tree) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder with the names of its files, in an order independent of the file system."""
+    seen: dict[str, str] = {}
+
+    def unreadable(error: OSError) -> None:
+        tree.skipped.append(f"{error.filename} cannot be opened ({error.strerror}). Change its permissions.")
+
+    for here, names, files in os.walk(tree.root, followlinks=True, onerror=unreadable):
+        real = os.path.realpath(here)
+        if real in seen:
+            tree.skipped.append(f"{here} leads to {seen[real]}, which was read already.")
+            names.clear()
+            continue
+        seen[real] = here
+        path = Path(here)
+        unusable = sorted(name for name in (*names, *files) if not is_text(name))
+        if unusable:
+            tree.skipped.append(not_text(path, unusable))
+        # Links last, so that a folder is read under its own name, not under that of a link to it.
+        usable = {name for name in names if is_text(name) and not is_system_file(name)}
+        links = {name for name in usable if os.path.islink(path / name)}
+        names[:] = [*sorted(usable - links), *sorted(links)]
+        files = [name for name in files if is_text(name)]
+        left_out = _left_out_of_project(names)
+        if left_out is not None:
+            has_img = IMG in map(str.lower, names)
+            names[:] = [name for name in names if name not in left_out]
+            tree.projects[path] = [*left_out, *(["its own files"] if has_img and files else [])]
+            files = [] if has_img else files
+        yield path, files
+
+
+def _left_out_of_project(names: list[str]) -> list[str] | None:
+    """The folders of a kohya project that hold nothing to learn; None if these are not the folders of a project."""
+    lower = {name.lower() for name in names}
+    if not lower & set(_PROJECT):
+        return None
+    if IMG in lower:
+        wanted = (IMG, REG, *MASK_FOLDERS, *CONTROL_FOLDERS)
+        return [name for name in names if name.lower() not in wanted]
+    if any(REPEATS.fullmatch(name) for name in names):
+        return [name for name in names if name.lower() in _LEFTOVERS]
+    return None
+
+
+def _attach_companions(root: Path, here: dict[Path, Files]) -> None:
+    """Give the pictures of folders such as `mask` to the pictures they belong to.
+
+    `mask/10_zorp/a.png` belongs to `10_zorp/a.png`, or else to that of a folder beside `mask`: `img/10_zorp/a.png`.
+    """
+    for path, files in here.items():
+        parts = path.relative_to(root).parts
+        for kinds in (MASK_FOLDERS, CONTROL_FOLDERS):
+            at = next((at for at, part in enumerate(parts) if part.lower() in kinds), None)
+            if at is None or not files.pictures:
+                continue
+            above, below = root.joinpath(*parts[:at]), parts[at + 1 :]
+            owners = [above.joinpath(*below)]
+            owners += [other for other in here if _is_beside(other, above, below) and other not in owners]
+            owners = [other for other in owners if other in here and other != path]
+            attach_folder(files, [here[other] for other in owners], masks=kinds is MASK_FOLDERS)
+
+
+def _is_beside(other: Path, above: Path, below: tuple[str, ...]) -> bool:
+    """Whether a folder is `below` in some folder of `above` that holds no companions."""
+    if above not in other.parents:
+        return False
+    parts = other.relative_to(above).parts
+    is_companion = any(part.lower() in (*MASK_FOLDERS, *CONTROL_FOLDERS) for part in parts)
+    return not is_companion and parts[len(parts) - len(below) :] == below
+
+
+def _folder(tree: Tree, path: Path, files: Files) -> Folder:
+    """A folder with pictures, with the repeats and class words of the nearest name that has them."""
+    inside = path.relative_to(tree.root).parts
+    names = (tree.root.name, *inside)
+    matches = [REPEATS.fullmatch(name) for name in names]
+    for name, match in zip(names, matches, strict=True):
+        tree.named[name] = number(match[1]) if match else 1
+    nearest = next((match for match in reversed(matches) if match), None)
+    repeats, class_word = (number(nearest[1]), nearest[2]) if nearest else (1, "")
+    project = next((above for above in (path, *path.parents) if above in tree.projects), None)
+    is_regularization = project is not None and path != project and (
+        path.relative_to(project).parts[0].lower() == REG
+    )  # fmt: skip
+    if project == tree.root and inside and inside[0].lower() == IMG:
+        inside = inside[1:]  # as if `img` had been chosen
+    return Folder(path, "/".join(inside) or tree.root.name, repeats, class_word, is_regularization, files)
