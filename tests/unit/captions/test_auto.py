@@ -155,6 +155,19 @@ def test_caption_suffixes_match_in_any_case(pictures, made, tmp_path):
     assert sorted(file.name for file in folder.glob("b.*")) == ["b.TXT", "b.png"]
 
 
+def test_captions_of_every_form_count_as_existing(pictures, made, tmp_path):
+    folder = pictures / "2_my_class"
+    (folder / "b.txt").rename(folder / "b.png.txt")
+    (folder / "a.json").write_text('{"caption": "from a form"}')
+    (folder / "c.json").write_text('{"rating": 5}')
+    assert run(pictures, made, tmp_path, mode="replace", write="new .txt files").written == 2
+    assert sorted(file.name for file in folder.glob("*.txt")) == ["b.png.txt", "c.txt", "d.txt"]
+    assert (folder / "b.png.txt").read_text(encoding="utf-8") == "written by hand"
+    run(pictures, made, tmp_path, mode="replace", write="all .txt files")
+    assert sorted(file.name for file in folder.glob("*.txt")) == ["a.txt", "b.png.txt", "c.txt", "d.txt"]
+    assert (folder / "b.png.txt").read_text(encoding="utf-8") == SEEN["b"] + "\n"
+
+
 def test_a_folder_concatenated_with_itself_has_no_name_conflicts(pictures, made, tmp_path):
     dataset = concat([scan_folder(pictures), scan_folder(pictures)])
     config = CaptioningConfig(write="new .txt files")
