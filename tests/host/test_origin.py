@@ -15,6 +15,7 @@ from support.prompts import node
 def files(comfy_host, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Model files that the host knows, and its node classes."""
     import folder_paths
+
     import nodes
 
     if "ModelMergeSimple" not in nodes.NODE_CLASS_MAPPINGS:

@@ -43,8 +43,8 @@ def test_a_usual_number_of_steps_is_left_in_peace(steps):
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"warmup_steps": 500}, "warmup steps is 500, but the run has 500 steps, so the learning rate rises to the end. "
-                                "Set warmup steps to 50."),
+        ({"warmup_steps": 500}, "warmup steps is 500, but the run has 500 steps, so the learning rate rises to the "
+                                "end. Set warmup steps to 50."),
         ({"warmup_steps": 800, "optimizer": "ScheduleFreeAdamW", "scheduler": "constant"}, "Set warmup steps to 50."),
         ({"scheduler": "cosine_with_restarts", "scheduler_cycles": 400}, "scheduler cycles is 400, but only 500 steps "
          "can be divided among them. Set scheduler cycles to at most 250."),

@@ -225,9 +225,8 @@ def test_two_resolutions_are_two_datasets_as_in_kohyas_trainer() -> None:
     assert [bucket["count"] for bucket in small["bucket_info"]["buckets"].values()] == [13, 10]
     assert large["bucket_info"]["buckets"] == {"0": {"resolution": [768, 768], "count": 10}}
     assert (small["min_bucket_reso"], large["min_bucket_reso"]) == (384, 768)
-    assert [(part["num_repeats"], part["img_count"], part["is_reg"], part["flip_aug"]) for part in small["subsets"]] == [
-        (10, 2, False, False), (3, 1, True, False),
-    ]  # fmt: skip
+    told = [(part["num_repeats"], part["img_count"], part["is_reg"], part["flip_aug"]) for part in small["subsets"]]
+    assert told == [(10, 2, False, False), (3, 1, True, False)]
     assert [(part["num_repeats"], part["img_count"], part["flip_aug"]) for part in large["subsets"]] == [(5, 2, True)]
     assert small["tag_frequency"] == large["tag_frequency"] == {"10_girl": {"zxc": 2, "hat": 1}}
 
