@@ -105,29 +105,6 @@ def test_a_prompt_of_the_first_version_runs(server):
     assert path.name == "my_lora.safetensors" and metadata["ss_output_name"] == "before"
 
 
-def test_a_lora_of_comfyuis_own_trainer_is_saved_without_a_name(server):
-    """Its tensors say nothing of a run."""
-    prompt = {
-        "load": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
-        "empty": node("EmptyLatentImage", width=64, height=64, batch_size=2),
-        "text": node("CLIPTextEncode", clip=["load", 1], text="a photo"),
-        "keep": node("SaveLoRA", lora=["train", 0], **defaults(server, "SaveLoRA")),
-    }
-    info = server.object_info("TrainLoraNode")["TrainLoraNode"]
-    values = {
-        name: spec[1].get("default", spec[0][0] if isinstance(spec[0], list) else (spec[1].get("options") or [""])[0])
-        for name, spec in info["input"]["required"].items() if len(spec) > 1
-    }  # fmt: skip
-    values |= {"model": ["load", 0], "latents": ["empty", 0], "positive": ["text", 0], "steps": 1, "rank": 1,
-               "existing_lora": "[None]", "training_dtype": "fp32", "lora_dtype": "fp32"}  # fmt: skip
-    prompt["train"] = node("TrainLoraNode", **values)
-    slot = info["output"].index("LORA_MODEL")
-    prompt["keep"]["inputs"]["lora"] = ["train", slot]
-    entry = server.run(prompt, timeout=240)
-    assert Path(entry["outputs"]["keep"]["text"][0]).name == "lora.safetensors"
-    assert len(entry["outputs"]["keep"]["text"]) == 1
-
-
 def test_a_folder_without_words_is_refused_unless_it_is_meant(server):
     words = "Write a trigger in Load Dataset or caption the pictures"
     bare = server.base / "input" / "bare"
