@@ -39,7 +39,7 @@ def tables(node: Any) -> str:
         type_, options = (required | optional)[name]
         shown = f"`{name}`" + (" (advanced)" if options.get("advanced") else "")
         default, values = _default_and_range(type_, options)
-        values += " (optional)" if name in optional else ""
+        values += " (optional)" if name in optional and "default" not in options else ""
         lines.append(_row(shown, default, values, options.get("tooltip", "")))
     if info["output"]:
         lines += ["", "## Outputs", "", "| output | type | what it is |", "| --- | --- | --- |"]

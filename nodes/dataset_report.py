@@ -58,7 +58,8 @@ class DatasetReport(Node):
             result = without(dataset, examination.excluded)
             if not result.pictures:
                 raise UserError("No picture would be left without the worst ones. Turn leave_out_the_worst off.")
-            left_out = f"Left out: {counted(len(dataset.pictures) - len(result.pictures), 'picture')}."
+            before, after = (len(one.pictures) - len(one.further_views()) for one in (dataset, result))
+            left_out = f"Left out: {counted(before - after, 'picture')}."
             report += f"\n{left_out}"
         log.info("LoRA Workbench: %s", report)
         findings = examination.findings

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..training.config import TrainConfig
 from ..training.data.dataset import Dataset as DatasetObject
+from ..training.host.origin import model_file
 from ..training.host.paths import cache_folder, runs_folder
 from ..training.host.progress import NodeSink
 from ..training.settings import settings_from
@@ -31,6 +32,7 @@ class LoRATrainer(Node):
             description="Trains a LoRA on the loaded model, without changing the model, and passes it on. Cancelling "
             "keeps what was trained so far.",
             search_aliases=["train lora", "dreambooth", "fine-tune"],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             inputs=[
                 io.Model.Input("model", tooltip="The model to train on. It is the same afterwards, bit for bit."),
                 io.Clip.Input("clip", tooltip="Encodes the captions as it encodes prompts."),
@@ -69,6 +71,7 @@ class LoRATrainer(Node):
             root=runs_folder(),
             cache_root=cache_folder(),
             sink=NodeSink(cls.hidden.unique_id),
+            model_file=model_file(cls.hidden.dynprompt, cls.hidden.unique_id),
         )
         if result.summary.outcome == "cancelled":
             _cancelled[inputs["name"]] += 1

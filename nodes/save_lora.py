@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..training.files.save import SaveSettings, save_lora
+from ..training.host.server import executing_node, node_text
+from ..training.lora import LoraModel as TrainedLora
 from ..training.settings import settings_from
 from .base import Node
 from .schema import LoraModel, valid_name, widgets
@@ -35,11 +37,11 @@ class SaveLoRA(Node):
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
         """Refuse an impossible file name before anything runs."""
-        return valid_name(name)
+        return valid_name(name, may_be_empty=True)
 
     @classmethod
     def execute(cls, lora: Any, **inputs: Any) -> io.NodeOutput:
-        """Write the file, read it back, show its path."""
+        """Write the file, read it back, show its path and the run it comes from."""
         settings = settings_from(SaveSettings, inputs)
         path = save_lora(
             lora,
@@ -48,4 +50,6 @@ class SaveLoRA(Node):
             layout=settings.format.lower(),
             overwrite=settings.overwrite,
         )
-        return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
+        lines = [str(path), *([lora.origin] if isinstance(lora, TrainedLora) and lora.origin else [])]
+        node_text(executing_node() or None, "\n".join(lines))
+        return io.NodeOutput(str(path), ui={"text": lines})

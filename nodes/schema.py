@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..training.disk import safe_name
 from ..training.errors import UserError
-from ..training.settings import ordered_fields
+from ..training.settings import Settings, ordered_fields
 
 # Our own sockets carry the pack's name, because other packs use the bare words.
 Dataset = io.Custom("LORA_DATASET")
@@ -19,7 +19,7 @@ LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
 
 
-def widgets(config: type, **overrides: dict[str, Any]) -> list[Any]:
+def widgets(config: type[Settings], **overrides: dict[str, Any]) -> list[Any]:
     """Make one input for each setting: type, default, bounds and tooltip come from its knob.
 
     Args:
@@ -27,7 +27,11 @@ def widgets(config: type, **overrides: dict[str, Any]) -> list[Any]:
         overrides: Arguments that are known only now, by field name. `folder={"options": [...]}` makes a drop-down
             list whose first option is the default.
     """
-    return [_widget(field, overrides.get(field.name, {})) for field in ordered_fields(config)]
+    fields = ordered_fields(config)
+    names = [field.name for field in fields]
+    added = names[names.index(config.ADDED_FROM) :] if config.ADDED_FROM else []
+    optional = {name: {"optional": True} for name in added}
+    return [_widget(field, {**optional.get(field.name, {}), **overrides.get(field.name, {})}) for field in fields]
 
 
 def _widget(field: dataclasses.Field[Any], more: dict[str, Any]) -> Any:
@@ -56,13 +60,13 @@ def _plain_widget(field: dataclasses.Field[Any], more: dict[str, Any]) -> Any:
     return io.Float.Input(field.name, **common, **bounds, round=None if rule["rounded"] else False)
 
 
-def valid_name(name: str | None) -> bool | str:
+def valid_name(name: str | None, *, may_be_empty: bool = False) -> bool | str:
     """Answer a node's `validate_inputs` for a file name: True, or what is wrong with it.
 
     ComfyUI asks before anything runs, so a bad name cannot end a long training at its last step. A name from another
     node is not known yet (None). It is checked when the node runs.
     """
-    if name is None:
+    if name is None or (may_be_empty and not name.strip()):
         return True
     try:
         safe_name(name)

@@ -214,6 +214,18 @@ class RunSettings(Settings):
         "folder keeps the LoRA either way.",
         choices=ON_CANCEL, advanced=True,
     )
+    train_without_captions: bool = knob(
+        False,
+        "Train pictures without caption and trigger. Everything in them is then learned for every prompt. Off: a "
+        "dataset without any caption is refused.",
+        advanced=True,
+    )
+    warn_about_steps: bool = knob(
+        True,
+        "Warn before training about fewer than 400 or more than 6,000 steps. Turn it off for a model that needs "
+        "another number.",
+        advanced=True,
+    )
 
     @property
     def keeps_on_cancel(self) -> bool:
@@ -230,8 +242,9 @@ class TrainConfig(NetworkSettings, OptimizerSettings, LossSettings, MemorySettin
         "name", "epochs", "learning_rate", "rank", "batch_size", "steps", "gradient_accumulation", "alpha", "dropout",
         "optimizer", "lora_plus", "scheduler", "scheduler_cycles", "warmup_steps", "weight_decay", "max_grad_norm",
         "timesteps", "precision", "gradient_checkpointing", "guidance", "seed", "save_every_epochs",
-        "save_every_steps", "on_cancel",
+        "save_every_steps", "on_cancel", "train_without_captions", "warn_about_steps",
     )  # fmt: skip
+    ADDED_FROM: ClassVar[str] = "train_without_captions"
 
 
 def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str, Any]:

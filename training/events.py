@@ -49,6 +49,9 @@ class Sink(Protocol):
     def tell(self, text: str) -> None:
         """Report a sentence, such as what was left out or how the run ended."""
 
+    def hint(self, text: str) -> None:
+        """Report a sentence that stays in view until the end of the run."""
+
     def cancelled(self) -> bool:
         """Whether a cancel is pending. Does not clear it."""
 
@@ -66,6 +69,9 @@ class SilentSink:
         """Do nothing."""
 
     def tell(self, text: str) -> None:
+        """Do nothing."""
+
+    def hint(self, text: str) -> None:
         """Do nothing."""
 
     def cancelled(self) -> bool:

@@ -63,6 +63,16 @@ class LoraModel(dict[str, torch.Tensor]):
         self.metadata = dict(metadata or {})
         self.key_map = dict(key_map or {})
 
+    @property
+    def run_name(self) -> str:
+        """Name of the run it comes from; empty when unknown."""
+        return self.metadata.get("ss_output_name", "")
+
+    @property
+    def origin(self) -> str:
+        """The run and the seed it comes from, in words; empty when unknown."""
+        return f"run {self.run_name}, seed {self.metadata.get('ss_seed')}" if self.run_name else ""
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -84,6 +94,8 @@ class RunSummary:
         encoded_captions: Captions that had to be encoded.
         skipped: One sentence for each picture that was left out.
         not_saved: One sentence for each file of the run that could not be written.
+        seed: Seed of its draws.
+        hints: One sentence for each setting that probably does not do what was meant.
     """
 
     name: str
@@ -101,6 +113,8 @@ class RunSummary:
     encoded_captions: int = 0
     skipped: tuple[str, ...] = field(default=())
     not_saved: tuple[str, ...] = field(default=())
+    seed: int | None = None
+    hints: tuple[str, ...] = field(default=())
 
     def describe(self) -> str:
         """Describe how the run went, its folder below ComfyUI's output folder, and what went wrong, a line each."""
@@ -111,9 +125,10 @@ class RunSummary:
         if len(self.concept_losses) > 1:  # shows which concept is learned and which lags behind
             parts = (f"{name} {losses[-1]:.4f}" for name, losses in self.concept_losses.items())
             lines.append(f"loss of the last epoch: {', '.join(parts)}")
-        lines.append(f"run: {Path(self.folder).parent.name}/{Path(self.folder).name}")
+        run = f"run: {Path(self.folder).parent.name}/{Path(self.folder).name}"
+        lines.append(run if self.seed is None else f"{run}, seed {self.seed}")
         if self.skipped:
             more = f" … and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
             lines.append(f"left out: {' '.join(self.skipped[:3])}{more}")
-        lines += self.not_saved[:1]
+        lines += [*self.not_saved[:1], *self.hints]
         return "\n".join(lines)

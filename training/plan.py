@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
 from .captions.live import caption_for
 from .config import TrainConfig
 from .data.batches import Batch, epoch_batches, steps_of
-from .data.dataset import Dataset
+from .data.dataset import Dataset, Picture
+from .data.words import has_words
+
+_TRIES = 20  # draws of a varied caption
 
 
 class Plan:
@@ -88,3 +92,15 @@ class Plan:
 
         first = [batch for step in self.steps(0)[: self.total] for batch in step]
         return max(enumerate(first), key=pixels)
+
+
+def is_trained_with_words(picture: Picture, dataset: Dataset) -> bool:
+    """Whether a picture's caption has words when it is trained.
+
+    Caption dropout does not count, since it is meant. A caption that loses its words in some draws still has them.
+    """
+    policy = dataset.policy_of(picture)
+    if policy is None:
+        return has_words(picture.caption)
+    picture = replace(picture, own_policy=replace(policy, caption_dropout=0.0))
+    return any(has_words(caption_for(picture, dataset, 0, number, 0)) for number in range(_TRIES))

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from . import advice
 from .adapters.network import LoraNetwork
 from .cache.latents import LatentStore
 from .config import TrainConfig
 from .data.dataset import Dataset
+from .data.words import has_words
 from .disk import safe_name
 from .errors import UserError
+from .events import Sink, counted
 from .host.frozen import Differentiable
 from .host.model import HostModel, comes_from_the_model
 from .optimizers import optimizer_class
+from .plan import Plan, is_trained_with_words
 from .step import NotFinite, Setup, training_step
+
+log = logging.getLogger(__name__)
 
 
 def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: TrainConfig) -> None:
@@ -31,6 +38,9 @@ def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: Train
         raise UserError("The dataset has no pictures. Choose a folder with pictures in Load Dataset.")
     if not dataset.is_bucketed:
         raise UserError("The dataset has no buckets yet. Put Bucket Images between it and LoRA Trainer.")
+    learned, silent = _learned_and_silent(dataset)
+    if learned == silent and learned and not config.train_without_captions:
+        raise UserError(_no_captions(dataset))
     for name, socket in (("CLIP", clip), ("VAE", vae)):
         if socket is None:
             raise UserError(f"The {name} input is empty: its loader has none. Connect one that fits the MODEL.")
@@ -49,6 +59,48 @@ def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: Train
             f"This VAE makes latents of {channels} channels and the MODEL takes {wanted}. Connect the VAE that belongs "
             "to the MODEL."
         )
+
+
+def announce(dataset: Dataset, config: TrainConfig, sink: Sink) -> tuple[str, ...]:
+    """Say how long the run is and what is probably not meant.
+
+    Returns:
+        One sentence for each thing that is probably not meant. They stay in view.
+    """
+    plan = Plan(dataset, config)
+    length = advice.run_length(config, plan.total, plan.epochs, dataset.images_per_epoch)
+    sink.tell(length)
+    log.info("LoRA Workbench: %s", length)
+    hints = advice.hints(config, plan.total, plan.epochs)
+    learned, silent = _learned_and_silent(dataset)
+    if silent and learned != silent and not config.train_without_captions:
+        some = ", ".join(silent[:3]) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")
+        verb = "has" if len(silent) == 1 else "have"
+        hints += (f"{len(silent)} of {counted(len(learned), 'picture')} {verb} no caption ({some}). Caption them.",)
+    for hint in hints:
+        sink.hint(hint)
+        log.warning("LoRA Workbench: %s", hint)
+    return hints
+
+
+def _learned_and_silent(dataset: Dataset) -> tuple[list[str], list[str]]:
+    """Names of the pictures to learn, and of those among them that are trained without a word."""
+    again = dataset.further_views()
+    learned = [p for number, p in enumerate(dataset.pictures) if number not in again and not p.is_regularization]
+    silent = [picture for picture in learned if not is_trained_with_words(picture, dataset)]
+    return [picture.path.name for picture in learned], [picture.path.name for picture in silent]
+
+
+def _no_captions(dataset: Dataset) -> str:
+    """Say why no picture to learn has a caption, and what to do."""
+    learned = [picture for picture in dataset.pictures if not picture.is_regularization]
+    triggers = sorted({dataset.trigger_of(picture) for picture in learned} - {""})
+    what = "No picture to learn has a caption, so the LoRA would be learned for every prompt."
+    if any(has_words(picture.caption) for picture in learned):
+        return f"{what} Lower tag_dropout in Live Captions, or turn on train_without_captions."
+    if triggers:
+        return f"{what} Put the trigger {triggers[0]!r} into the captions, or turn on train_without_captions."
+    return f"{what} Write a trigger in Load Dataset or caption the pictures, or turn on train_without_captions."
 
 
 def make_room(model: HostModel, latents: LatentStore, config: TrainConfig) -> None:

@@ -52,9 +52,12 @@ class Settings:
 
     Attributes:
         ORDER: Names of the settings in the order of the node's inputs, where it is not that of the fields.
+        ADDED_FROM: The first of those that the node's first version lacked. Prompts in API format that were saved with
+            that version lack all from this one on, so these inputs are optional.
     """
 
     ORDER: ClassVar[tuple[str, ...]] = ()
+    ADDED_FROM: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         """Check every value against its bounds.

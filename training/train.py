@@ -26,7 +26,7 @@ from .host.vae import HostVAE
 from .loop import train
 from .lora import LoraModel, RunSummary
 from .plan import Plan
-from .preflight import check, compute_precision, make_room, rehearse
+from .preflight import announce, check, compute_precision, make_room, rehearse
 from .run.keeper import Keeper
 from .run.state import Run
 from .step import Setup
@@ -44,7 +44,7 @@ class Result:
 
 def train_lora(
     patcher: Any, clip: Any, vae: Any, dataset: Dataset, config: TrainConfig, *,
-    root: Path, cache_root: Path, sink: Sink,
+    root: Path, cache_root: Path, sink: Sink, model_file: Path | None = None,
 ) -> Result:  # fmt: skip
     """Train a LoRA on a loaded MODEL and give the model back untouched.
 
@@ -57,6 +57,7 @@ def train_lora(
         root: Folder in which the run's folder is made.
         cache_root: Where latents and captions are kept between runs.
         sink: Receives the progress and is checked for a cancel.
+        model_file: The file that MODEL was loaded from, if it is known.
 
     Raises:
         UserError: Something in the inputs does not fit; nothing was written.
@@ -65,6 +66,7 @@ def train_lora(
     started_at = time.time()
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
+    hints = announce(dataset, config, sink)
     plan, latents, captions = encode(clip, vae, dataset, config, cache_root, sink)
     make_room(model, latents, config)
     # The host runs nodes in inference mode; what is made there cannot be trained.
@@ -76,7 +78,9 @@ def train_lora(
         )  # fmt: skip
         setup = Setup(model, latents, captions, plan, network, precision)
         run = Run.start(config, plan, network)
-        keeper = Keeper(model, plan, run, precision, sink, (latents.encoded, captions.encoded), started_at)
+        keeper = Keeper(
+            model, plan, run, precision, sink, (latents.encoded, captions.encoded), started_at, hints, model_file
+        )
         with differentiable(
             model.model, network.by_path(), precision=precision, checkpointing=config.gradient_checkpointing
         ) as made:

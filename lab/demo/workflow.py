@@ -6,6 +6,7 @@ ComfyUI's front end does this in the browser (`app.graphToPrompt()`). This handl
 
 from __future__ import annotations
 
+from operator import length_hint
 from typing import Any
 
 # Exist only in the browser; the server does not know them.
@@ -32,7 +33,7 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
 
     Raises:
         WorkflowError: The server lacks a node's type, or the number of saved values differs from the node's widgets,
-            for example because the node changed.
+            for example because the node changed. Optional ones may be missing at the end: a newer version added them.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
@@ -91,6 +92,9 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
     values = iter(saved)
     for name, kind, options in _inputs(info):
         if not _is_widget(kind, options):
+            continue
+        if not length_hint(values) and name in info["input"].get("optional", {}) and "default" in options:
+            named[name] = options["default"]  # as the browser does
             continue
         try:
             named[name] = next(values)

@@ -300,6 +300,18 @@ def test_nothing_is_overwritten_unless_told(make):
     assert first.read_bytes() != before
 
 
+def test_an_empty_name_is_that_of_the_run(make):
+    """A LoRA of ComfyUI's own trainer is a dict that names no run; it is saved all the same."""
+    from lora_workbench.training.lora import LoraModel
+
+    lora = make("sd3", 2.0).lora
+    named = LoraModel(lora, lora.layers, {"ss_output_name": "of a run", "ss_seed": "3"}, lora.key_map)
+    assert save(named, "").name == "of a run.safetensors"
+    assert save(named, " ", overwrite=False).name == "of a run-2.safetensors"
+    assert save(named, "chosen").name == "chosen.safetensors"
+    assert save(dict(lora), "").name == "lora.safetensors"
+
+
 @pytest.mark.parametrize("layout", ["kohya", "peft"])
 def test_a_file_the_host_cannot_read_whole_is_not_saved(layout, make):
     import folder_paths

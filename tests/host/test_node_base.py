@@ -68,3 +68,40 @@ def test_ids_and_category_come_from_the_class() -> None:
     for node in NODES:
         schema = node.GET_SCHEMA()
         assert (schema.node_id, schema.category) == (f"LoRAWorkbench_{node.__name__}", "LoRA Workbench")
+
+
+def test_settings_added_later_are_optional_inputs() -> None:
+    """A prompt in API format that was saved before they were there must still be accepted."""
+    from lora_workbench.nodes.schema import widgets
+
+    @dataclass(frozen=True)
+    class Grown(Example):
+        """One that got a setting."""
+
+        more: bool = knob(True, "A switch.")
+        last: int = knob(3, "A number.")
+        ADDED_FROM = "more"
+
+    made = {widget.id: widget for widget in widgets(Grown)}
+    assert [name for name, widget in made.items() if widget.optional] == ["more", "last"]
+    assert made["more"].as_dict()["default"] is True
+
+
+def test_hints_stay_below_whatever_a_node_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_workbench.training.events import StepEvent
+    from lora_workbench.training.host import progress
+
+    shown: list[str] = []
+    monkeypatch.setattr(progress, "node_text", lambda _id, text: shown.append(text))
+    sink = progress.NodeSink("1")
+    sink.tell("Trains 3 steps.")
+    sink.hint("3 steps are few.")
+    sink.hint("Warm-up is long.")
+    sink.phase("encoding pictures", 2, 2)
+    sink.step(StepEvent(1, 3, 1, 1, 0.5, 0.5, 1e-4, 1.0, 1.0))
+    sink.tell("finished\n3 steps are few.\nWarm-up is long.")
+    hints = "3 steps are few.\nWarm-up is long."
+    assert shown[0] == "Trains 3 steps." and shown[2] == hints
+    assert shown[3] == f"encoding pictures: 2/2\n{hints}"
+    assert shown[4].startswith("step 1/3 ·") and shown[4].endswith(f"\n{hints}")
+    assert shown[5] == f"finished\n{hints}", "said twice"

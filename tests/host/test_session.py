@@ -230,3 +230,106 @@ def test_patches_on_the_model_stay(checkpoint, dataset, tmp_path):
     assert len(patched.patches) == len(first.layers)
     plain = train(checkpoint, dataset, tmp_path, precision="fp32").summary.losses
     assert plain == losses[0]
+
+
+class Heard:
+    """A sink that keeps what it is told."""
+
+    def __init__(self):
+        self.told, self.hints = [], []
+
+    def phase(self, text, done, total):
+        pass
+
+    def step(self, event):
+        pass
+
+    def tell(self, text):
+        self.told.append(text)
+
+    def hint(self, text):
+        self.hints.append(text)
+
+    def cancelled(self):
+        return False
+
+
+def captioned(dataset, *captions, trigger=""):
+    """The dataset with these captions in turn."""
+    pictures = (replace(p, caption=captions[n % len(captions)]) for n, p in enumerate(dataset.pictures))
+    return replace(dataset, trigger=trigger, pictures=tuple(pictures))
+
+
+def test_pictures_without_a_caption_are_refused(checkpoint, dataset, tmp_path):
+    from lora_workbench.training.data.dataset import CaptionPolicy
+    from lora_workbench.training.data.mixing import with_regularization
+
+    empty = captioned(dataset, "", " , ")
+    said = trouble(checkpoint, empty, tmp_path)
+    assert "Write a trigger in Load Dataset or caption the pictures" in said and "train_without_captions" in said
+    # Captions of regularization pictures are not learned.
+    assert "No picture to learn has a caption" in trouble(checkpoint, with_regularization(empty, dataset), tmp_path)
+    lost = captioned(dataset, "", trigger="zorp")
+    assert "Put the trigger 'zorp' into the captions" in trouble(checkpoint, lost, tmp_path)
+    dropped = replace(captioned(dataset, "a hat, sea"), policy=CaptionPolicy(tag_dropout=1.0, keep_tokens=0))
+    assert "Lower tag_dropout in Live Captions" in trouble(checkpoint, dropped, tmp_path)
+    for meant, settings in ((empty, {"train_without_captions": True}), (captioned(dataset, "zorp"), {}),
+                            (replace(captioned(dataset, "a hat"), policy=CaptionPolicy(caption_dropout=1.0)), {}),
+                            (with_regularization(captioned(dataset, "a hat"), empty), {})):  # fmt: skip
+        sink = Heard()
+        train(checkpoint, meant, tmp_path, sink, steps=1, warn_about_steps=False, **settings)
+        assert sink.hints == []
+
+
+def test_some_pictures_without_a_caption_are_named(checkpoint, dataset, tmp_path):
+    names = [picture.path.name for picture in dataset.pictures]
+    sink = Heard()
+    summary = train(checkpoint, captioned(dataset, "", "zorp"), tmp_path, sink, warn_about_steps=False).summary
+    (hint,) = summary.hints
+    assert hint.startswith(f"{len(names[::2])} of {len(names)} pictures have no caption ({', '.join(names[:5:2])} and ")
+    assert sink.hints == [hint]
+
+
+def test_what_was_said_before_the_run_is_in_its_summary(checkpoint, dataset, tmp_path):
+    """kohya_ss #735."""
+    sink = Heard()
+    summary = train(checkpoint, dataset, tmp_path, sink, seed=7, warmup_steps=50, save_every_epochs=3).summary
+    assert sink.told[0] == f"Trains 2 steps: 1 epoch of {len(dataset.pictures)} pictures, 1 per step."
+    assert [hint.split(",")[0] for hint in sink.hints] == [
+        "2 steps are few", "warmup steps is 50", "save every epochs is 3",
+    ]  # fmt: skip
+    assert list(summary.hints) == sink.hints
+    told = json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())
+    assert (told["hints"], told["seed"]) == (sink.hints, 7)
+    assert all(hint in sink.told[-1] for hint in sink.hints) and "runs/run, seed 7" in sink.told[-1]
+
+
+def test_the_metadata_names_run_seed_and_base_model(checkpoint, dataset, tiny_checkpoint, tmp_path):
+    from lora_workbench.training.config import TrainConfig
+    from lora_workbench.training.events import SilentSink
+    from lora_workbench.training.host.origin import short_hash
+    from lora_workbench.training.train import train_lora
+
+    with torch.inference_mode():
+        lora = train_lora(
+            *checkpoint, dataset, TrainConfig(name="run", steps=1, rank=4, seed=7), root=tmp_path / "runs",
+            cache_root=tmp_path / "cache", sink=SilentSink(), model_file=tiny_checkpoint,
+        ).lora  # fmt: skip
+    assert (lora.metadata["ss_sd_model_name"], lora.metadata["ss_sd_model_hash"]) == (
+        tiny_checkpoint.name, short_hash(tiny_checkpoint),
+    )  # fmt: skip
+    assert lora.origin == "run run, seed 7"
+
+
+def test_one_folder_at_two_resolutions(checkpoint, dataset, tmp_path):
+    """sd-scripts #557: both are trained and both are told; the latents of the first are still those of the cache."""
+    from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
+    from lora_workbench.training.data.mixing import concat
+
+    train(checkpoint, dataset, tmp_path, steps=1)
+    small = assign_buckets(dataset, BucketConfig(resolution=64, step=32))
+    result = train(checkpoint, concat([dataset, small]), tmp_path, epochs=1, steps=0, batch_size=4)
+    assert result.summary.encoded_latents == len(dataset.pictures)
+    assert result.summary.images == 2 * len(dataset.pictures)
+    assert result.lora.metadata["ss_resolution"] == "(128, 128), (64, 64)"
+    assert [part["resolution"] for part in json.loads(result.lora.metadata["ss_datasets"])] == [[128, 128], [64, 64]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.data.dataset import CaptionPolicy, Dataset, Picture, Placement
-from lora_workbench.training.plan import Plan
+from lora_workbench.training.plan import Plan, is_trained_with_words
 
 SMALL, LARGE = (Placement((side, side), (side, side), (0, 0)) for side in (256, 512))
 
@@ -82,3 +82,31 @@ def test_images_per_step():
     plan = Plan(dataset(), TrainConfig(epochs=1, batch_size=4))
     assert plan.images_per_step == 14 / 4
     assert Plan(replace(dataset(), pictures=dataset().pictures[:1]), TrainConfig()).images_per_step == 1
+
+
+EMPTYING = CaptionPolicy(tag_dropout=1.0, keep_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("caption", "policy", "words"),
+    [
+        ("a hat", None, True),
+        ("☆", None, True),
+        ("", None, False),
+        (" ,\n，\u3000", None, False),
+        ("\ufeff\u200b", None, False),
+        ("a hat, sea", EMPTYING, False),
+        ("zorp, sea", EMPTYING, True),  # the trigger is never dropped
+        ("a hat, sea", CaptionPolicy(tag_dropout=0.9, keep_tokens=0), True),
+        ("{|a hat}", CaptionPolicy(), True),
+        ("{|}", CaptionPolicy(), False),
+        ("a hat", CaptionPolicy(caption_dropout=1.0), True),  # meant
+    ],
+    ids=str,
+)
+def test_which_captions_have_words_when_they_are_trained(caption, policy, words):
+    picture = Picture(Path("a.png"), (9, 9), caption)
+    whole = Dataset((picture,), trigger="zorp", policy=policy)
+    assert is_trained_with_words(picture, whole) == words
+    own = replace(picture, own_policy=policy)
+    assert is_trained_with_words(own, Dataset((own,), trigger="zorp")) == words

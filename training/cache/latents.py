@@ -99,7 +99,8 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
     if not kept:
         raise UserError(f"None of the {counted(len(dataset.pictures), 'picture')} can be read. {skipped[-1]}")
     sink.phase("encoding pictures", len(dataset.pictures), len(dataset.pictures))
-    trained = replace(dataset, pictures=tuple(kept), skipped=tuple(skipped))
+    # One file can be there at several resolutions.
+    trained = replace(dataset, pictures=tuple(kept), skipped=tuple(dict.fromkeys(skipped)))
     return LatentStore(cache, trained, keys, encoded, masks)
 
 

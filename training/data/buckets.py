@@ -178,7 +178,7 @@ def assign_buckets(dataset: Dataset, config: BucketConfig) -> Dataset:
                 )
                 continue
             placement = _fill(picture.size, own, config.fit)
-        kept.append(replace(picture, placement=placement, flip=config.flip))
+        kept.append(replace(picture, placement=placement, flip=config.flip, own_resolution=None))
     if not kept:
         raise UserError(f"No picture is large enough to train without enlarging. {skipped[0]}")
     return replace(

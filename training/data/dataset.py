@@ -56,6 +56,8 @@ class Picture:
         flip: Whether it is mirrored with probability one half each time it is shown.
         own_trigger: Its trigger, if it differs from the dataset's after a concat; None: the dataset's.
         own_policy: Its caption policy, if it differs from the dataset's after a concat; None: the dataset's.
+        own_resolution: Its resolution, if it differs from the dataset's after a concat; None: the dataset's. One file
+            can be in a dataset at several resolutions.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class Picture:
     flip: bool = False
     own_trigger: str | None = None
     own_policy: CaptionPolicy | None = None
+    own_resolution: int | None = None
 
     @property
     def is_of_the_graph(self) -> bool:
@@ -98,8 +101,9 @@ class Dataset:
         trigger: The trigger word of the concept; may be empty.
         background: (r, g, b), 0 to 255: shows through transparent pixels and fills padding.
         skipped: One sentence for each file that could not be used, with its name.
-        bucket_step: The step of bucket sides in pixels; 0 before bucketing.
-        resolution: The side in pixels of the square whose area the buckets approximate; 0 before bucketing.
+        bucket_step: The step of bucket sides in pixels; 0 before bucketing. After a concat, the first dataset's.
+        resolution: The side in pixels of the square whose area the buckets approximate; 0 before bucketing. After a
+            concat, the first dataset's: ask `resolutions` or `resolution_of`.
         policy: How captions vary during training; None: they do not.
         notes: One sentence for each thing worth knowing about how it was read.
     """
@@ -140,6 +144,25 @@ class Dataset:
         """How a picture's caption varies during training; None: it does not."""
         return picture.own_policy or self.policy
 
+    def resolution_of(self, picture: Picture) -> int:
+        """The resolution a picture's bucket was chosen for; 0 before bucketing."""
+        return self.resolution if picture.own_resolution is None else picture.own_resolution
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Every resolution of its pictures, in order of first appearance; empty before bucketing."""
+        found = dict.fromkeys(self.resolution_of(picture) for picture in self.pictures)
+        return tuple(resolution for resolution in found if resolution)
+
+    def further_views(self) -> set[int]:
+        """Numbers of the pictures whose file comes earlier at another resolution: views, not files of their own."""
+        first: dict[tuple[Path, bool], int] = {}
+        return {
+            number for number, picture in enumerate(self.pictures)
+            if first.setdefault((picture.path, picture.is_regularization), self.resolution_of(picture))
+            != self.resolution_of(picture)
+        }  # fmt: skip
+
     def concept_of(self, picture: Picture) -> str:
         """The concept a picture's loss is reported under: its folder. Regularization pictures are separate."""
         # The suffix is in the metadata and summaries of existing runs.
@@ -163,7 +186,10 @@ class Dataset:
     def describe(self) -> str:
         """Describe what is in it and what was left out, in one or two sentences."""
         captions = len({picture.caption for picture in self.pictures if picture.caption})
-        text = f"{counted(len(self.pictures), 'picture')}, {self.images_per_epoch} per epoch"
+        text = counted(len(self.pictures) - len(self.further_views()), "picture")
+        if len(self.resolutions) > 1:
+            text += f" at the resolutions {' and '.join(map(str, self.resolutions))}"
+        text += f", {self.images_per_epoch} per epoch"
         text += f", {counted(captions, 'different caption')}."
         if self.skipped:
             text += f" Left out: {' '.join(self.skipped[:5])}"

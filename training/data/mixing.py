@@ -87,8 +87,8 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
     """Concatenate datasets.
 
     Args:
-        datasets: At least one. The result has the background and name of the first. If triggers or caption policies
-            differ, each picture keeps its own.
+        datasets: At least one. The result has the background and name of the first. If triggers, caption policies or
+            resolutions differ, each picture keeps its own.
         weights: Factor of each dataset's repeats; 1 by default.
 
     Raises:
@@ -110,6 +110,7 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
 
     def taken(picture: Picture, dataset: Dataset, weight: float) -> Picture:
         trigger = dataset.trigger if picture.own_trigger is None else picture.own_trigger
+        resolution = dataset.resolution_of(picture)
         return replace(
             picture,
             repeats=_scaled(picture.repeats, weight),
@@ -117,6 +118,7 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
             concept=f"{dataset.name}/{picture.concept}" if len(owners[picture.concept]) > 1 else picture.concept,
             own_trigger=None if trigger == first.trigger else trigger,
             own_policy=picture.own_policy if one_policy else dataset.policy_of(picture),
+            own_resolution=None if resolution == first.resolution else resolution,
         )
 
     pictures = [
@@ -124,9 +126,10 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
         for dataset, weight in zip(datasets, weights, strict=True)
         for picture in dataset.pictures
     ]
-    skipped = tuple(sentence for dataset in datasets for sentence in dataset.skipped)
+    # The same folder twice has the same unreadable files.
+    skipped = dict.fromkeys(sentence for dataset in datasets for sentence in dataset.skipped)
     return replace(
-        first, pictures=tuple(pictures), skipped=skipped, root=_common_root(datasets),
+        first, pictures=tuple(pictures), skipped=tuple(skipped), root=_common_root(datasets),
         policy=first.policy if one_policy else None,
     )  # fmt: skip
 

@@ -43,6 +43,11 @@ def has_own_caption(picture: Picture, trigger: str) -> bool:
     return not any(same_words(picture.caption, caption) for caption in known)
 
 
+def has_words(caption: str) -> bool:
+    """Whether a caption has anything that can be seen, besides commas."""
+    return any(char.isprintable() and not char.isspace() and char not in _COMMAS for char in caption)
+
+
 def fallback_caption(class_word: str, trigger: str) -> str:
     """The caption of a picture that has none: its folder's class words, as kohya takes them, and the trigger."""
     return with_trigger(" ".join(class_word.split()), trigger)

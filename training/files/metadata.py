@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -32,6 +31,8 @@ class ModelFacts:
         is_flow: Whether it is a rectified flow.
         flow_shift: Shift of a flow's timesteps; None when there is none.
         takes_guidance: Whether guidance is one of its inputs.
+        file_name: Name of the file it was loaded from; empty when that is unknown.
+        file_hash: kohya's short hash of that file; empty when that is unknown.
     """
 
     family: str
@@ -39,6 +40,8 @@ class ModelFacts:
     is_flow: bool = False
     flow_shift: float | None = None
     takes_guidance: bool = False
+    file_name: str = ""
+    file_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,16 +119,52 @@ def _run_entries(
         entries["ss_timestep_sampling"] = "shift"
     if model.flow_shift is not None:
         entries["ss_discrete_flow_shift"] = model.flow_shift
+    if model.file_name:
+        entries["ss_sd_model_name"] = model.file_name
+    if model.file_hash:
+        entries["ss_sd_model_hash"] = model.file_hash
     return entries
 
 
 def _dataset_entries(settings: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
-    learned = dataset.with_pictures(tuple(picture for picture in dataset.pictures if not picture.is_regularization))
-    regularization = dataset.with_pictures(tuple(p for p in dataset.pictures if p.is_regularization))
-    folders, regularization_folders = _folders(learned), _folders(regularization)
-    # Of the pictures to learn alone: galleries read the trigger from it.
-    tags = {name: _tag_counts(pictures) for name, pictures in folders.items()}
-    shared: dict[str, Any] = {
+    parts = _by_resolution(dataset)
+    folders = [folder for part in parts for folder in _folders(part)]
+    policies = {dataset.policy_of(picture) for picture in dataset.pictures}
+    policy = policies.pop() if len(policies) == 1 else None
+    whole = {**_amounts(settings, dataset), **_as_seen(dataset, dataset.pictures)}
+    entries = {f"ss_{key}": value for key, value in whole.items()}
+    if dataset.is_bucketed:
+        # In this one place kohya writes the text of a tuple, and nothing for several resolutions. Readers take the two
+        # numbers before the second comma, so the first resolution comes first in the form that they know.
+        entries["ss_resolution"] = ", ".join(str((side, side)) for side in dataset.resolutions)
+    return entries | {
+        "ss_num_validation_images": 0,
+        "ss_caption_dropout_rate": policy.caption_dropout if policy else 0.0,
+        "ss_caption_tag_dropout_rate": policy.tag_dropout if policy else 0.0,
+        "ss_total_batch_size": settings["ss_batch_size_per_device"] * settings["ss_gradient_accumulation_steps"],
+        "ss_prior_loss_weight": next((p.weight for p in dataset.pictures if p.is_regularization), 1.0),
+        "ss_reg_dataset_dirs": _repeats_and_counts(folder for folder in folders if folder.is_reg),
+        "ss_dataset_dirs": _repeats_and_counts(folder for folder in folders if not folder.is_reg),
+        "ss_tag_frequency": _tag_frequency(dataset),
+        "ss_datasets": [_part_entry(settings, part) for part in parts],
+    }
+
+
+def _by_resolution(dataset: Dataset) -> list[Dataset]:
+    """The dataset in parts of one resolution each: kohya's trainer takes them as one dataset each."""
+    found: dict[int, list[Picture]] = {}
+    for picture in dataset.pictures:
+        found.setdefault(dataset.resolution_of(picture), []).append(picture)
+    return [
+        replace(dataset, pictures=tuple(pictures), resolution=resolution) for resolution, pictures in found.items()
+    ]
+
+
+def _amounts(settings: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """Counts and buckets, which are written of the whole and of each resolution."""
+    learned = _learned(dataset)
+    regularization = dataset.with_pictures(picture for picture in dataset.pictures if picture.is_regularization)
+    amounts: dict[str, Any] = {
         "batch_size_per_device": settings["ss_batch_size_per_device"],
         "num_train_images": learned.images_per_epoch,
         "num_reg_images": regularization.images_per_epoch,
@@ -133,72 +172,106 @@ def _dataset_entries(settings: Mapping[str, Any], dataset: Dataset) -> dict[str,
     }
     if dataset.is_bucketed:
         sides = [side for size in dataset.buckets() for side in size]
-        shared |= {
-            "resolution": [dataset.resolution, dataset.resolution],
+        amounts |= {
             "min_bucket_reso": min(sides, default=0),
             "max_bucket_reso": max(sides, default=0),
             "bucket_info": _bucket_info(dataset),
         }
-    policies = {dataset.policy_of(picture) for picture in dataset.pictures}
+    return amounts
+
+
+def _as_seen(dataset: Dataset, pictures: Sequence[Picture]) -> dict[str, Any]:
+    """How pictures and captions are varied."""
+    policies = {dataset.policy_of(picture) for picture in pictures}
     policy = policies.pop() if len(policies) == 1 else None
-    pictures_as_seen = {
+    return {
         "color_aug": False,
-        "flip_aug": any(picture.flip for picture in dataset.pictures),
+        "flip_aug": any(picture.flip for picture in pictures),
         "random_crop": False,
         "shuffle_caption": bool(policy and policy.shuffle),
         "keep_tokens": policy.keep_tokens if policy and policy.shuffle else 0,
     }
-    subsets = [
-        {
-            "img_count": len(pictures),
-            "num_repeats": pictures[0].repeats,
-            **pictures_as_seen,
-            "image_dir": name,
-            "class_tokens": pictures[0].class_word or None,
-            "is_reg": is_reg,
-        }
-        for is_reg, found in ((False, folders), (True, regularization_folders))
-        for name, pictures in found.items()
-    ]
-    entries = {f"ss_{key}": value for key, value in {**shared, **pictures_as_seen}.items()}
-    if dataset.is_bucketed:
-        # In this one place kohya writes the text of a tuple.
-        entries["ss_resolution"] = str((dataset.resolution, dataset.resolution))
-    return entries | {
-        "ss_num_validation_images": 0,
-        "ss_caption_dropout_rate": policy.caption_dropout if policy else 0.0,
-        "ss_caption_tag_dropout_rate": policy.tag_dropout if policy else 0.0,
-        "ss_total_batch_size": settings["ss_batch_size_per_device"] * settings["ss_gradient_accumulation_steps"],
-        "ss_prior_loss_weight": regularization.pictures[0].weight if regularization.pictures else 1.0,
-        "ss_reg_dataset_dirs": _repeats_and_counts(regularization_folders),
-        "ss_dataset_dirs": _repeats_and_counts(folders),
-        "ss_tag_frequency": tags,
-        "ss_datasets": [{"is_dreambooth": True, **shared, "tag_frequency": tags, "subsets": subsets}],
+
+
+def _part_entry(settings: Mapping[str, Any], part: Dataset) -> dict[str, Any]:
+    """One entry of `ss_datasets`: the pictures of one resolution."""
+    return {
+        "is_dreambooth": True,
+        **_amounts(settings, part),
+        **({"resolution": [part.resolution, part.resolution]} if part.is_bucketed else {}),
+        # Of the pictures to learn alone: galleries read the trigger from it.
+        "tag_frequency": _tag_frequency(part),
+        "subsets": [
+            {
+                "img_count": len(folder.pictures),
+                "num_repeats": folder.repeats,
+                **_as_seen(part, folder.pictures),
+                "image_dir": folder.name,
+                "class_tokens": folder.pictures[0].class_word or None,
+                "is_reg": folder.is_reg,
+            }
+            for folder in _folders(part)
+        ],
     }
 
 
-def _folders(dataset: Dataset) -> dict[str, list[Picture]]:
-    """Pictures by the folder kohya would have had them in, its repeats in front of its name."""
-    found: dict[str, list[Picture]] = {}
+@dataclass(frozen=True)
+class _Folder:
+    """Pictures of one folder with equal repeats: a subset, in kohya's words."""
+
+    name: str
+    repeats: float
+    is_reg: bool
+    pictures: list[Picture]
+
+
+def _folders(dataset: Dataset) -> list[_Folder]:
+    """The folders kohya would have had the pictures in, the ones to learn first."""
+    found: dict[tuple[bool, str, float], list[Picture]] = {}
     for concept, pictures in dataset.concepts().items():
-        name = concept or dataset.name
-        has_repeats = REPEATS.fullmatch(name.rpartition("/")[2])
         for picture in pictures:
-            key = name if has_repeats else f"{picture.repeats:g}_{name}"
+            key = (picture.is_regularization, _folder_name(dataset, concept, picture), picture.repeats)
             found.setdefault(key, []).append(picture)
+    folders = [_Folder(name, repeats, is_reg, pictures) for (is_reg, name, repeats), pictures in found.items()]
+    return sorted(folders, key=lambda folder: folder.is_reg)
+
+
+def _folder_name(dataset: Dataset, concept: str, picture: Picture) -> str:
+    """The folder's name with its repeats in front."""
+    name = concept or dataset.name
+    return name if REPEATS.fullmatch(name.rpartition("/")[2]) else f"{picture.repeats:g}_{name}"
+
+
+def _repeats_and_counts(folders: Iterable[_Folder]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for folder in folders:
+        name, number = folder.name, 2
+        while name in found:  # at another resolution; named as kohya does
+            name, number = f"{folder.name} ({number})", number + 1
+        found[name] = {"n_repeats": folder.repeats, "img_count": len(folder.pictures)}
     return found
 
 
-def _repeats_and_counts(folders: dict[str, list[Picture]]) -> dict[str, Any]:
-    return {
-        name: {"n_repeats": pictures[0].repeats, "img_count": len(pictures)} for name, pictures in folders.items()
-    }
+def _learned(dataset: Dataset) -> Dataset:
+    return dataset.with_pictures(picture for picture in dataset.pictures if not picture.is_regularization)
 
 
-def _tag_counts(pictures: list[Picture]) -> dict[str, int]:
-    """How many times each comma-separated part of the captions occurs, repeats not counted."""
-    tags = (tag.strip().lower() for picture in pictures for tag in re.split("[,\n]", picture.caption))
-    return dict(Counter(tag for tag in tags if tag))
+def _tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
+    """How often each comma-separated part of the captions occurs, by folder.
+
+    Repeats are not counted. A file at several resolutions counts once, as in kohya's trainer.
+    """
+    found: dict[str, dict[str, int]] = {}
+    learned = _learned(dataset)
+    again = learned.further_views()
+    for number, picture in enumerate(learned.pictures):
+        if number in again:
+            continue
+        counts = found.setdefault(_folder_name(dataset, picture.concept, picture), {})
+        for tag in (part.strip().lower() for part in re.split("[,\n]", picture.caption)):
+            if tag:
+                counts[tag] = counts.get(tag, 0) + 1
+    return found
 
 
 def _bucket_info(dataset: Dataset) -> dict[str, Any]:
@@ -213,7 +286,8 @@ def _bucket_info(dataset: Dataset) -> dict[str, Any]:
 def _modelspec_entries(
     settings: Mapping[str, Any], dataset: Dataset, known: ArchitectureFacts, model: ModelFacts, session: Session
 ) -> dict[str, Any]:
-    side = dataset.resolution or known.resolution
+    # ModelSpec has room for one: the largest.
+    side = max(_learned(dataset).resolutions, default=known.resolution)
     entries: dict[str, Any] = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{known.architecture}/lora",

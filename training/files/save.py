@@ -20,12 +20,14 @@ from .export import PRECISIONS, write_lora
 
 log = logging.getLogger(__name__)
 
+UNNAMED = "lora"  # file name of a LoRA whose run has no name
+
 
 @dataclass(frozen=True)
 class SaveSettings(Settings):
     """Name and kind of a LoRA file."""
 
-    name: str = knob("my_lora", "File name, without folder and .safetensors.")
+    name: str = knob("", "File name, without folder and .safetensors. Empty: the name of the run.")
     precision: str = knob(
         "fp16", "Number format of the weights. fp16 is the usual choice; fp32 is exact and twice the size.",
         choices=tuple(PRECISIONS),
@@ -42,7 +44,7 @@ def save_lora(lora: dict[str, Any], name: str, *, precision: str, layout: str, o
 
     Args:
         lora: A LORA_MODEL of this pack or of ComfyUI.
-        name: File name without folder and suffix.
+        name: File name without folder and suffix. Empty: the name of the run, or `lora` if it is unknown.
         precision: See `write_lora`.
         layout: See `write_lora`.
         overwrite: Replace an existing file of that name. Otherwise the name gets a number.
@@ -56,8 +58,10 @@ def save_lora(lora: dict[str, Any], name: str, *, precision: str, layout: str, o
             file is left behind.
     """
     ours = lora if isinstance(lora, LoraModel) else LoraModel(dict(lora))
+    # ComfyUI's own trainer names no run. Its LoRA must not be lost for want of a name.
+    wanted = name if name.strip() else ours.run_name or UNNAMED
     path = write_lora(
-        loras_folder() / f"{safe_name(name)}.safetensors",
+        loras_folder() / f"{safe_name(wanted)}.safetensors",
         ours,
         precision=precision,
         layout=layout,
@@ -65,7 +69,7 @@ def save_lora(lora: dict[str, Any], name: str, *, precision: str, layout: str, o
         check=lambda file: check_file(file, ours),
     )
     forget_lora_list()
-    log.info("LoRA Workbench: saved %s", path)
+    log.info("LoRA Workbench: saved %s (%s)", path, ours.origin or "of an unknown run")
     return path
 
 

@@ -26,6 +26,7 @@ class NodeSink:
         self.node_id = node_id
         self._bars: dict[str, Any] = {}
         self._last_text = 0.0
+        self._hints: list[str] = []
 
     def phase(self, text: str, done: int, total: int) -> None:
         """Show work before training: a progress bar of its own and one line."""
@@ -40,6 +41,11 @@ class NodeSink:
     def tell(self, text: str) -> None:
         """Show a sentence."""
         self._say(text, urgent=True)
+
+    def hint(self, text: str) -> None:
+        """Show a sentence from now on, below everything else that is shown."""
+        self._hints.append(text)
+        self._say("", urgent=True)
 
     def cancelled(self) -> bool:
         """Whether ComfyUI's cancel button was pressed."""
@@ -59,7 +65,8 @@ class NodeSink:
         if not (urgent or now - self._last_text >= _TEXT_EVERY):
             return
         self._last_text = now
-        node_text(self.node_id, text)
+        lines = [text, *(hint for hint in self._hints if hint not in text)]
+        node_text(self.node_id, "\n".join(line for line in lines if line))
 
 
 def is_host_interrupt(error: BaseException) -> bool:

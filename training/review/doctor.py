@@ -99,6 +99,10 @@ def examine(
         count_tokens: Counts the tokens of a caption. Without a text encoder it is None: words and signs are counted,
             of which there are never more than tokens.
     """
+    views = dataset.with_pictures(picture for picture in dataset.pictures if not picture.is_regularization)
+    again = dataset.further_views()  # a file at a second resolution is no second picture
+    dataset = dataset.with_pictures(p for number, p in enumerate(dataset.pictures) if number not in again)
+    looks = [look for number, look in enumerate(looks) if number not in again]
     all_names = [name_in(dataset, picture) for picture in dataset.pictures]
     of_all = [*_unreadable(all_names, looks), *_regularization(dataset, all_names)]
     learned = [number for number, picture in enumerate(dataset.pictures) if not picture.is_regularization]
@@ -106,13 +110,13 @@ def examine(
     names, looks = [all_names[number] for number in learned], [looks[number] for number in learned]
     findings = [
         *of_all,
-        *_twice(names),
+        *_twice(views),
         *_duplicates(dataset, names, looks),
         *_captions(dataset, names, count_tokens),
         *_tags(dataset, names),
         *_pixels(dataset, names, looks),
-        *_placement(dataset, names),
-        *_amounts(dataset, names),
+        *_placement(views),
+        *_amounts(dataset, names, views),
     ]
     return Examination(tuple(sorted(findings, key=lambda finding: finding.severity)), len(names))
 
@@ -145,9 +149,10 @@ def _unreadable(names: list[str], looks: Sequence[Look | None]) -> list[Finding]
     return [Finding(SPOILS, "unreadable", what, "Save each again in an image editor, or remove it.", bad, bad)]
 
 
-def _twice(names: list[str]) -> list[Finding]:
-    """Find files that are in the dataset more than once, as when a folder is joined with itself."""
-    again = tuple(name for name, count in Counter(names).items() if count > 1)
+def _twice(views: Dataset) -> list[Finding]:
+    """Find files that are there more than once at one resolution, as when a folder is joined with itself."""
+    counts = Counter((name_in(views, picture), views.resolution_of(picture)) for picture in views.pictures)
+    again = tuple(dict.fromkeys(name for (name, _), count in counts.items() if count > 1))
     if not again:
         return []
     what = _pictures(again, "is", "are", "in the dataset more than once.")
@@ -274,30 +279,45 @@ def _pixels(dataset: Dataset, names: list[str], looks: Sequence[Look | None]) ->
     return found
 
 
-def _placement(dataset: Dataset, names: list[str]) -> list[Finding]:
-    if not dataset.is_bucketed:
+def _placement(views: Dataset) -> list[Finding]:
+    """Find what the buckets cost. A file at several resolutions is named with the one that costs most."""
+    if not views.is_bucketed:
         return []
     found = []
-    placed = [(name, picture) for name, picture in zip(names, dataset.pictures, strict=True) if picture.placement]
-    small = sorted(
-        ((enlargement(picture), name) for name, picture in placed if enlargement(picture) > MOST_ENLARGED), reverse=True
-    )
+    placed = [(name_in(views, picture), picture) for picture in views.pictures]
+    several = len(views.resolutions) > 1
+    remarks = [f" at {views.resolution_of(picture)}" if several else "" for _, picture in placed]
+    factors = [(enlargement(p), name, remark) for (name, p), remark in zip(placed, remarks, strict=True)]
+    small = _worst((factor, name, remark) for factor, name, remark in factors if factor > MOST_ENLARGED)
     if small:
-        files = tuple(f"{name} ({factor:.1f} ×)" for factor, name in small)
+        files = tuple(f"{name} ({factor:.1f} ×{remark})" for factor, name, remark in small)
         what = _pictures(files, "is smaller than its bucket", "are smaller than their bucket", "and enlarged.")
         advice = "Use larger pictures, or lower the resolution. Soft edges are learned too."
-        found.append(Finding(WEAKENS, "too small", what, advice, files, tuple(name for f, name in small if f > 2)))
-    crops = [(p.placement, name) for name, p in placed if p.placement and p.placement.fit == "crop"]
-    cut = sorted(((lost_share(crop), name) for crop, name in crops if lost_share(crop) > MOST_LOST), reverse=True)
+        sound = {name for factor, name, _ in factors if factor <= 2}  # at another resolution
+        spare = tuple(name for factor, name, _ in small if name not in sound)
+        found.append(Finding(WEAKENS, "too small", what, advice, files, spare))
+    shares = [
+        (lost_share(p.placement), name, remark) for (name, p), remark in zip(placed, remarks, strict=True)
+        if p.placement and p.placement.fit == "crop"
+    ]  # fmt: skip
+    cut = _worst(one for one in shares if one[0] > MOST_LOST)
     if cut:
-        files = tuple(f"{name} ({share:.0%})" for share, name in cut)
+        files = tuple(f"{name} ({share:.0%}{remark})" for share, name, remark in cut)
         what = _pictures(files, "loses", "lose", "more than a third to the crop.")
         advice = "Crop by hand around what matters, or set fit to pad or allow more shapes in Bucket Images."
         found.append(Finding(WEAKENS, "cropped", what, advice, files))
     return found
 
 
-def _amounts(dataset: Dataset, names: list[str]) -> list[Finding]:
+def _worst(costs: Iterable[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
+    """Sort (cost, name, remark) with the largest cost first, and keep the first of each name."""
+    first: dict[str, tuple[float, str, str]] = {}
+    for cost in sorted(costs, reverse=True):
+        first.setdefault(cost[1], cost)
+    return list(first.values())
+
+
+def _amounts(dataset: Dataset, names: list[str], views: Dataset) -> list[Finding]:
     found = []
     concepts = dataset.concepts()
     files: dict[str, list[str]] = {}
@@ -314,7 +334,7 @@ def _amounts(dataset: Dataset, names: list[str]) -> list[Finding]:
             fits = f"That {'suits a style' if len(pictures) <= MOST else 'is more than a style needs'} (20 to 50)."
             advice = f"{fits} Of a subject, keep the best 10 to 30: they often teach more than all."
             found.append(Finding(NOTE, "many pictures", what, advice, tuple(files[name])))
-    draws = {name: round(sum(picture.repeats for picture in pictures)) for name, pictures in concepts.items()}
+    draws = {n: round(sum(picture.repeats for picture in shown)) for n, shown in views.concepts().items()}
     if len(draws) > 1 and max(draws.values()) > UNBALANCED * min(draws.values()):
         most, least = max(draws, key=draws.__getitem__), min(draws, key=draws.__getitem__)
         what = f"{most!r} is seen {draws[most]} times an epoch, {least!r} {draws[least]} times."

@@ -18,6 +18,7 @@ from ..events import Sink
 from ..files.metadata import ModelFacts, Session, build_metadata
 from ..host.keys import HOST_PREFIX, layer_names, restricted_key_map
 from ..host.model import HostModel
+from ..host.origin import short_hash
 from ..lora import LoraModel, RunSummary
 from ..objective import timesteps_in_force
 from ..optimizers import scheduler_in_force, warmup_in_force, weights_to_keep
@@ -41,6 +42,8 @@ class Keeper:
         sink: Receives the story of the run and the files that could not be written.
         encoded: How many latents and captions had to be encoded.
         started_at: Start of the run, encoding included, in seconds since 1970.
+        hints: What was said before the run began.
+        model_file: The file that the model was loaded from, if it is known.
     """
 
     def __init__(
@@ -52,13 +55,15 @@ class Keeper:
         sink: Sink,
         encoded: tuple[int, int],
         started_at: float,
+        hints: tuple[str, ...] = (),
+        model_file: Path | None = None,
     ) -> None:
-        self.run, self.plan, self.sink, self.encoded = run, plan, sink, encoded
+        self.run, self.plan, self.sink, self.encoded, self.hints = run, plan, sink, encoded, hints
         self.names = layer_names(model.patcher, [HOST_PREFIX + layer.path for layer in run.network.layers])
         self.key_map = restricted_key_map(model.patcher, self.names)
         self.model = ModelFacts(
             model.family, model.prediction.startswith("v_prediction"), model.is_flow, model.flow_shift,
-            model.takes_guidance,
+            model.takes_guidance, model_file.name if model_file else "", short_hash(model_file) if model_file else "",
         )  # fmt: skip
         self.in_force = settings_in_force(plan, run, model.is_flow, precision)
         self.session = Session(random.SystemRandom().getrandbits(32), started_at, 0.0, sum(map(len, plan.steps(0))))
@@ -140,7 +145,7 @@ class Keeper:
             steps=run.step, epochs=run.epoch, images=run.images,
             checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=seconds,
             encoded_latents=latents, encoded_captions=captions, skipped=self.plan.dataset.skipped,
-            not_saved=tuple(dict.fromkeys(self.not_saved)),
+            not_saved=tuple(dict.fromkeys(self.not_saved)), seed=self.plan.config.seed, hints=self.hints,
         )  # fmt: skip
 
     def _checkpoint(self, suffix: str) -> None:

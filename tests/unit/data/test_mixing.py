@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from lora_workbench.training.data.batches import epoch_batches
+from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
 from lora_workbench.training.data.dataset import CaptionPolicy, Dataset, Picture, Placement
 from lora_workbench.training.data.mixing import concat, with_prior_preservation, with_regularization
 from lora_workbench.training.errors import UserError
@@ -133,3 +134,33 @@ def test_regularization_captions_with_the_trigger_are_refused_where_they_are_joi
         with_regularization(learned, mixed)
     assert with_regularization(replace(learned, trigger=""), calling).pictures
     assert with_regularization(learned, prior).pictures
+
+
+def test_one_folder_at_two_resolutions():
+    """sd-scripts #557."""
+    photos = Dataset(
+        tuple(Picture(Path(f"/a/{n}.png"), (900, 700), f"zorp {n}", concept="a") for n in range(3)), root=Path("/a"),
+        skipped=("b.png cannot be read.",),
+    )  # fmt: skip
+    small, large = (assign_buckets(photos, BucketConfig(resolution=side)) for side in (512, 768))
+    both = concat([small, large])
+    assert both.resolutions == (512, 768)
+    assert [both.resolution_of(picture) for picture in both.pictures] == [512] * 3 + [768] * 3
+    assert both.describe().startswith("3 pictures at the resolutions 512 and 768, 6 per epoch, 3 different captions.")
+    assert both.skipped == photos.skipped
+    assert both.further_views() == {3, 4, 5}
+    nested = concat([assign_buckets(photos, BucketConfig(resolution=256)), both])
+    assert nested.resolutions == (256, 512, 768)
+    assert with_regularization(small, large).resolutions == (512, 768)
+    assert with_prior_preservation(replace(both, trigger="zorp"), "a vase").resolutions == (512, 768)
+    # Bucket Images after Concat Datasets is one resolution for all.
+    again = assign_buckets(both, BucketConfig(resolution=640))
+    assert again.resolutions == (640,) and again.further_views() == set()
+    assert photos.resolutions == concat([photos, photos]).resolutions == ()
+    # What is left knows its own resolution, also if nothing of the first dataset is.
+    assert both.with_pictures(both.pictures[3:]).resolutions == (768,)
+
+
+def test_a_resolution_is_no_part_of_a_placement():
+    """Latents are cached by placement: another resolution field there would encode every dataset again."""
+    assert {field.name for field in fields(Placement)} == {"bucket", "scaled", "offset", "fit"}

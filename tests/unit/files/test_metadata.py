@@ -201,3 +201,55 @@ def test_values_in_force_may_exceed_the_bounds_of_their_settings() -> None:
     known = kohya_settings(config, {"epochs": 150_000, "precision": "bf16", "alpha": 16.0})
     assert (known["ss_num_epochs"], known["ss_max_train_steps"]) == (150_000, 150_000)
     assert (known["ss_mixed_precision"], known["ss_network_alpha"]) == ("bf16", 16.0)
+
+
+def two_resolutions() -> Dataset:
+    """One folder at 512 and 768, the second half as often, and regularization pictures at 512."""
+    small = (picture("a.png", "zxc, hat", "10_girl", 10, (512, 512), class_word="girl"),
+             picture("b.png", "zxc", "10_girl", 10, (640, 384), class_word="girl"))  # fmt: skip
+    large = [
+        replace(one, placement=Placement((768, 768), (768, 768), (0, 0)), own_resolution=768, repeats=5, flip=True)
+        for one in small
+    ]
+    prior = picture("d.png", "a girl", "1_girls", 3, (512, 512), is_regularization=True)
+    return Dataset((*small, *large, prior), name="pics", trigger="zxc", bucket_step=64, resolution=512)
+
+
+def test_two_resolutions_are_two_datasets_as_in_kohyas_trainer() -> None:
+    """sd-scripts #557, musubi-tuner #882."""
+    metadata = build(two_resolutions())
+    small, large = json.loads(metadata["ss_datasets"])
+    assert (small["resolution"], large["resolution"]) == ([512, 512], [768, 768])
+    assert (small["num_train_images"], small["num_reg_images"]) == (20, 3)
+    assert (large["num_train_images"], large["num_reg_images"]) == (10, 0)
+    assert [bucket["count"] for bucket in small["bucket_info"]["buckets"].values()] == [13, 10]
+    assert large["bucket_info"]["buckets"] == {"0": {"resolution": [768, 768], "count": 10}}
+    assert (small["min_bucket_reso"], large["min_bucket_reso"]) == (384, 768)
+    told = [(part["num_repeats"], part["img_count"], part["is_reg"], part["flip_aug"]) for part in small["subsets"]]
+    assert told == [(10, 2, False, False), (3, 1, True, False)]
+    assert [(part["num_repeats"], part["img_count"], part["flip_aug"]) for part in large["subsets"]] == [(5, 2, True)]
+    assert small["tag_frequency"] == large["tag_frequency"] == {"10_girl": {"zxc": 2, "hat": 1}}
+
+
+def test_two_resolutions_in_the_keys_of_the_whole() -> None:
+    metadata = build(two_resolutions())
+    assert (metadata["ss_num_train_images"], metadata["ss_num_reg_images"]) == ("30", "3")
+    # Viewers split at commas and take the first two numbers.
+    assert metadata["ss_resolution"] == "(512, 512), (768, 768)"
+    assert ast.literal_eval(metadata["ss_resolution"]) == ((512, 512), (768, 768))
+    assert metadata["modelspec.resolution"] == "768x768"
+    buckets = json.loads(metadata["ss_bucket_info"])["buckets"].values()
+    assert [(bucket["resolution"], bucket["count"]) for bucket in buckets] == [
+        ([512, 512], 13), ([640, 384], 10), ([768, 768], 10),
+    ]  # fmt: skip
+    # The same folder again has a number, as kohya gives it; its tags count once.
+    assert json.loads(metadata["ss_dataset_dirs"]) == {
+        "10_girl": {"n_repeats": 10, "img_count": 2},
+        "10_girl (2)": {"n_repeats": 5, "img_count": 2},
+    }
+    assert json.loads(metadata["ss_tag_frequency"]) == {"10_girl": {"zxc": 2, "hat": 1}}
+
+
+def test_the_base_model_is_named_where_its_file_is_known() -> None:
+    metadata = build(model=ModelFacts("SD15", file_name="v1-5.safetensors", file_hash="6ce0161689"[:8]))
+    assert (metadata["ss_sd_model_name"], metadata["ss_sd_model_hash"]) == ("v1-5.safetensors", "6ce01616")

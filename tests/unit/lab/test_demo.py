@@ -14,6 +14,7 @@ from lora_workbench.lab.demo import run
 from lora_workbench.lab.demo.client import Client, ServerError
 from lora_workbench.lab.demo.pictures import write_pictures
 from lora_workbench.lab.demo.sheet import picture_sheet
+from lora_workbench.lab.demo.workflow import WorkflowError, to_prompt
 from lora_workbench.lab.world import concepts
 from PIL import Image
 
@@ -141,3 +142,17 @@ def test_a_list_that_is_none_is_like_no_list(tmp_path: Path) -> None:
     (tmp_path / pictures._LIST).write_text("[]", encoding="utf-8")
     written = pictures.write_pictures(tmp_path, [(Image.new("RGB", (8, 8)), "a zorp")])
     assert [file.exists() for file in written] == [True]
+
+
+def test_a_workflow_saved_before_an_optional_input_was_added_takes_its_default() -> None:
+    info = {"input": {"required": {"steps": ["INT", {}]}, "optional": {"warn": ["BOOLEAN", {"default": True}]}},
+            "display_name": "X"}  # fmt: skip
+
+    def inputs(*values: object) -> object:
+        workflow = {"nodes": [{"id": 1, "type": "X", "widgets_values": list(values)}], "links": []}
+        return to_prompt(workflow, {"X": info})["1"]["inputs"]
+
+    assert inputs(3) == {"steps": 3, "warn": True}
+    assert inputs(3, False) == {"steps": 3, "warn": False}
+    with pytest.raises(WorkflowError, match="none for 'steps'"):
+        inputs()

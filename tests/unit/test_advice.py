@@ -1,0 +1,98 @@
+"""What is said of a run's length before it starts: kohya_ss #735 is one of the many who trained too few steps."""
+
+from __future__ import annotations
+
+import pytest
+from lora_workbench.training.advice import FEWEST_STEPS, MOST_STEPS, hints, run_length
+from lora_workbench.training.config import TrainConfig
+from lora_workbench.training.settings import settings_from
+
+
+def said(steps: int, epochs: int = 10, /, **settings: object) -> str:
+    return "\n".join(hints(TrainConfig(**{"epochs": epochs, **settings}), steps, epochs))
+
+
+def test_the_length_of_a_run_in_words():
+    assert run_length(TrainConfig(), 150, 10, 15) == "Trains 150 steps: 10 epochs of 15 pictures, 1 per step."
+    config = TrainConfig(batch_size=2, gradient_accumulation=3)
+    assert run_length(config, 1, 1, 1) == "Trains 1 step: 1 epoch of 1 picture, 6 per step."
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "settings", "advice"),
+    [
+        (150, 10, {}, "150 steps are few, so the LoRA may learn little. Set epochs to 100."),
+        (399, 10, {}, "Set epochs to 38."),
+        (1, 1, {}, "1 step is few, so the LoRA may learn little. Set epochs to 1500."),
+        (150, 10, {"steps": 150}, "few, so the LoRA may learn little. Set steps to 1500."),
+        (30_000, 10, {}, "30000 steps are many, so the LoRA may overfit. Set epochs to 1."),
+        (9_000, 3, {"steps": 9_000}, "many, so the LoRA may overfit. Set steps to 1500."),
+        (70_000, 10, {}, "Set steps to 1500."),  # one epoch has more than enough
+    ],
+)
+def test_too_few_and_too_many_steps(steps, epochs, settings, advice):
+    assert advice in said(steps, epochs, **settings)
+    assert said(steps, epochs, **settings, warn_about_steps=False) == ""
+
+
+@pytest.mark.parametrize("steps", [FEWEST_STEPS, 1500, MOST_STEPS])
+def test_a_usual_number_of_steps_is_left_in_peace(steps):
+    assert said(steps) == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"warmup_steps": 500}, "warmup steps is 500, but the run has 500 steps, so the learning rate rises to the "
+                                "end. Set warmup steps to 50."),
+        ({"warmup_steps": 800, "optimizer": "ScheduleFreeAdamW", "scheduler": "constant"}, "Set warmup steps to 50."),
+        ({"scheduler": "cosine_with_restarts", "scheduler_cycles": 400}, "scheduler cycles is 400, but only 500 steps "
+         "can be divided among them. Set scheduler cycles to at most 250."),
+        ({"scheduler": "cosine_with_restarts", "scheduler_cycles": 30, "warmup_steps": 450}, "at most 25."),
+        ({"save_every_steps": 501}, "Set save every steps to 166."),
+        ({"save_every_epochs": 11}, "save every epochs is 11, but the run has 10 epochs, so no checkpoint is saved "
+                                    "before the end. Set save every epochs to 3."),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_does_not_fit_the_length_is_said_with_a_value_that_fits(settings, advice):
+    assert advice in said(500, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"warmup_steps": 499},
+        {"warmup_steps": 800, "scheduler": "constant"},  # which ignores it
+        {"scheduler": "cosine_with_restarts", "scheduler_cycles": 250},
+        {"scheduler": "cosine", "scheduler_cycles": 400},
+        {"scheduler": "cosine_with_restarts", "scheduler_cycles": 400, "optimizer": "ScheduleFreeAdamW"},
+        {"save_every_steps": 500},
+        {"save_every_epochs": 10},
+    ],
+    ids=str,
+)
+def test_what_fits_is_left_in_peace(settings):
+    assert said(500, **settings) == ""
+
+
+@pytest.mark.parametrize(
+    "settings", [{"warmup_steps": 9}, {"save_every_steps": 9}, {"save_every_epochs": 9}], ids=str
+)
+@pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (2, 1), (2, 2), (3, 3), (8, 2)])
+def test_the_values_that_are_advised_fit_themselves(settings, steps, epochs):
+    config = TrainConfig(epochs=epochs, warn_about_steps=False, **settings)
+    (hint,) = hints(config, steps, epochs)
+    (name,) = settings
+    value = int(hint.rpartition(f"Set {name.replace('_', ' ')} to ")[2].split()[0].rstrip("."))
+    better = TrainConfig(epochs=epochs, warn_about_steps=False, **{name: value})
+    assert hints(better, steps, epochs) == ()
+
+
+def test_a_run_of_one_epoch_can_still_save():
+    assert said(600, 1, save_every_epochs=5).endswith("Set save every epochs to 0 and save every steps to 200.")
+
+
+def test_the_settings_of_an_earlier_version_take_the_new_defaults():
+    config = settings_from(TrainConfig, {"name": "old", "epochs": 3, "on_cancel": "keep and go on"})
+    assert config.warn_about_steps and not config.train_without_captions
