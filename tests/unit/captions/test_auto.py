@@ -86,7 +86,8 @@ def test_nothing_is_appended_to_json(pictures, made, tmp_path):
     found = run(pictures, made, tmp_path, mode="append")
     assert captions(found)["b"] == caption and captions(found)["a"] == "zorp, my_class, red hair, ^_^"
     assert found.describe() == (
-        "3 captioned, 1 kept.\n1 JSON caption left unchanged: appended text would break JSON. Set mode to replace instead."
+        "3 captioned, 1 kept.\n"
+        "1 JSON caption left unchanged: appended text would break JSON. Set mode to replace instead."
     )
     assert captions(run(pictures, made, tmp_path, mode="replace"))["b"] == SEEN["b"]
 

@@ -98,7 +98,8 @@ def test_commas_of_all_scripts_separate_tags() -> None:
 @pytest.mark.parametrize(
     ("text", "is_json"),
     [
-        ('{"a": 1}', True), (' [1, {"b": null}] ', True), ('{\n"a": "b",\n"c": []\n}', True), ('{"a": "two\nlines"}', True),
+        ('{"a": 1}', True), (' [1, {"b": null}] ', True), ('{\n"a": "b",\n"c": []\n}', True),
+        ('{"a": "two\nlines"}', True),
         (r'{"a": "b \(c\)"}', True), ("", False), ("1", False), ("null", False), ('"a, b"', False), ("{a|b}", False),
         ("[a]", False), ("{'a': 1}", False), ('zorp, {"a": 1}', False), ('{"a": 1}\n{"b": 2}', False), ("{", False),
         ("[" * 20_000, False), ("[" * 10_000 + "]" * 10_000, False),
