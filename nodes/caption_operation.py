@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.captions.edits import CaptionEdit, edit_dataset
+from ..training.captions.edits import CaptionEdit, edit_dataset, left_as_json
 from ..training.data.dataset import Dataset as DatasetObject
 from ..training.events import counted
 from ..training.settings import settings_from
@@ -32,7 +32,10 @@ class CaptionOperation(Node):
     @classmethod
     def execute(cls, dataset: DatasetObject, **inputs: Any) -> io.NodeOutput:
         """Edit the captions and show the first change."""
-        edited, changed = edit_dataset(dataset, settings_from(CaptionEdit, inputs))
+        edit = settings_from(CaptionEdit, inputs)
+        edited, changed = edit_dataset(dataset, edit)
         example = f"\n{changed[0][0]}\n→ {changed[0][1]}" if changed else ""
-        cls.show(f"{len(changed)} of {counted(len(dataset.pictures), 'caption')} changed.{example}")
+        left = left_as_json(dataset, edit)
+        json = f" {counted(left, 'JSON caption')} left unchanged." if left else ""
+        cls.show(f"{len(changed)} of {counted(len(dataset.pictures), 'caption')} changed.{json}{example}")
         return io.NodeOutput(edited)

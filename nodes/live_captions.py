@@ -24,16 +24,21 @@ class LiveCaptions(Node):
         return cls.schema(
             display_name="Live Captions",
             description="Varies captions each time the trainer sees a picture: shuffles and drops tags, drops whole "
-            "captions, draws options of {a|b} and single lines. The trigger always stays.",
+            "captions, draws options of {a|b} or single lines. The trigger always stays. JSON is not changed.",
             search_aliases=["caption dropout", "shuffle tags", "keep tokens", "wildcards"],
-            inputs=[Dataset.Input("dataset", tooltip="The captions to vary."), *widgets(CaptionPolicy)],
+            inputs=[
+                Dataset.Input("dataset", tooltip="The captions to vary."),
+                # Prompts from before this input existed have no value for it.
+                *widgets(CaptionPolicy, draw_one_line={"optional": True}),
+            ],
             outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with its caption policy.")],
         )
 
     @classmethod
     def execute(cls, dataset: DatasetObject, **inputs: Any) -> io.NodeOutput:
         """Set the policy and show examples made from the first caption."""
-        policy = settings_from(CaptionPolicy, inputs)
+        # It was one switch with the wildcards (see also web/live_captions.js).
+        policy = settings_from(CaptionPolicy, {"draw_one_line": inputs["wildcards"], **inputs})
         shown = next((picture for picture in dataset.pictures if picture.caption), dataset.pictures[0])
         trigger = dataset.trigger_of(shown)
         drawn = dict.fromkeys(live_caption(shown.caption, policy, trigger, 0, time) for time in range(20))

@@ -6,7 +6,6 @@ ComfyUI's front end does this in the browser (`app.graphToPrompt()`). This handl
 
 from __future__ import annotations
 
-from operator import length_hint
 from typing import Any
 
 # Exist only in the browser; the server does not know them.
@@ -15,6 +14,9 @@ NOTES = {"Note", "MarkdownNote"}
 NEVER, BYPASS = 2, 4
 # Input types that are widgets by default; others are sockets.
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+# Switches that were split off another one, by node. Older workflows lack their value (see web/live_captions.js).
+SPLIT_OFF = {"LoRAWorkbench_LiveCaptions": {"draw_one_line": "wildcards"}}
+_NO_VALUE = object()
 
 
 class WorkflowError(ValueError):
@@ -90,21 +92,23 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
         return dict(saved)
     named: dict[str, Any] = {}
     values = iter(saved)
+    split_off = SPLIT_OFF.get(node["type"], {})
     for name, kind, options in _inputs(info):
         if not _is_widget(kind, options):
             continue
-        if not length_hint(values) and name in info["input"].get("optional", {}) and "default" in options:
+        is_optional = name in info["input"].get("optional", {}) and "default" in options
+        named[name] = next(values, _NO_VALUE)
+        if name in split_off and not isinstance(named[name], bool):
+            named[name] = named[split_off[name]]
+        elif named[name] is _NO_VALUE and is_optional:
             named[name] = options["default"]  # as the browser does
             continue
-        try:
-            named[name] = next(values)
-            if _has_control(name, kind, options):
-                next(values)
-        except StopIteration:
+        control = next(values, _NO_VALUE) if _has_control(name, kind, options) else None
+        if _NO_VALUE in (named[name], control):
             raise WorkflowError(
                 f"{node['type']} (node {node['id']}) has only {len(saved)} saved values, none for {name!r}. "
                 "Save the workflow again."
-            ) from None
+            )
         if isinstance(named[name], list):  # a plain list would be read as a link
             named[name] = {"__value__": named[name]}
     left = list(values)

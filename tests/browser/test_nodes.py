@@ -27,7 +27,7 @@ BASIC = {
     "PriorPreservation": ["class_word", "prompts", "weight", "share"],
     "AutoCaption": ["captioner", "mode", "write", "prompt", "general_threshold"],
     "CaptionOperation": ["operation", "text", "replacement", "share", "keep_tokens", "seed"],
-    "LiveCaptions": ["shuffle", "keep_tokens", "tag_dropout", "caption_dropout", "wildcards"],
+    "LiveCaptions": ["shuffle", "keep_tokens", "tag_dropout", "caption_dropout", "wildcards", "draw_one_line"],
     "LossMask": ["source", "outside"],
     "DatasetReport": ["leave_out_the_worst"],
     "EditCaptions": [],

@@ -298,3 +298,44 @@ def test_a_captioner_is_fetched_only_by_name_and_a_clip_must_write(server):
     chain["auto"]["inputs"]["clip"] = ["model", 1]
     with pytest.raises(PromptError, match="This CLIP (cannot write text|cannot see pictures)"):
         trained(server, chain, "auto", "fetched")
+
+
+def test_captions_of_json_lines_and_parentheses_in_a_graph(server):
+    # ai-toolkit PR #732, OneTrainer #1508, musubi-tuner #834, sd-scripts PR #975; sd-scripts PR #336, kohya_ss #1725.
+    json_ = '{\n  "subject": "a zorp (seen at 10:30), {red|blue}"\n}'
+    words = {"a": json_, "b": "zorp\na {red|blue} hat", "c": "zorp (x)"}
+    folder = colors(server, "written", dict(zip(words, ("#ff0000", "#00ff00", "#0000ff"), strict=True)))
+    for name, caption_ in words.items():
+        (server.base / "input" / folder / "2_thing" / f"{name}.txt").write_text(caption_, encoding="utf-8")
+    off = {"shuffle": False, "keep_tokens": 1, "tag_dropout": 0.0, "caption_dropout": 0.0}
+    edit = {"text": "x", "replacement": "", "share": 0.6, "keep_tokens": 1, "seed": 0}
+
+    def report(source: str) -> dict[str, Any]:
+        return node("DatasetReport", dataset=[source, 0], leave_out_the_worst=False)
+
+    prompt = {
+        "load": load(folder),
+        "tags": node("CaptionOperation", dataset=["load", 0], operation="remove tags", **edit),
+        "escape": node("CaptionOperation", dataset=["tags", 0], operation="escape parentheses", **edit),
+        "plain": report("load"), "escaped": report("escape"),
+        "first": node("PreviewAny", source=["plain", 2]), "second": node("PreviewAny", source=["escaped", 2]),
+    }  # fmt: skip
+    entry = server.run(prompt)
+    said, after = (entry["outputs"][name]["text"][0] for name in ("first", "second"))
+    assert "is trained as 'seen at 10' at weight 30" in said and "prompt weights" not in after
+    assert "1 JSON caption left unchanged." in text_of(server, "tags")
+    assert text_of(server, "escape").startswith("2 of 3 captions changed.")
+
+    def drawn(source: str, **switches: bool) -> set[str]:
+        live = node("LiveCaptions", dataset=[source, 0], **off, **switches)
+        server.run({"load": load(folder), "two": load(f"{folder}_two"), "live": live, "report": report("live")})
+        return set(text_of(server, "live").removeprefix("Examples:\n").split("\n"))
+
+    # The node shows what it draws from the first caption. A prompt from before draw_one_line existed lacks that input.
+    two = colors(server, f"{folder}_two", {"b": "#ff0000"})
+    (server.base / "input" / two / "2_thing" / "b.txt").write_text(words["b"], encoding="utf-8")
+    assert drawn("load", wildcards=True) == {"{", '"subject": "a zorp (seen at 10:30), {red|blue}"', "}"}
+    assert drawn("two", wildcards=True) == {"zorp", "a red hat", "a blue hat"}
+    assert drawn("two", wildcards=False) == {"zorp a {red|blue} hat"}
+    assert drawn("two", wildcards=True, draw_one_line=False) == {"zorp a red hat", "zorp a blue hat"}
+    assert drawn("two", wildcards=False, draw_one_line=True) == {"zorp", "a {red|blue} hat"}

@@ -63,8 +63,10 @@ def test_live_captions_are_all_known_before():
     assert other.captions() != plan.captions()
 
 
-def test_one_line_of_several_is_drawn_only_with_a_policy():
-    asked = set(Plan(dataset(policy=CaptionPolicy()), TrainConfig(epochs=10)).captions())
+def test_one_line_of_several_is_drawn_only_if_asked_for():
+    joined = set(Plan(dataset(policy=CaptionPolicy()), TrainConfig(epochs=10)).captions())
+    assert joined == {f"zorp, hat{n}, sea a line of {n}" for n in range(7)}
+    asked = set(Plan(dataset(policy=CaptionPolicy(draw_one_line=True)), TrainConfig(epochs=10)).captions())
     assert asked == {f"zorp, hat{n}, sea" for n in range(7)} | {f"zorp, a line of {n}" for n in range(7)}
 
 
@@ -99,7 +101,7 @@ EMPTYING = CaptionPolicy(tag_dropout=1.0, keep_tokens=0)
         ("zorp, sea", EMPTYING, True),  # the trigger is never dropped
         ("a hat, sea", CaptionPolicy(tag_dropout=0.9, keep_tokens=0), True),
         ("{|a hat}", CaptionPolicy(), True),
-        ("{|}", CaptionPolicy(), False),
+        ("{|}", CaptionPolicy(wildcards=True), False),
         ("a hat", CaptionPolicy(caption_dropout=1.0), True),  # meant
     ],
     ids=str,

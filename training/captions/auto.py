@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..cache.store import TensorCache, cache_key
 from ..data import images
 from ..data.dataset import Dataset, Picture
-from ..data.words import has_own_caption, with_trigger
+from ..data.words import has_own_caption, is_json, with_trigger
 from ..disk import content_hash
 from ..errors import UserError
 from ..events import Cancelled, Sink, counted
@@ -44,7 +44,7 @@ class CaptioningConfig(Settings):
     mode: str = knob(
         MODES[0],
         "Which pictures are captioned. only missing: those without a caption of their own. replace: all. append: all, "
-        "after the existing caption.",
+        "after the existing caption, unless it is JSON.",
         choices=MODES,
     )
     write: str = knob(
@@ -96,9 +96,12 @@ def caption_dataset(
     """
     wanted = [
         number for number, picture in enumerate(dataset.pictures)
-        if config.mode != "only missing" or not has_own_caption(picture, dataset.trigger_of(picture))
-    ]  # fmt: skip
+        if _is_wanted(picture, config.mode, dataset.trigger_of(picture))
+    ]
     texts, problems, made = _texts(dataset, wanted, captioner, cache, sink)
+    if config.mode == "append" and len(wanted) < len(dataset.pictures):
+        left = counted(len(dataset.pictures) - len(wanted), "JSON caption")
+        problems.append(f"{left} left unchanged: appended text would break JSON. Set mode to replace instead.")
     unreadable = set(wanted) - set(texts)
     originals = {id(picture) for picture in dataset.without_copies()}
     pictures, changed = [], []
@@ -117,6 +120,12 @@ def caption_dataset(
     written = write_captions(changed, result, over=config.write == WRITE[2], problems=problems) if (
         config.write != WRITE[0]) else 0  # fmt: skip
     return Captioned(result, made, len(dataset.pictures) - len(wanted), written, tuple(problems))
+
+
+def _is_wanted(picture: Picture, mode: str, trigger: str) -> bool:
+    if mode == "append":
+        return not is_json(picture.caption)  # a text after it would break it
+    return mode == "replace" or not has_own_caption(picture, trigger)
 
 
 def _joined(picture: Picture, text: str, mode: str, trigger: str) -> str:

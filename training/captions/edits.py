@@ -1,7 +1,7 @@
 """Edit all captions of a dataset at once: trigger, prefix, replace, remove or prune tags, brackets, shuffle.
 
 A caption is a sentence or a comma-separated list of tags. Tag edits keep the order of the other tags and write ", "
-between tags.
+between tags. JSON has no tags: only the edits in `EDITS_JSON` change it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..data.dataset import Dataset
-from ..data.words import calls, clean_trigger, join_tags, same_words, split_tags, tag_counts, with_trigger
+from ..data.words import calls, clean_trigger, is_json, join_tags, same_words, split_tags, tag_counts, with_trigger
 from ..draws import seed_for
 from ..errors import SettingError
 from ..settings import Settings, knob
@@ -34,7 +34,14 @@ OPERATIONS = (
     "spaces to underscores",
     "escape brackets",
     "unescape brackets",
+    "escape parentheses",
 )
+# Edits that JSON survives. ComfyUI reads parentheses as weights in JSON too, and reads `\(` there as `(`.
+EDITS_JSON = frozenset({"replace", "replace (regular expression)", "unescape brackets", "escape parentheses"})
+
+
+# Edits of a trigger as well, which must stay as it is written in the captions.
+_OF_TRIGGERS = frozenset({"escape brackets", "unescape brackets", "escape parentheses"})
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class CaptionEdit(Settings):
 def edit_captions(captions: Sequence[str], edit: CaptionEdit, triggers: str | Sequence[str] = "") -> list[str]:
     """Apply one edit to every caption. The input list is not changed.
 
-    Each line of a caption is an alternative caption of the picture, and is edited separately.
+    Each line of a caption is an alternative caption of the picture, and is edited separately. JSON is one caption.
 
     Args:
         captions: One for each picture.
@@ -88,11 +95,20 @@ def edit_captions(captions: Sequence[str], edit: CaptionEdit, triggers: str | Se
         SettingError: The replacement names a group that the regular expression lacks.
     """
     each = [triggers] * len(captions) if isinstance(triggers, str) else list(triggers)
-    split = [caption.split("\n") for caption in captions]
+    split = [[caption] if is_json(caption) else caption.split("\n") for caption in captions]
     lines = [line for group in split for line in group]
     of_lines = [trigger for group, trigger in zip(split, each, strict=True) for _ in group]
-    edited = iter(_EDITS[edit.operation](lines, edit, of_lines))
+    chosen = [number for number, line in enumerate(lines) if edit.operation in EDITS_JSON or not is_json(line)]
+    after = _EDITS[edit.operation]([lines[n] for n in chosen], edit, [of_lines[n] for n in chosen])
+    for number, line in zip(chosen, after, strict=True):
+        lines[number] = line
+    edited = iter(lines)
     return ["\n".join(next(edited) for _ in group) for group in split]
+
+
+def left_as_json(dataset: Dataset, edit: CaptionEdit) -> int:
+    """The number of captions that an edit leaves as they are because they are JSON."""
+    return 0 if edit.operation in EDITS_JSON else sum(is_json(picture.caption) for picture in dataset.pictures)
 
 
 def edit_dataset(dataset: Dataset, edit: CaptionEdit) -> tuple[Dataset, list[tuple[str, str]]]:
@@ -109,9 +125,19 @@ def edit_dataset(dataset: Dataset, edit: CaptionEdit) -> tuple[Dataset, list[tup
         after = [picture.caption if picture.is_regularization else caption for picture, caption in edited]
         alike = tuple(replace(picture, own_trigger=None) for picture in dataset.pictures)
         dataset = replace(dataset, trigger=clean_trigger(edit.text), pictures=alike)
+    elif edit.operation in _OF_TRIGGERS:
+        dataset = _with_edited_triggers(dataset, edit)
     pictures = [replace(picture, caption=caption) for picture, caption in zip(dataset.pictures, after, strict=True)]
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
     return dataset.with_pictures(tuple(pictures)), changed
+
+
+def _with_edited_triggers(dataset: Dataset, edit: CaptionEdit) -> Dataset:
+    def edited(trigger: str | None) -> str | None:
+        return trigger and edit_captions([trigger], edit)[0]
+
+    pictures = tuple(replace(picture, own_trigger=edited(picture.own_trigger)) for picture in dataset.pictures)
+    return replace(dataset, trigger=edited(dataset.trigger) or "", pictures=pictures)
 
 
 _Edit = Callable[[list[str], CaptionEdit, list[str]], list[str]]
@@ -131,9 +157,12 @@ def _trigger_first(caption: str, edit: CaptionEdit) -> str:
     return with_trigger(caption, trigger)
 
 
-def escape_brackets(text: str) -> str:
-    """Put a backslash before each unescaped bracket, so that ComfyUI does not read it as a weight."""
-    return re.sub(r"(?<!\\)([()\[\]])", r"\\\1", text)
+def escape_parentheses(text: str) -> str:
+    """Put a backslash before each unescaped parenthesis, so that ComfyUI does not read it as a weight.
+
+    ComfyUI knows no other escape: it would train the backslash of `\\[`.
+    """
+    return re.sub(r"(?<!\\)([()])", r"\\\1", text)
 
 
 def matches(tags: str, tag: str) -> bool:
@@ -209,6 +238,8 @@ _EDITS: dict[str, _Edit] = {
     "spaces to underscores": _each(
         lambda caption, _edit: join_tags([tag.replace(" ", "_") for tag in split_tags(caption)])
     ),
-    "escape brackets": _each(lambda caption, _edit: escape_brackets(caption)),
+    # As programs need it that read square brackets as weights too.
+    "escape brackets": _each(lambda caption, _edit: re.sub(r"(?<!\\)([()\[\]])", r"\\\1", caption)),
     "unescape brackets": _each(lambda caption, _edit: re.sub(r"\\([()\[\]])", r"\1", caption)),
+    "escape parentheses": _each(lambda caption, _edit: escape_parentheses(caption)),
 }

@@ -2,7 +2,8 @@
 
 The order is kohya's (`train_util.py`, process_caption). The whole caption may be dropped, then a line and the
 wildcards are drawn, then the tags after the kept ones are shuffled and dropped. Unlike in kohya, the trigger word is
-never dropped, and without shuffling it stays in place.
+never dropped, and without shuffling it stays in place. A caption or line that is JSON is trained as it stands: its
+braces, bars and commas are no wildcards and no tags.
 """
 
 from __future__ import annotations
@@ -11,17 +12,24 @@ import random
 import re
 
 from ..data.dataset import CaptionPolicy, Dataset, Picture
-from ..data.words import calls, join_tags, split_tags, with_trigger
+from ..data.words import calls, is_json, join_tags, split_tags, with_trigger
 from ..draws import seed_for
 
 KEPT_UNTIL = "|||"  # tags before the first one and after the second one are kept in place
 _WILDCARD = re.compile(r"\{([^{}]*)\}")
 
 
+def lines_of(caption: str) -> list[str]:
+    """The alternative captions that a caption holds: its lines. JSON is one caption, however many lines it has."""
+    if is_json(caption):
+        return [caption]
+    return [line.strip() for line in caption.splitlines() if line.strip()]
+
+
 def one_line(caption: str, trigger: str = "") -> str:
-    """Join the lines of a caption. A trigger in front of every line is kept only in the first."""
-    lines = [line.strip() for line in caption.splitlines() if line.strip()]
-    prefix = f"{trigger}, " if trigger else ""
+    """Join the lines of a caption. A trigger in front of every line is kept only in the first. JSON stays as it is."""
+    lines = lines_of(caption)
+    prefix = f"{trigger}, " if lines and calls(lines[0], trigger) else ""
     return " ".join(lines[:1] + [line.removeprefix(prefix) for line in lines[1:]])
 
 
@@ -47,12 +55,17 @@ def live_caption(caption: str, policy: CaptionPolicy, trigger: str, seed: int, *
     has_trigger = calls(caption, trigger)
     if rng.random() < policy.caption_dropout:
         return trigger if has_trigger else ""
+    lines = lines_of(caption)
+    if policy.draw_one_line and lines:
+        lines = [rng.choice(lines)]
+    caption = one_line("\n".join(lines), trigger)
+    if any(map(is_json, lines)):
+        return caption
     if policy.wildcards:
-        lines = [line.strip() for line in caption.splitlines() if line.strip()]
-        caption = _draw_wildcards(rng.choice(lines) if lines else "", rng)
-        if has_trigger:
-            caption = with_trigger(caption, trigger)  # only another line may have had it
-    caption = one_line(caption, trigger)
+        caption = _draw_wildcards(caption, rng)
+    if has_trigger:
+        caption = with_trigger(caption, trigger)  # only another line or option may have had it
+    caption = caption.strip()  # an empty option leaves a space
     if not (policy.shuffle or policy.tag_dropout or KEPT_UNTIL in caption):
         return caption
     kept, flexible, last = _parts(caption, policy.keep_tokens)

@@ -18,7 +18,7 @@ from ..data.words import join_tags
 from ..errors import UserError
 from ..events import counted
 from ..settings import Settings, knob
-from .edits import escape_brackets, matches
+from .edits import escape_parentheses, matches
 
 GENERAL, CHARACTER, RATING = 0, 4, 9  # categories of selected_tags.csv
 _BATCH = 8
@@ -101,7 +101,7 @@ class OnnxTagger:
                 "Download both from the same model."
             )
         stat = file.stat()
-        self.identity = cache_key("tagger-1", file.name, stat.st_size, _sample(file), self._tags, settings)
+        self.identity = cache_key("tagger-2", file.name, stat.st_size, _sample(file), self._tags, settings)
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
         """Tag some pictures.
@@ -146,7 +146,7 @@ class OnnxTagger:
     def _written(self, name: str) -> str:
         if not self.settings.keep_underscores and name not in _FACES:
             name = name.replace("_", " ")
-        return escape_brackets(name) if self.settings.escape_brackets else name
+        return escape_parentheses(name) if self.settings.escape_brackets else name
 
 
 def _only_model(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from ..disk import require_regular
 from ..errors import UnreadableImage, UserError
 from ..events import counted
-from .words import MOST_CHARACTERS
+from .words import MOST_CHARACTERS, is_json
 
 _FIELDS = ("caption", "text")  # of a .json file or a table; the first one that holds text
 _FILE = "file_name"
@@ -65,13 +65,15 @@ def read_caption(path: Path) -> str | bytes | None:
 
 
 def tidy(text: str, path: Path) -> str:
-    """A caption's lines without empty ones; kohya takes the first line and silently drops the rest.
+    """A caption's lines without empty ones; kohya takes the first line and silently drops the rest. JSON stays whole.
 
     Raises:
         UnreadableImage: The caption is too long.
     """
     if len(text) > MOST_CHARACTERS:
         raise _too_long(path)
+    if is_json(text):
+        return text.strip()
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())
 
 

@@ -40,7 +40,8 @@ class Picture:
     Attributes:
         path: The file. A picture that came as a tensor is a PNG in ComfyUI's temp folder.
         size: (width, height) in pixels as a viewer shows it, with EXIF orientation applied.
-        caption: The text trained with it. All lines are joined, or a policy draws one line at a time.
+        caption: The text trained with it. All lines are joined, or a policy draws one line at a time. JSON is trained
+            as it stands.
         repeats: How often an epoch shows it, above 0; 0.25 is every fourth epoch.
         concept: Name of the folder it came from, such as `10_my_character`.
         class_word: The class in the folder's name, such as `my_character`; may be empty.
@@ -221,7 +222,10 @@ class CaptionPolicy(Settings):
         min=0.0, max=1.0, step=0.01,
     )
     wildcards: bool = knob(
-        True, "Draw one option of {red|blue|green}, and one line of a caption with several. Off: all of it is used."
+        False, "Draw one option of {red|blue|green} each time. Off: the braces are trained as plain text."
+    )
+    draw_one_line: bool = knob(
+        False, "Draw one line of a caption with several lines each time. Off: all lines are joined."
     )
 
 

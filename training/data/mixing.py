@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..events import counted
 from ..settings import Settings, knob
 from .dataset import Dataset, Picture
-from .words import calls, trigger_pattern
+from .words import calls, is_json, trigger_pattern
 
 # The choices of what regularization pictures are trained towards, and whether each preserves the prior.
 PRESERVES_PRIOR = {"as the model paints them": True, "as the pictures are": False}
@@ -236,7 +236,9 @@ def with_prior_preservation(
 
 
 def _tidy(caption: str) -> str:
-    """Remove the doubled spaces and commas that a removed word leaves behind."""
+    """Remove the doubled spaces and commas that a removed word leaves behind, except in JSON."""
+    if is_json(caption):
+        return caption
     lines = (re.sub(r"\s*,(\s*,)+", ",", re.sub(r"[ \t]+", " ", line)) for line in caption.splitlines())
     return "\n".join(line.strip(" ,") for line in lines)
 

@@ -42,7 +42,9 @@ class LoadSettings(Settings):
         "extra_model_paths.yaml.",
     )
     trigger: str = knob(
-        "", "Word that calls what is learned. It is added in front of every caption that lacks it. Choose a rare word."
+        "",
+        "Word that calls what is learned. It is added in front of every caption that lacks it, except JSON. Choose a "
+        "rare word.",
     )
     background: str = knob(
         "#ffffff", "Colour behind transparent pixels and in padding: #rrggbb, white, grey or black.", advanced=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -37,6 +38,24 @@ def tag_counts(captions: Sequence[str]) -> Counter[str]:
     return Counter(tag for caption in captions for tag in set(split_tags(caption.replace("\n", ","))))
 
 
+def is_json(text: str) -> bool:
+    r"""Whether a text is a JSON object or array, which is trained as it stands.
+
+    A parenthesis may be escaped (`\(`), which JSON does not know: ComfyUI removes the backslash before it encodes.
+    """
+    if text.lstrip()[:1] not in ("{", "["):  # an empty text is in any string, but not in a tuple
+        return False
+    return _parses(text) or ("\\(" in text or "\\)" in text) and _parses(_unescaped(text))
+
+
+def _parses(text: str) -> bool:
+    try:
+        json.loads(text, strict=False)  # a line break inside a string is no reason to tear a caption apart
+    except (ValueError, RecursionError):  # brackets nested thousands deep are no one's caption
+        return False
+    return True
+
+
 def has_own_caption(picture: Picture, trigger: str) -> bool:
     """Whether a picture's caption is more than its folder's class words and the trigger."""
     known = ("", clean_trigger(trigger), fallback_caption(picture.class_word, trigger))
@@ -59,9 +78,9 @@ def clean_trigger(trigger: str) -> str:
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """Put the trigger in front of each line that does not contain it (see `calls`)."""
+    """Put the trigger in front of each line that does not contain it (see `calls`). JSON stays as it is."""
     trigger = clean_trigger(trigger)
-    if not trigger:
+    if not trigger or is_json(caption):
         return caption
     if "\n" in caption:
         return "\n".join(with_trigger(line, trigger) for line in caption.split("\n"))
@@ -71,11 +90,12 @@ def with_trigger(caption: str, trigger: str) -> str:
 
 
 def calls(text: str, trigger: str) -> bool:
-    """Whether a text contains a trigger. No text contains an empty trigger.
+    r"""Whether a text contains a trigger. No text contains an empty trigger.
 
-    Case does not matter, and an underscore in a trigger may be a space in the text or the other way round. A trigger in
-    Latin or another spaced script must be a word of its own: between spaces, punctuation or Chinese, Japanese and
-    Korean characters. A trigger with such characters counts wherever it occurs, because these scripts have no spaces.
+    Case does not matter, and an underscore in a trigger may be a space in the text or the other way round. A
+    parenthesis may be escaped (`\(`) in either. A trigger in Latin or another spaced script must be a word of its own:
+    between spaces, punctuation or Chinese, Japanese and Korean characters. A trigger with such characters counts
+    wherever it occurs, because these scripts have no spaces.
     """
     pattern = trigger_pattern([trigger])
     return pattern is not None and pattern.search(unicodedata.normalize("NFC", text)) is not None
@@ -90,18 +110,23 @@ def trigger_pattern(triggers: Iterable[str]) -> re.Pattern[str] | None:
 
 
 def same_words(one: str, other: str) -> bool:
-    """Whether two texts differ in nothing but case, spaces for underscores and Unicode form."""
+    """Whether two texts differ in nothing but case, spaces for underscores, escapes and Unicode form."""
     return _plain(one) == _plain(other)
 
 
 def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).casefold().replace("_", " ").split())
+    return " ".join(_unescaped(unicodedata.normalize("NFC", text)).casefold().replace("_", " ").split())
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([()])", r"\1", text)
 
 
 def _source(trigger: str) -> str:
     """The source of the pattern of one trigger."""
-    trigger = unicodedata.normalize("NFC", trigger)
+    trigger = _unescaped(unicodedata.normalize("NFC", trigger))
     words = [re.escape(word) for word in re.split(r"[\s_]+", trigger) if word]
+    words = [re.sub(r"(\\[()])", r"\\\\?\1", word) for word in words]  # escaped in the text or not
     source = r"[\s_]+".join(words) or "_+"
     # An underscore at an end is part of the trigger, but may be missing in the text.
     source = ("_*" if trigger.startswith("_") else "") + source + ("_*" if trigger.endswith("_") else "")

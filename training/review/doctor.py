@@ -8,22 +8,20 @@ from dataclasses import dataclass
 
 from ..data.buckets import enlargement, lost_share
 from ..data.dataset import Dataset, Picture, name_in
-from ..data.words import calls, has_own_caption, least_tokens, split_tags, tag_counts
+from ..data.words import calls
 from ..events import counted
 from ..settings import Settings, knob
+from .caption_checks import check_captions, check_tags
+from .finding import NOTE, SPOILS, WEAKENS, Finding, pictures_that
 from .looks import Look, near_duplicates
+from .syntax_checks import check_syntax
 
-LONGEST_CAPTION = 75  # tokens, which CLIP reads at a time
-MOST_TOKENS = 8 * LONGEST_CAPTION  # beyond it, encoding takes minutes and gigabytes
 MOST_LOST = 1 / 3  # share of a picture cut away by the crop
 MOST_ENLARGED = 1.2
 BLURRED = 0.15  # share of the dataset's median sharpness
 FEWEST, MOST_OF_A_SUBJECT, MOST = 10, 30, 50  # pictures of a concept: 10 to 30 suit a subject, 20 to 50 a style
 UNBALANCED = 3.0  # ratio of the draws of two concepts
 TOO_MANY_DUPLICATES = 2000  # pairs listed at most
-
-# Severity of a finding: it spoils the training, weakens it, or is worth knowing.
-SPOILS, WEAKENS, NOTE = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -35,27 +33,6 @@ class ReportSettings(Settings):
         "Leave out unreadable pictures, spare duplicates, blurred pictures and those enlarged more than twice. The "
         "files stay on disk.",
     )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong or worth knowing.
-
-    Attributes:
-        severity: SPOILS, WEAKENS or NOTE.
-        kind: A short name, such as `near-duplicates`.
-        what: What was found.
-        advice: What to do, and why.
-        files: The pictures concerned, as paths within the dataset.
-        exclude: The pictures among them that can be left out without loss.
-    """
-
-    severity: int
-    kind: str
-    what: str
-    advice: str
-    files: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,8 +89,9 @@ def examine(
         *of_all,
         *_twice(views),
         *_duplicates(dataset, names, looks),
-        *_captions(dataset, names, count_tokens),
-        *_tags(dataset, names),
+        *check_captions(dataset, names, count_tokens),
+        *check_syntax(dataset, names),
+        *check_tags(dataset, names),
         *_pixels(dataset, names, looks),
         *_placement(views),
         *_amounts(dataset, names, views),
@@ -155,7 +133,7 @@ def _twice(views: Dataset) -> list[Finding]:
     again = tuple(dict.fromkeys(name for (name, _), count in counts.items() if count > 1))
     if not again:
         return []
-    what = _pictures(again, "is", "are", "in the dataset more than once.")
+    what = pictures_that(again, "is", "are", "in the dataset more than once.")
     advice = "Use repeats instead to show a picture more often. Each copy is trained."
     return [Finding(NOTE, "there twice", what, advice, again)]
 
@@ -182,78 +160,6 @@ def _duplicates(dataset: Dataset, names: list[str], looks: Sequence[Look | None]
     return [Finding(SPOILS, "near-duplicates", what, advice, files, tuple(spare))]
 
 
-def _captions(dataset: Dataset, names: list[str], count_tokens: Callable[[str], int] | None) -> list[Finding]:
-    found = []
-    captions = [picture.caption for picture in dataset.pictures]
-    own = [has_own_caption(picture, dataset.trigger_of(picture)) for picture in dataset.pictures]
-    empty = tuple(name for name, has in zip(names, own, strict=True) if not has)
-    if empty:
-        severity = WEAKENS if all(caption.strip() for caption in captions) else SPOILS
-        what = _pictures(empty, "has no caption of its own", "have no caption of their own")
-        advice = "Write captions, or draft them with Auto Caption. What they leave out is learned with the subject."
-        found.append(Finding(severity, "no caption", what, advice, empty))
-    lacking: dict[str, list[str]] = {}
-    for name, picture in zip(names, dataset.pictures, strict=True):
-        trigger = dataset.trigger_of(picture)
-        if trigger and not calls(picture.caption, trigger):
-            lacking.setdefault(trigger, []).append(name)
-    for trigger, those in lacking.items():
-        what = _pictures(those, "lacks", "lack", f"the trigger {trigger!r}.")
-        found.append(Finding(SPOILS, "no trigger", what, "Put the trigger first in each caption.", tuple(those)))
-    written = [picture.caption for picture, has in zip(dataset.pictures, own, strict=True) if has]
-    same = {caption for caption, count in Counter(written).items() if count > 1}
-    if same and len(set(written)) == 1 and len(written) == len(captions):
-        what = "All captions are the same."
-        advice = "Describe what differs from picture to picture. Otherwise all of it is learned with the subject."
-        found.append(Finding(WEAKENS, "identical captions", what, advice, tuple(names)))
-    elif same:
-        files = tuple(name for name, caption in zip(names, captions, strict=True) if caption in same)
-        what = f"{len(files)} pictures share their caption with another."
-        found.append(Finding(NOTE, "identical captions", what, "Describe what differs between them.", files))
-    count_tokens = count_tokens or least_tokens
-    tokens = [count_tokens(caption) for caption in captions]
-    huge = tuple(name for name, number in zip(names, tokens, strict=True) if number > MOST_TOKENS)
-    if huge:
-        what = _pictures(huge, "has a caption", "have captions", f"of more than {MOST_TOKENS} tokens.")
-        advice = "Shorten the caption. The text encoder needs much time and memory for it, and learns little."
-        found.append(Finding(WEAKENS, "huge captions", what, advice, huge))
-    long = tuple(n for n, number in zip(names, tokens, strict=True) if LONGEST_CAPTION < number <= MOST_TOKENS)
-    if long:
-        what = _pictures(long, "has a caption", "have captions", f"of more than {LONGEST_CAPTION} tokens.")
-        advice = f"Put what matters first, or shorten the caption. CLIP reads it in pieces of {LONGEST_CAPTION} tokens."
-        found.append(Finding(NOTE, "long captions", what, advice, long))
-    return found
-
-
-def _tags(dataset: Dataset, names: list[str]) -> list[Finding]:
-    """Find tags on every picture, which say nothing, and tags on one only. Captions must be lists of tags."""
-    captions = [picture.caption for picture in dataset.pictures]
-    if len(captions) < 5 or sum(len(split_tags(caption)) for caption in captions) < 3 * len(captions):
-        return []
-    found, counts = [], tag_counts(captions)
-    triggers = {dataset.trigger_of(picture) for picture in dataset.pictures}
-    everywhere = [
-        tag for tag, count in counts.items()
-        if count == len(captions) and not any(calls(tag, trigger) for trigger in triggers)
-    ]  # fmt: skip
-    if everywhere:
-        listed = ", ".join(sorted(everywhere)[:20]) + (", …" if len(everywhere) > 20 else "")
-        verb = "is" if len(everywhere) == 1 else "are"
-        what = f"{counted(len(everywhere), 'tag')} {verb} on every picture: {listed}."
-        advice = "Remove the tags that belong to the subject, so that the trigger alone stands for it."
-        found.append(Finding(WEAKENS, "tags on all", what, advice, tuple(names)))
-    once = {tag for tag, count in counts.items() if count == 1}
-    if once:
-        what = f"{len(once)} of {len(counts)} tags {'is' if len(once) == 1 else 'are'} on one picture only."
-        files = tuple(
-            f"{name} ({tag})" for name, caption in zip(names, captions, strict=True)
-            for tag in dict.fromkeys(split_tags(caption.replace("\n", ","))) if tag in once
-        )  # fmt: skip
-        advice = "Check them for typing errors. A tag of its own is fine for what differs."
-        found.append(Finding(NOTE, "tags on one", what, advice, files))
-    return found
-
-
 def _pixels(dataset: Dataset, names: list[str], looks: Sequence[Look | None]) -> list[Finding]:
     found = []
     seen = [(name, look) for name, look in zip(names, looks, strict=True) if look is not None]
@@ -262,18 +168,18 @@ def _pixels(dataset: Dataset, names: list[str], looks: Sequence[Look | None]) ->
         ranked = sorted((look.sharpness, name) for name, look in seen if look.sharpness < BLURRED * median)
         if ranked:
             files = tuple(name for _, name in ranked)
-            what = _pictures(files, "is", "are", "far less sharp than the rest.")
+            what = pictures_that(files, "is", "are", "far less sharp than the rest.")
             advice = "Replace what is blurred: blur is learned too."
             found.append(Finding(WEAKENS, "blurred", what, advice, files, files))
     rotated = tuple(name for name, look in seen if look.rotated)
     if rotated:
-        what = _pictures(rotated, "is", "are", "stored rotated, with an EXIF orientation.")
+        what = pictures_that(rotated, "is", "are", "stored rotated, with an EXIF orientation.")
         advice = "Rotate the files if other tools show them sideways. Here they are turned upright."
         found.append(Finding(NOTE, "rotated", what, advice, rotated))
     clear = tuple(name for name, look in seen if look.transparent > 0.001)
     if clear:
         color = "#{:02x}{:02x}{:02x}".format(*dataset.background)
-        what = _pictures(clear, "is", "are", "partly transparent.")
+        what = pictures_that(clear, "is", "are", "partly transparent.")
         advice = f"Set another background in Load Dataset if {color} does not suit."
         found.append(Finding(NOTE, "transparent", what, advice, clear))
     return found
@@ -291,7 +197,7 @@ def _placement(views: Dataset) -> list[Finding]:
     small = _worst((factor, name, remark) for factor, name, remark in factors if factor > MOST_ENLARGED)
     if small:
         files = tuple(f"{name} ({factor:.1f} ×{remark})" for factor, name, remark in small)
-        what = _pictures(files, "is smaller than its bucket", "are smaller than their bucket", "and enlarged.")
+        what = pictures_that(files, "is smaller than its bucket", "are smaller than their bucket", "and enlarged.")
         advice = "Use larger pictures, or lower the resolution. Soft edges are learned too."
         sound = {name for factor, name, _ in factors if factor <= 2}  # at another resolution
         spare = tuple(name for factor, name, _ in small if name not in sound)
@@ -303,7 +209,7 @@ def _placement(views: Dataset) -> list[Finding]:
     cut = _worst(one for one in shares if one[0] > MOST_LOST)
     if cut:
         files = tuple(f"{name} ({share:.0%}{remark})" for share, name, remark in cut)
-        what = _pictures(files, "loses", "lose", "more than a third to the crop.")
+        what = pictures_that(files, "loses", "lose", "more than a third to the crop.")
         advice = "Crop by hand around what matters, or set fit to pad or allow more shapes in Bucket Images."
         found.append(Finding(WEAKENS, "cropped", what, advice, files))
     return found
@@ -374,9 +280,3 @@ def _groups(hashes: dict[int, int], pairs: Iterable[tuple[int, int]]) -> list[li
 
 def _area(picture: Picture) -> int:
     return picture.size[0] * picture.size[1]
-
-
-def _pictures(files: Sequence[str], one: str, more: str, rest: str = "") -> str:
-    """Begin a sentence with a number of pictures: `1 picture lacks …`, `2 pictures lack …`."""
-    said = f"{counted(len(files), 'picture')} {one if len(files) == 1 else more}"
-    return f"{said} {rest}" if rest else f"{said}."

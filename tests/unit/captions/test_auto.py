@@ -80,6 +80,18 @@ def test_replace_and_append(pictures, made, tmp_path):
     assert found["a"] == "zorp, my_class, red hair, ^_^"
 
 
+def test_nothing_is_appended_to_json(pictures, made, tmp_path):
+    caption = '{"subject": "a zorp"}'
+    (pictures / "2_my_class" / "b.txt").write_text(caption, encoding="utf-8")
+    found = run(pictures, made, tmp_path, mode="append")
+    assert captions(found)["b"] == caption and captions(found)["a"] == "zorp, my_class, red hair, ^_^"
+    assert found.describe() == (
+        "3 captioned, 1 kept.\n"
+        "1 JSON caption left unchanged: appended text would break JSON. Set mode to replace instead."
+    )
+    assert captions(run(pictures, made, tmp_path, mode="replace"))["b"] == SEEN["b"]
+
+
 def test_text_that_was_appended_and_written_is_not_appended_again(pictures, made, tmp_path):
     first = captions(run(pictures, made, tmp_path, mode="append", write="all .txt files"))
     assert captions(run(pictures, made, tmp_path, mode="append", write="all .txt files")) == first

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from lora_workbench.training.captions.edits import OPERATIONS, CaptionEdit, edit_captions
-from lora_workbench.training.data.words import least_tokens, tag_counts
+from lora_workbench.training.captions.edits import (
+    EDITS_JSON,
+    OPERATIONS,
+    CaptionEdit,
+    edit_captions,
+    edit_dataset,
+    left_as_json,
+)
+from lora_workbench.training.captions.live import live_caption
+from lora_workbench.training.data.dataset import CaptionPolicy, Dataset, Picture
+from lora_workbench.training.data.words import is_json, least_tokens, tag_counts, with_trigger
 from lora_workbench.training.errors import SettingError
 
 TAGS = ["zorp, blue_hair, smile", "zorp, smile, outdoors, smile", "smile, zorp, tree (oak)", ""]
@@ -34,6 +45,7 @@ def done(operation: str, captions: list[str], trigger: str = "zorp", **settings:
         ("underscores to spaces", {}, ["zorp, blue hair, smile", *TAGS[1:]]),
         ("spaces to underscores", {}, [*TAGS[:2], "smile, zorp, tree_(oak)", ""]),
         ("escape brackets", {}, [*TAGS[:2], r"smile, zorp, tree \(oak\)", ""]),
+        ("escape parentheses", {}, [*TAGS[:2], r"smile, zorp, tree \(oak\)", ""]),
     ],
 )  # fmt: skip
 def test_what_each_operation_does(operation, settings, expected):
@@ -51,6 +63,60 @@ def test_brackets_are_escaped_once_and_unescaped():
     once = done("escape brackets", TAGS)
     assert done("escape brackets", once) == once
     assert done("unescape brackets", once) == TAGS
+
+
+# sd-scripts PR #336, kohya_ss #1725.
+@pytest.mark.parametrize(
+    ("caption", "escaped"),
+    [
+        ("miku (vocaloid), (16:9)", r"miku \(vocaloid\), \(16:9\)"),
+        (r"miku \(vocaloid), :)", r"miku \(vocaloid\), :\)"),
+        ("((a)) [b] {c} <d>", r"\(\(a\)\) [b] {c} <d>"),  # ComfyUI trains the backslash of any other bracket
+        ("one (a)\ntwo (b)", "one \\(a\\)\ntwo \\(b\\)"),
+    ],
+)
+def test_parentheses_are_escaped_once(caption, escaped):
+    once = done("escape parentheses", [caption])
+    assert once == [escaped] == done("escape parentheses", once)
+
+
+def test_an_escaped_trigger_is_still_the_trigger():
+    pictures = tuple(
+        Picture(Path(f"{n}.png"), (8, 8), f"{trigger}, hat", own_trigger=own)
+        for n, (trigger, own) in enumerate([("miku (vocaloid)", None), ("rin (v)", "rin (v)"), ("hat (x)", "")])
+    )
+    before = Dataset(pictures, trigger="miku (vocaloid)")
+    after, changed = edit_dataset(before, CaptionEdit("escape parentheses"))
+    assert len(changed) == 3
+    assert [after.trigger_of(picture) for picture in after.pictures] == [r"miku \(vocaloid\)", r"rin \(v\)", ""]
+    policy = CaptionPolicy(shuffle=True, keep_tokens=0, tag_dropout=1.0, caption_dropout=0.5)
+    drawn = {live_caption(after.pictures[0].caption, policy, after.trigger, 0, step) for step in range(20)}
+    assert drawn == {r"miku \(vocaloid\)"}
+    # A tagger writes it escaped, whatever the trigger looks like.
+    assert with_trigger(r"hat, miku \(vocaloid\)", "miku (vocaloid)") == r"hat, miku \(vocaloid\)"
+    back, _ = edit_dataset(after, CaptionEdit("unescape brackets"))
+    assert back == before
+
+
+JSON = '{\n"subject": "a zorp, a hat",\n"text": ["a_b", "a_b"]\n}'
+
+
+@pytest.mark.parametrize("operation", [operation for operation in OPERATIONS if operation not in EDITS_JSON])
+def test_json_is_left_as_it_is(operation):
+    edit = CaptionEdit(operation, text="a_b", share=0.0, keep_tokens=0)
+    both = [JSON, "zorp, a_b, hat (x)"]
+    assert edit_captions(both, edit, "zorp") == [JSON, *edit_captions(both[1:], edit, "zorp")]
+    dataset = Dataset(tuple(Picture(Path(f"{n}.png"), (8, 8), caption) for n, caption in enumerate(both)))
+    assert left_as_json(dataset, edit) == 1
+
+
+def test_text_in_json_is_replaced_when_asked_for():
+    assert done("replace", [JSON], text="a zorp,\n", replacement="x") == [JSON]
+    assert done("replace", [JSON], text="a zorp", replacement="the zorp") == [JSON.replace("a zorp", "the zorp")]
+    assert done("replace (regular expression)", [JSON], text=r"a_(\w)", replacement=r"\1") == [JSON.replace("a_b", "b")]
+    escaped = done("escape parentheses", ['{"a": "miku (vocaloid)"}'])
+    assert escaped == [r'{"a": "miku \(vocaloid\)"}'] and is_json(escaped[0])
+    assert left_as_json(Dataset((Picture(Path("a.png"), (8, 8), JSON),)), CaptionEdit("escape parentheses")) == 0
 
 
 def test_each_line_is_edited_separately():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
-from lora_workbench.training.captions.live import live_caption, one_line
-from lora_workbench.training.data.dataset import CaptionPolicy
+from lora_workbench.training.captions.live import caption_for, live_caption, one_line
+from lora_workbench.training.data.dataset import CaptionPolicy, Dataset, Picture
+from lora_workbench.training.data.words import is_json
 from lora_workbench.training.errors import SettingError
 
 TAGS = "zorp, hat, smile, sea, sun"
@@ -73,12 +75,83 @@ def test_a_dropped_caption_leaves_the_trigger():
 
 
 def test_lines_and_wildcards_are_drawn():
-    seen = Counter(draws("a {red|blue} {hat|{big|small} cap}\na zorp", 2000))
+    seen = Counter(draws("a {red|blue} {hat|{big|small} cap}\na zorp", 2000, wildcards=True, draw_one_line=True))
     assert seen["a zorp"] == pytest.approx(1000, abs=120)
     others = {f"zorp, a {c} {t}" for c in ("red", "blue") for t in ("hat", "big cap", "small cap")}
     assert set(seen) == {"a zorp"} | others, "every drawn line has the trigger, even if only another line had it"
-    assert set(draws("a {red|blue}\nhat", wildcards=False)) == {"a {red|blue} hat"}
     assert one_line(" a \n\n b\n") == "a b"
+
+
+# ai-toolkit PR #732, OneTrainer #1508, musubi-tuner #834, sd-scripts PR #975.
+@pytest.mark.parametrize(
+    ("switches", "seen"),
+    [
+        ({}, {"a {red|blue} hat"}),
+        ({"wildcards": True}, {"a red hat", "a blue hat"}),
+        ({"draw_one_line": True}, {"a {red|blue}", "hat"}),
+        ({"wildcards": True, "draw_one_line": True}, {"a red", "a blue", "hat"}),
+    ],
+)
+def test_each_draw_has_its_own_switch_and_both_are_off(switches, seen):
+    assert set(draws("a {red|blue}\nhat", trigger="", **switches)) == seen
+
+
+def test_braces_bars_and_lines_stay_when_live_captions_is_used_for_something_else():
+    caption = "zorp, f(x) = {x | x > 0}, a|b\nsecond {line}"
+    assert set(draws(caption)) == {"zorp, f(x) = {x | x > 0}, a|b second {line}"}
+    tags = {frozenset(drawn.split(", ")) for drawn in draws(caption, shuffle=True)}
+    assert tags == {frozenset(["zorp", "f(x) = {x | x > 0}", "a|b second {line}"])}
+
+
+OLD_DRAWS = ["zorp,  in e, sun", "zorp,  in e, sun", "zorp in c, sun", "zorp, hat, , sea", "zorp, hat, , sea",
+             "zorp in d, sun"]  # fmt: skip
+OLD_SHUFFLED = ["zorp, sun", "zorp, sun", "zorp in c", "zorp, sea", "zorp, hat, sea", "zorp in d"]
+
+
+def test_a_policy_from_when_both_were_one_switch_draws_what_it_drew():
+    """The draws of version 0.1 at the first steps of a run."""
+    caption = "zorp, hat, {a|b|}, sea\n{|zorp} in {c|{d|e}}, sun"
+    assert draws(caption, 6, wildcards=True, draw_one_line=True) == OLD_DRAWS
+    assert draws(caption, 6, wildcards=True, draw_one_line=True, shuffle=True, tag_dropout=0.3) == OLD_SHUFFLED
+
+
+JSON = [
+    '{"subject": "zorp", "colors": ["red", "blue|green"], "note": "{a|b} ||| c"}',
+    '[{"type": "zorp", "text": "a, b"}, {"type": "hat"}]',
+    '{\n"subject": "a zorp, a {red|blue} hat",\n"style": "flat"\n}',
+    '  {"zorp": 1}',
+    "[]",
+    '{"subject": "a \\(zorp\\), {a|b}"}',  # with escaped parentheses, as the operation of that name leaves it
+]
+ALL = {"shuffle": True, "keep_tokens": 0, "tag_dropout": 0.5, "wildcards": True, "draw_one_line": True}
+
+
+@pytest.mark.parametrize("caption", JSON)
+def test_json_is_never_touched(caption):
+    assert set(draws(caption, 50, **ALL)) == {caption}
+    picture = Picture(Path("a.png"), (8, 8), caption)
+    assert caption_for(picture, Dataset((picture,), trigger="zorp"), 0, 0, 0) == caption
+
+
+def test_a_json_caption_can_be_dropped():
+    assert set(draws(JSON[0], 100, caption_dropout=0.5)) == {"zorp", JSON[0]}
+    assert set(draws('{"subject": "hat"}', 100, caption_dropout=1.0)) == {""}
+
+
+def test_lines_of_json_are_drawn_but_not_changed():
+    lines = ['{"subject": "zorp", "color": "red"}', '{"subject": "a, {b|c}"}']
+    assert set(draws("\n".join(lines), 50, **ALL)) == set(lines)
+    assert set(draws("\n".join(lines), 50, **{**ALL, "draw_one_line": False})) == {" ".join(lines)}
+
+
+@pytest.mark.parametrize("caption", ["{a|b}", "{zorp", "[zorp], {a|b}", "zorp, {}", '"zorp, {a|b}"', "[" * 20_000])
+def test_what_is_no_json_is_varied(caption):
+    assert not is_json(caption)
+
+
+def test_a_trigger_of_a_later_line_is_kept_when_lines_are_joined():
+    assert one_line("a hat\nzorp, a cap", "zorp") == "a hat zorp, a cap"
+    assert one_line("zorp, a hat\nzorp, a cap", "zorp") == "zorp, a hat a cap"
 
 
 def test_shares_out_of_range_are_rejected():

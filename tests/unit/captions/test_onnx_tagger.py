@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from lora_workbench.training.captions.onnx_tagger import OnnxTagger, TagSettings
+from lora_workbench.training.captions.prompt_weights import weighted_parts
 from lora_workbench.training.errors import UserError
 from PIL import Image
 from support.taggers import CSV, WEIGHTS, tagger
@@ -40,6 +41,14 @@ def test_settings_decide_what_is_written(tmp_path):
     assert of(character_threshold=0.99) == "red hair, ^_^"
     assert of(general_threshold=0.5) == "red hair, zorp"
     assert OnnxTagger(folder, TagSettings(escape_brackets=False)).caption(PICTURES[1:2]) == ["green (dress), ^_^"]
+
+
+def test_tags_come_out_safe_for_training(tmp_path):
+    made = OnnxTagger(tagger(tmp_path), TagSettings())
+    # ComfyUI trains the backslash of a square bracket.
+    assert [made._written(name) for name in ("miku_(vocaloid)", ":)", "(o)_(o)", "a_[b]")] == [
+        r"miku \(vocaloid\)", r":\)", r"\(o\)_\(o\)", "a [b]"]  # fmt: skip
+    assert all(not weighted_parts(made._written(name)) for name in ("miku_(vocaloid)", ":)", "(o)_(o)"))
 
 
 def test_pictures_are_padded_with_white(tmp_path):

@@ -95,6 +95,13 @@ def test_a_long_caption_in_another_encoding_is_left_out(tmp_path: Path) -> None:
     assert captions(dataset) == ["a cat"] and "more than 20,000 characters" in dataset.skipped[0]
 
 
+# ai-toolkit PR #732
+def test_a_caption_that_is_json_is_kept_to_the_letter(tmp_path: Path) -> None:
+    text = json.dumps({"subject": "  a cat\u2028on a mat ", "tags": ["a|b", "{c}"]}, indent=2, ensure_ascii=False)
+    (picture,) = scan_folder(folder(tmp_path, {"a.png": f"{text}\n"}), trigger="zorp").pictures
+    assert picture.caption == text
+
+
 # sd-scripts #2087, kohya_ss #932
 @pytest.mark.parametrize(
     ("fields", "caption"),

@@ -42,6 +42,9 @@ HAS = [
     ("zorp", " , ", False),
     ("a c++ cat", "c++", True),
     (unicodedata.normalize("NFD", "a zörp"), "zörp", True),
+    (r"a miku \(vocaloid\)", "miku (vocaloid)", True),
+    ("a Miku (Vocaloid) hat", r"miku_\(vocaloid\)", True),
+    ("a miku vocaloid", "miku (vocaloid)", False),
     ("a zörp", unicodedata.normalize("NFD", "zörp"), True),
 ]
 
@@ -90,3 +93,30 @@ def test_a_folders_words_stay_as_kohya_keeps_them(folder: str, trigger: str, cap
 def test_commas_of_all_scripts_separate_tags() -> None:
     assert words.split_tags("zorp，红帽子、 1girl, solo，") == ["zorp", "红帽子", "1girl", "solo"]
     assert words.tag_counts(["zorp，hat", "zorp、cat"])["zorp"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "is_json"),
+    [
+        ('{"a": 1}', True), (' [1, {"b": null}] ', True), ('{\n"a": "b",\n"c": []\n}', True),
+        ('{"a": "two\nlines"}', True),
+        (r'{"a": "b \(c\)"}', True), ("", False), ("1", False), ("null", False), ('"a, b"', False), ("{a|b}", False),
+        ("[a]", False), ("{'a': 1}", False), ('zorp, {"a": 1}', False), ('{"a": 1}\n{"b": 2}', False), ("{", False),
+        ("[" * 20_000, False), ("[" * 10_000 + "]" * 10_000, False),
+    ],
+)  # fmt: skip
+def test_json_is_an_object_or_an_array(text: str, is_json: bool) -> None:
+    assert words.is_json(text) is is_json
+
+
+def test_json_gets_no_trigger_in_front() -> None:
+    for caption in ('{"a": "hat"}', '{\n"a": "hat"\n}', "[]"):
+        assert words.with_trigger(caption, "zorp") == caption
+    assert words.with_trigger('{"a": 1}\nhat', "zorp") == '{"a": 1}\nzorp, hat'
+
+
+def test_prior_preservation_leaves_json_whole() -> None:
+    caption = '{\n"a": "zorp hat",\n"b": ["zorp,  x"]\n}'
+    dataset = Dataset((Picture(Path("a.png"), (8, 8), caption),), trigger="zorp")
+    prior = with_prior_preservation(dataset, "thing").pictures[1]
+    assert prior.caption == caption.replace("zorp", "thing")
