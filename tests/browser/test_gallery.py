@@ -80,6 +80,25 @@ def test_captions_are_edited_with_mouse_and_keys(opened: Any, server: ComfyServe
     assert gallery.captions(1, 5) == ["a green one", "by itself"]
 
 
+def test_json_has_no_tags_and_commas_are_of_three_kinds(opened: Any) -> None:
+    gallery = opened("json", 2)
+    json, tags = '{"tags": "a cat, a hat",\n "x": [1, 2]}', "a cat，a hat、sea\n{a, b"
+    found = gallery.page.evaluate(
+        """async captions => {
+          const all = await (await fetch("/extensions")).json()
+          const m = await import(all.find(path => path.endsWith("/gallery/captions.js")))
+          return captions.map(text => [m.splitTags(text), m.removeTag(text, "a hat"), m.renameTag(text, "a cat", "dog"),
+            m.addInFront(text, "x"), m.addAtEnd(text, "y"), m.replaceText(text, "hat", "cap")])
+        }""",
+        [json, tags],
+    )
+    assert found == [
+        [[], json, json, json, json, json.replace("hat", "cap")],
+        [["a cat", "a hat", "sea", "{a", "b"], "a cat, sea\n{a, b", "dog, a hat, sea\n{a, b",
+         "x, a cat，a hat、sea\nx, {a, b", "a cat，a hat、sea, y\n{a, b, y", "a cat，a cap、sea\n{a, b"],
+    ]  # fmt: skip
+
+
 def test_tags_filter_rename_and_remove(opened: Any, server: ComfyServer, tmp_path: Path) -> None:
     gallery = opened("tags", 20)
     page = gallery.page

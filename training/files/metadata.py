@@ -15,6 +15,7 @@ from typing import Any
 
 from ..data.buckets import aspect_error
 from ..data.dataset import REPEATS, Dataset, Picture
+from ..data.words import is_json
 from ..lora import RunSummary
 from .architectures import ArchitectureFacts, architecture_facts
 
@@ -259,13 +260,13 @@ def _learned(dataset: Dataset) -> Dataset:
 def _tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
     """How often each comma-separated part of the captions occurs, by folder.
 
-    Repeats are not counted. A file at several resolutions counts once, as in kohya's trainer.
+    Repeats are not counted, and JSON has no tags. A file at several resolutions counts once, as in kohya's trainer.
     """
     found: dict[str, dict[str, int]] = {}
     learned = _learned(dataset)
     again = learned.further_views()
     for number, picture in enumerate(learned.pictures):
-        if number in again:
+        if number in again or is_json(picture.caption):
             continue
         counts = found.setdefault(_folder_name(dataset, picture.concept, picture), {})
         for tag in (part.strip().lower() for part in re.split("[,\n]", picture.caption)):

@@ -1,5 +1,6 @@
 // Operations on captions: pure functions over text. A caption is a sentence, or tags separated by commas. Each line of a
-// caption is one caption of its own for the picture, and is edited separately.
+// caption is one caption of its own for the picture, and is edited separately. JSON has no tags, and only replaceText
+// changes it (see is_json in training/data/words.py).
 
 const tagsOf = (line) =>
   line
@@ -7,13 +8,23 @@ const tagsOf = (line) =>
     .map((tag) => tag.trim())
     .filter(Boolean)
 
-export const splitTags = (caption) => caption.split("\n").flatMap(tagsOf)
+function isJson(text) {
+  if (!/^\s*[{[]/.test(text)) return false
+  try {
+    JSON.parse(text)
+    return true
+  } catch {
+    return false
+  }
+}
+
+export const splitTags = (caption) => (isJson(caption) ? [] : caption.split("\n").flatMap(tagsOf))
 
 const same = (one, other) => one.toLowerCase() === other.toLowerCase()
 
 export const hasTag = (caption, tag) => splitTags(caption).some((other) => same(other, tag))
 
-const eachLine = (caption, change) => caption.split("\n").map(change).join("\n")
+const eachLine = (caption, change) => (isJson(caption) ? caption : caption.split("\n").map(change).join("\n"))
 
 // Changes the tags of the lines that have the tag.
 const where = (caption, tag, change) =>

@@ -63,6 +63,12 @@ def test_tags_are_counted_as_kohya_does() -> None:
     assert tags == {"10_girl": {"zxc": 2, "red hat": 1, "dog": 1}, "3_style": {"zxc": 1}}
 
 
+def test_json_is_not_counted_as_tags() -> None:
+    whole = make_dataset()
+    json_captions = [replace(picture, caption='{"tags": "a, b"}') for picture in whole.pictures]
+    assert json.loads(build(whole.with_pictures(tuple(json_captions)))["ss_tag_frequency"]) == {}
+
+
 def test_folders_and_datasets() -> None:
     metadata = build()
     assert json.loads(metadata["ss_dataset_dirs"]) == {
