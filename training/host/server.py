@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from .shown import say
+
 
 def _instance() -> Any:
     from server import PromptServer  # exists only in a running server
@@ -21,7 +23,8 @@ def add_routes(routes: Iterable[Any]) -> None:
 
 
 def node_text(node_id: str | None, text: str) -> None:
-    """Show a line of text in a node of the graph. Without a server or a node, do nothing."""
+    """Show a line of text in a node of the graph. Without a server or a node, only take note of it."""
+    say(text)
     server = _instance()
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)

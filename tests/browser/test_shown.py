@@ -1,0 +1,94 @@
+"""What the nodes showed is there again after the page was reloaded, in both of ComfyUI's renderers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.browser import READY, load_workflow, open_page
+from support.photos import write_photos
+from support.server import ComfyServer
+
+ROOT = Path(__file__).resolve().parents[2]
+SPINE = json.loads((ROOT / "example_workflows" / "train_and_preview.json").read_text(encoding="utf-8"))
+RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+
+# Dataset Report below a Load Dataset, in a graph that was cleared.
+BUILD = """folder => {
+  const graph = window.app.graph;
+  graph.clear();
+  const load = LiteGraph.createNode("LoRAWorkbench_LoadDataset");
+  const report = LiteGraph.createNode("LoRAWorkbench_DatasetReport");
+  load.pos = [40, 80];
+  report.pos = [480, 80];
+  graph.add(load);
+  graph.add(report);
+  load.widgets.find(widget => widget.name === "folder").value = folder;
+  load.connect(0, report, 0);
+  window.app.canvas.ds.offset = [0, 40];
+  window.app.canvas.ds.scale = 1;
+  window.app.canvas.draw(true, true);
+}"""
+# The text in the first node of a type, and how many of its pictures the browser could load.
+SHOWS = """async type => {
+  const node = window.app.graph._nodes.find(node => node.type === `LoRAWorkbench_${type}`);
+  const text = node?.widgets.find(widget => widget.name === '$$node-text-preview')?.value ?? '';
+  const pictures = window.app.nodeOutputs[node?.id]?.images ?? [];
+  const found = await Promise.all(pictures.map(picture =>
+    fetch(window.app.api.apiURL(`/view?${new URLSearchParams(picture)}`)).then(answer => answer.ok)));
+  return [text, found.length, found.every(Boolean)];
+}"""
+IDLE = "async () => (await (await window.app.api.fetchApi('/queue')).json()).queue_running.length === 0"
+
+
+def reload(page: Any) -> None:
+    """Reload the page when the front end has kept the workflow as it is now."""
+    page.evaluate("() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    page.wait_for_timeout(1500)
+    page.reload()
+    page.wait_for_function(READY)
+    page.wait_for_function("() => window.app.graph._nodes.length > 0")
+
+
+def wait_for_text(page: Any, kind: str, start: str = "") -> None:
+    page.wait_for_function(
+        "async ([shows, kind, start]) => { const [text] = await eval(shows)(kind); "
+        "return text.length > 0 && text.startsWith(start); }",
+        arg=[SHOWS, kind, start], timeout=180_000,
+    )  # fmt: skip
+
+
+@RENDERERS
+def test_the_report_survives_a_reload(vue: bool, chromium: Any, server: ComfyServer, tmp_path: Path) -> None:
+    folder = f"reload_{vue}"
+    write_photos(server.base / "input" / folder / "2_photo", longest=256)
+    with open_page(chromium, server.url, vue=vue) as page:
+        page.evaluate(BUILD, folder)
+        panel = page.locator(".lwb-report")
+        panel.get_by_text("Queue the graph to examine the dataset.").wait_for()
+        page.evaluate("() => window.app.queuePrompt(0)")
+        wait_for_text(page, "DatasetReport")
+        found = panel.inner_text()
+        before = [page.evaluate(SHOWS, kind) for kind in ("LoadDataset", "DatasetReport")]
+        assert "Queue the graph" not in found and before[1][1:] == [1, True]
+        reload(page)
+        panel.locator("details, p").first.wait_for()
+        wait_for_text(page, "LoadDataset")
+        wait_for_text(page, "DatasetReport")
+        assert panel.inner_text() == found
+        assert [page.evaluate(SHOWS, kind) for kind in ("LoadDataset", "DatasetReport")] == before
+        page.wait_for_timeout(500)
+        page.screenshot(path=tmp_path / "reloaded.png")
+        if vue:
+            page.locator("[data-node-id] img").first.wait_for()
+            assert page.locator("[data-node-id]").get_by_text(before[0][0]).count() == 1
+        # The server has lost the picture: no broken one is shown.
+        picture = page.evaluate("() => Object.values(window.app.nodeOutputs).find(o => o.images).images[0]")
+        (server.base / "temp" / picture["subfolder"] / picture["filename"]).unlink()
+        reload(page)
+        panel.locator("details, p").first.wait_for()
+        wait_for_text(page, "DatasetReport")
+        assert page.evaluate(SHOWS, "DatasetReport") == [before[1][0], 0, True]
+        assert page.problems == []
