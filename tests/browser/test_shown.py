@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,19 @@ SHOWS = """async type => {
     fetch(window.app.api.apiURL(`/view?${new URLSearchParams(picture)}`)).then(answer => answer.ok)));
   return [text, found.length, found.every(Boolean)];
 }"""
-IDLE = "async () => (await (await window.app.api.fetchApi('/queue')).json()).queue_running.length === 0"
+# Small enough for a test; given to every node of the type.
+SMALL = {
+    "EmptyLatentImage": {"width": 128, "height": 128},
+    "KSampler": {"steps": 1},
+    "LoRAWorkbench_LoadDataset": {"folder": "photos"},
+    "LoRAWorkbench_BucketImages": {"resolution": 128},
+    "LoRAWorkbench_LoRATrainer": {"steps": 3, "rank": 2},
+}
+SET_VALUES = """small => {
+  for (const node of window.app.graph._nodes)
+    for (const [name, value] of Object.entries(small[node.type] ?? {}))
+      node.widgets.find(widget => widget.name === name).value = value;
+}"""
 
 
 def reload(page: Any) -> None:
@@ -69,10 +82,11 @@ def test_the_report_survives_a_reload(vue: bool, chromium: Any, server: ComfySer
         panel = page.locator(".lwb-report")
         panel.get_by_text("Queue the graph to examine the dataset.").wait_for()
         page.evaluate("() => window.app.queuePrompt(0)")
+        panel.locator("details, p").first.wait_for()
         wait_for_text(page, "DatasetReport")
         found = panel.inner_text()
         before = [page.evaluate(SHOWS, kind) for kind in ("LoadDataset", "DatasetReport")]
-        assert "Queue the graph" not in found and before[1][1:] == [1, True]
+        assert before[1][1:] == [1, True]
         reload(page)
         panel.locator("details, p").first.wait_for()
         wait_for_text(page, "LoadDataset")
@@ -91,4 +105,65 @@ def test_the_report_survives_a_reload(vue: bool, chromium: Any, server: ComfySer
         panel.locator("details, p").first.wait_for()
         wait_for_text(page, "DatasetReport")
         assert page.evaluate(SHOWS, "DatasetReport") == [before[1][0], 0, True]
+        assert page.problems == []
+
+
+@RENDERERS
+def test_a_trained_workflow_survives_a_reload(vue: bool, chromium: Any, server: ComfyServer, tmp_path: Path) -> None:
+    name = f"reload_trained_{vue}"
+    values = {**SMALL, "LoRAWorkbench_LoRATrainer": {**SMALL["LoRAWorkbench_LoRATrainer"], "name": name}}
+    values["LoRAWorkbench_SaveLoRA"] = {"name": name}
+    workflow = json.loads(json.dumps(SPINE).replace("v1-5-pruned-emaonly-fp16.safetensors", "tiny_sd15.safetensors"))
+    kinds = ("LoadDataset", "BucketImages", "LoRATrainer", "SaveLoRA")
+    with open_page(chromium, server.url, vue=vue) as page:
+        load_workflow(page, workflow)
+        page.evaluate(SET_VALUES, values)
+        page.evaluate("() => window.app.queuePrompt(0)")
+        wait_for_text(page, "SaveLoRA")
+        wait_for_text(page, "LoRATrainer", "finished: 3 steps")
+        before = [page.evaluate(SHOWS, kind) for kind in kinds]
+        assert before[1][1:] == [1, True] and before[3][0].endswith(f"{name}.safetensors")
+        reload(page)
+        for kind in kinds:
+            wait_for_text(page, kind)
+        assert [page.evaluate(SHOWS, kind) for kind in kinds] == before
+        page.wait_for_timeout(500)
+        page.screenshot(path=tmp_path / "reloaded.png")
+        saved = page.evaluate("() => JSON.stringify(window.app.graph.serialize())")
+        assert "finished: 3 steps" not in saved and str(server.base) not in saved, "a text travels with the workflow"
+        # The same workflow in another tab of the front end, under another id: ComfyUI runs nothing and has the texts.
+        load_workflow(page, {**workflow, "id": str(uuid.uuid4())})
+        page.evaluate(SET_VALUES, values)
+        assert page.evaluate(SHOWS, "LoRATrainer")[0] == ""
+        page.evaluate("() => window.app.queuePrompt(0)")
+        for kind in kinds:
+            wait_for_text(page, kind)
+        assert [page.evaluate(SHOWS, kind) for kind in kinds] == before
+        assert page.problems == []
+
+
+# The two nodes in a subgraph, whose texts the front end shows only while it is open.
+WRAP = """() => { const graph = window.app.graph; graph.convertToSubgraph(new Set(graph._nodes)); }"""
+OPEN = """() => window.app.canvas.setGraph(window.app.graph._nodes[0].subgraph)"""
+SAID_INSIDE = """() => window.app.canvas.graph.nodes.map(
+  node => node.widgets.find(widget => widget.name === '$$node-text-preview')?.value ?? '')"""
+
+
+@RENDERERS
+def test_nodes_of_a_subgraph_show_their_texts_when_it_is_opened(vue: bool, chromium: Any, server: ComfyServer) -> None:
+    folder = f"reload_inside_{vue}"
+    write_photos(server.base / "input" / folder / "2_photo", longest=256)
+    with open_page(chromium, server.url, vue=vue) as page:
+        page.evaluate(BUILD, folder)
+        page.evaluate(WRAP)
+        with page.expect_event("console", lambda message: message.text == "executed"):
+            page.evaluate("""() => {
+              window.app.api.addEventListener('execution_success', () => console.log('executed'));
+              window.app.queuePrompt(0);
+            }""")
+        reload(page)
+        page.wait_for_timeout(1000)
+        page.evaluate(OPEN)
+        page.wait_for_function(f"() => ({SAID_INSIDE})().every(text => text.length > 0)")
+        assert any(text.startswith("8 pictures") for text in page.evaluate(SAID_INSIDE))
         assert page.problems == []

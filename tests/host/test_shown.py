@@ -1,0 +1,163 @@
+"""What the nodes showed, kept by the server; the summary in its history; errors and sentences as the screen has them."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.photos import write_photos
+from support.prompts import defaults, node
+from support.server import ComfyServer, PromptError
+
+
+@pytest.fixture
+def shown(comfy_host: Any) -> Any:
+    from lora_workbench.training.host import shown
+
+    return shown
+
+
+def test_only_the_nodes_that_ran_last_are_kept(shown: Any) -> None:
+    kept = shown.Shown(most=2)
+    kept.keep("w", "1", "Kind", {"a": [1]})
+    kept.keep("w", "2", "Kind", {"a": [2]})
+    kept.keep("w", "1", "Kind", {"a": [3]})
+    kept.keep("other", "1", "Kind", {"a": [4]})
+    assert kept.of("w") == {"1": {"kind": "Kind", "output": {"a": [3]}}}
+    kept.forget("w", "1")
+    kept.forget("w", "never there")
+    assert kept.of("w") == {} and list(kept.of("other")) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("pnginfo", "found"),
+    [
+        (None, ""),
+        ({}, ""),
+        ({"workflow": None}, ""),
+        ({"workflow": {"id": "a"}}, "a"),
+        ({"workflow": {"id": "a", "extra": None}}, "a"),
+        ({"workflow": {"id": "a", "extra": {"lora_workbench": "b"}}}, "b"),
+    ],
+)
+def test_the_workflow_of_a_prompt(shown: Any, pnginfo: Any, found: str) -> None:
+    assert shown.workflow_id(pnginfo) == found
+
+
+def test_a_picture_that_is_gone_is_left_out(shown: Any) -> None:
+    import folder_paths
+
+    file = Path(folder_paths.get_temp_directory()) / "sheets" / "there.png"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    pictures = [{"filename": name, "subfolder": "sheets", "type": "temp"} for name in ("there.png", "gone.png")]
+    kept = shown.Shown()
+    kept.keep("w", "1", "Kind", {"images": pictures, "x": [1]})
+    assert kept.of("w")["1"]["output"] == {"images": pictures[:1], "x": [1]}
+
+
+def pictures(server: ComfyServer, folder: str) -> dict[str, Any]:
+    """A prompt that examines pictures of its own, with the node `data` below it."""
+    write_photos(server.base / "input" / folder / "2_photo", longest=128)
+    data = defaults(server, "LoadDataset") | {"folder": folder}
+    return {
+        "data": node("LoadDataset", **data),
+        "report": node("DatasetReport", dataset=["data", 0], leave_out_the_worst=False),
+    }
+
+
+def queue(server: ComfyServer, prompt: dict[str, Any], workflow: str) -> dict[str, Any]:
+    """Run a prompt as the page of a workflow does."""
+    extra = {"extra_pnginfo": {"workflow": {"id": workflow}}}
+    return server.wait(server.queue(prompt, extra_data=extra))
+
+
+def test_a_page_asks_what_its_nodes_show(server: ComfyServer) -> None:
+    workflow = str(uuid.uuid4())
+    prompt = pictures(server, "shown")
+    entry = queue(server, prompt, workflow)
+    kept = server.get(f"/lora_workbench/shown/{workflow}")
+    assert kept["data"]["kind"] == "LoRAWorkbench_LoadDataset"
+    assert kept["data"]["output"]["lora_workbench_text"] == ["8 pictures, 16 per epoch, 8 different captions."]
+    assert kept["report"]["output"] == entry["outputs"]["report"], "what the page was sent when the node ran"
+    assert server.view(**kept["report"]["output"]["images"][0])
+    assert server.get(f"/lora_workbench/shown/{uuid.uuid4()}") == {}
+
+
+def test_a_failed_node_shows_nothing_of_its_last_success(server: ComfyServer) -> None:
+    workflow = str(uuid.uuid4())
+    prompt = pictures(server, "shown_then_failed")
+    queue(server, prompt, workflow)
+    for file in (server.base / "input" / "shown_then_failed").rglob("*.*"):
+        file.unlink()
+    entry = queue(server, prompt, workflow)
+    assert entry["status"]["status_str"] == "error"
+    assert "data" not in server.get(f"/lora_workbench/shown/{workflow}")
+
+
+def test_a_prompt_without_a_workflow_has_its_texts_in_the_history_alone(server: ComfyServer) -> None:
+    entry = server.run(pictures(server, "shown_api"))
+    assert entry["outputs"]["data"]["lora_workbench_text"] == ["8 pictures, 16 per epoch, 8 different captions."]
+
+
+@pytest.fixture(scope="module")
+def trained(server: ComfyServer) -> dict[str, Any]:
+    """The history of a prompt that ends with LoRA Trainer, and of Preview Any behind it."""
+    return server.run(training(server, "history"))
+
+
+def training(server: ComfyServer, name: str, **settings: Any) -> dict[str, Any]:
+    """A prompt in which LoRA Trainer is last."""
+    data = defaults(server, "LoadDataset") | {"folder": "photos", "background": "#fdfdfd"}
+    buckets = defaults(server, "BucketImages") | {"resolution": 128, "step": 32}
+    trainer = defaults(server, "LoRATrainer") | {"name": name, "rank": 2, "steps": 3, "seed": 7, **settings}
+    return {
+        "load": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors"),
+        "data": node("LoadDataset", **data),
+        "buckets": node("BucketImages", dataset=["data", 0], **buckets),
+        "train": node(
+            "LoRATrainer", model=["load", 0], clip=["load", 1], vae=["load", 2], dataset=["buckets", 0], **trainer
+        ),
+    }
+
+
+def test_the_trainer_can_be_queued_alone_and_the_history_holds_its_summary(
+    server: ComfyServer, trained: dict[str, Any]
+) -> None:
+    (told,) = trained["outputs"]["train"]["lora_workbench_run"]
+    summary = json.loads((server.base / "output" / "lora_workbench" / "history" / "summary.json").read_text())
+    losses = summary["losses"]
+    assert (told["outcome"], told["steps"], told["seed"], told["name"]) == ("finished", 3, 7, "history")
+    assert (told["first_loss"], told["last_loss"], told["least_loss"]) == (losses[0], losses[-1], min(losses))
+    assert (told["folder"], told["file"]) == ("lora_workbench/history", "lora_workbench/history/history.safetensors")
+    assert (server.base / "output" / told["file"]).is_file()
+    assert len(json.dumps(trained["outputs"]["train"])) < 1000 and str(server.base) not in json.dumps(trained["outputs"])
+
+
+def test_an_unchanged_trainer_is_not_run_again(server: ComfyServer, trained: dict[str, Any]) -> None:
+    server.run(training(server, "history"))
+    assert not (server.base / "output" / "lora_workbench" / "history-2").exists()
+
+
+def test_preview_any_prints_sentences(server: ComfyServer, trained: dict[str, Any]) -> None:
+    prompt = training(server, "history")
+    prompt |= {"run": node("PreviewAny", source=["train", 2]), "pictures": node("PreviewAny", source=["data", 0])}
+    outputs = server.run(prompt)["outputs"]
+    (told,) = trained["outputs"]["train"]["lora_workbench_run"]
+    (text,) = outputs["run"]["text"]
+    assert text.startswith("history: finished after 3 steps in ") and f"(least {told['least_loss']:.4f})" in text
+    assert text.endswith(". Folder: lora_workbench/history")
+    assert outputs["pictures"]["text"] == ["8 pictures, 16 per epoch, 8 different captions."]
+
+
+def test_an_error_comes_without_the_path_of_a_module(server: ComfyServer) -> None:
+    entry = server.wait(server.queue(training(server, "bad", optimizer="Prodigy", learning_rate=1e-4)))
+    (error,) = [data for kind, data in entry["status"]["messages"] if kind == "execution_error"]
+    assert error["exception_type"] == "SettingError"
+    assert error["exception_message"][0].isupper() and "training" not in error["exception_message"].split(".")[0]
+    assert "ExecutionBlock" not in json.dumps(entry["status"])
+    with pytest.raises(PromptError, match=r"raised SettingError: "):
+        server.run(training(server, "bad", optimizer="Prodigy", learning_rate=1e-4))
