@@ -12,8 +12,8 @@ from comfy_api.latest import io
 
 from ..training.events import Cancelled
 from ..training.host.progress import NodeSink, host_interrupt
-from ..training.host.server import executing_node, node_text
-from ..training.host.shown import TEXT, shown, texts_of_a_node, workflow_id
+from ..training.host.server import executing_node, executing_prompt, last_text, node_text
+from ..training.host.shown import TEXT, shown, workflow_id
 
 CATEGORY = "LoRA Workbench"
 
@@ -72,22 +72,22 @@ def _node_id(cls: type) -> str:
 def _keeping_what_is_shown(execute: Callable[..., io.NodeOutput], kind: str) -> Callable[..., io.NodeOutput]:
     """Make a node's output carry its last text, and keep that output for pages that are loaded later.
 
-    What the node showed before is forgotten first: a node that fails must not look like one that has succeeded.
+    While it runs, nothing is kept of it: a node that fails must not look like one that has succeeded.
     """
 
     @wraps(execute)
     def wrapped(cls: type[Node], *args: Any, **inputs: Any) -> io.NodeOutput:
-        workflow, node = workflow_id(getattr(cls.hidden, "extra_pnginfo", None)), executing_node()
-        shown().forget(workflow, node)
-        with texts_of_a_node() as texts:
+        workflow = workflow_id(getattr(cls.hidden, "extra_pnginfo", None))
+        place = workflow, executing_node(), executing_prompt(), kind
+        shown().keep(*place, {})
+        with last_text() as text:
             result = execute(cls, *args, **inputs)
         output = result.ui.as_dict() if hasattr(result.ui, "as_dict") else dict(result.ui or {})
-        if texts:
-            output[TEXT] = texts
+        if text:
+            output[TEXT] = text
         if output:
             result.ui = output
-            if workflow and node:
-                shown().keep(workflow, node, kind, output)
+            shown().keep(*place, output)
         return result
 
     return wrapped

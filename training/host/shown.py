@@ -1,36 +1,39 @@
-"""What the pack's nodes showed last, kept so that a page which is loaded later shows it again.
+"""What the pack's nodes showed last, so that a page which is loaded later shows it again.
 
-It is kept in the memory of the server, because
+It is in the server, because a browser gets no message while its page reloads, or while it is closed during a long
+training, and because a workflow file travels to other people, while texts hold paths of this machine.
 
-- a browser gets no message while its page reloads, or while it is closed during a long training;
-- ComfyUI's history holds a prompt only once it has ended, and forgets it when the user clears the list;
-- a workflow file travels to other people, and texts hold paths of this machine.
-
-It ends with the server, as ComfyUI's folder of temporary pictures does.
+ComfyUI's history has what nodes showed, also those whose result came from the cache. But it holds a prompt only once
+that has ended, and forgets it when the user clears the list. So what nodes show is kept here too. Both end with the
+server, as ComfyUI's folder of temporary pictures does.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import folder_paths
 from aiohttp import web
+
+from .server import prompts
 
 # Key in a node's output with its text. ComfyUI sends a node's output again when it takes its result from the cache.
 TEXT = "lora_workbench_text"
 # web/shown.js gives a workflow without an id of its own this one.
 _OWN_ID = "lora_workbench"
+_PREFIX = "LoRAWorkbench_"
 _MOST = 500  # nodes
 
-# The texts of the node that is running in this context.
-_texts: ContextVar[list[str] | None] = ContextVar("lora_workbench_texts", default=None)
+
+class _Kept(NamedTuple):
+    prompt: str
+    kind: str
+    output: dict[str, Any]
 
 
 class Shown:
@@ -42,27 +45,48 @@ class Shown:
 
     def __init__(self, most: int = _MOST) -> None:
         self._most = most
-        self._kept: OrderedDict[tuple[str, str], tuple[str, dict[str, Any]]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
-    def keep(self, workflow: str, node: str, kind: str, output: dict[str, Any]) -> None:
-        """Keep what a node of some kind shows."""
+    def keep(self, workflow: str, node: str, prompt: str, kind: str, output: dict[str, Any]) -> None:
+        """Keep what a node shows.
+
+        Args:
+            workflow: Id of the workflow. Without one, nothing is kept, as no page can ask for it.
+            node: Id of the node, with those of the subgraphs around it.
+            prompt: Id of the prompt in which it runs.
+            kind: Id of the node's class.
+            output: What it shows; empty while it runs and if it has failed.
+        """
+        if not (workflow and node):
+            return
         with self._lock:
-            self._kept[workflow, node] = kind, output
+            self._kept[workflow, node] = _Kept(prompt, kind, output)
             self._kept.move_to_end((workflow, node))
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
 
-    def forget(self, workflow: str, node: str) -> None:
-        """Forget what a node showed."""
-        with self._lock:
-            self._kept.pop((workflow, node), None)
+    def of(self, workflow: str, prompts: Iterable[tuple[str, dict[str, Any]]] = ()) -> dict[str, dict[str, Any]]:
+        """What each node of a workflow shows: its kind and its output. Pictures that are gone are left out.
 
-    def of(self, workflow: str) -> dict[str, dict[str, Any]]:
-        """What each node of a workflow shows: its kind and its output. Pictures that are gone are left out."""
+        Args:
+            workflow: Id of the workflow.
+            prompts: Prompts of any workflow, the newest first, as `server.prompts` gives them.
+        """
         with self._lock:
             kept = {node: entry for (place, node), entry in self._kept.items() if place == workflow}
-        return {node: {"kind": kind, "output": _without_lost_pictures(output)} for node, (kind, output) in kept.items()}
+        found: dict[str, _Kept] = {}
+        for prompt, entry in prompts:
+            for node, told in kept.items():
+                if told.prompt == prompt:
+                    found.setdefault(node, told)
+            for node, told in _in_history(workflow, prompt, entry).items():
+                found.setdefault(node, told)
+        return {
+            node: {"kind": told.kind, "output": _without_lost_pictures(told.output)}
+            for node, told in (kept | found).items()
+            if told.output
+        }
 
 
 @cache
@@ -81,31 +105,26 @@ def workflow_id(pnginfo: Any) -> str:
     return str((workflow.get("extra") or {}).get(_OWN_ID) or workflow.get("id") or "")
 
 
-def say(text: str) -> None:
-    """Take note of the text of the node that runs now."""
-    texts = _texts.get()
-    if texts is not None:
-        texts[:] = [text]
-
-
-@contextmanager
-def texts_of_a_node() -> Iterator[list[str]]:
-    """Give the list that holds the last text of the node that runs in the block."""
-    texts: list[str] = []
-    token = _texts.set(texts)
-    try:
-        yield texts
-    finally:
-        _texts.reset(token)
-
-
 def route() -> web.RouteDef:
     """The route that tells a page what the nodes of its workflow show."""
 
     async def answer(request: web.Request) -> web.Response:
-        return web.json_response(shown().of(request.match_info["workflow"]))
+        return web.json_response(shown().of(request.match_info["workflow"], prompts()))
 
     return web.get("/lora_workbench/shown/{workflow}", answer)
+
+
+def _in_history(workflow: str, prompt: str, entry: dict[str, Any]) -> dict[str, _Kept]:
+    """What the pack's nodes of a workflow showed in one prompt of the history."""
+    if not entry:
+        return {}
+    _, _, nodes, extra, *_ = entry["prompt"]
+    if workflow_id(extra.get("extra_pnginfo")) != workflow:
+        return {}
+    kinds = {node: nodes[node]["class_type"] for node in entry["outputs"] if node in nodes}
+    return {
+        node: _Kept(prompt, kind, entry["outputs"][node]) for node, kind in kinds.items() if kind.startswith(_PREFIX)
+    }
 
 
 def _without_lost_pictures(output: dict[str, Any]) -> dict[str, Any]:
