@@ -6,6 +6,7 @@ import { app } from "../../scripts/app.js"
 
 const PREFIX = "LoRAWorkbench_"
 const TEXT = "lora_workbench_text" // key in a node's output
+const TEXT_WIDGET = "$$node-text-preview" // the front end's
 const OWN_ID = "lora_workbench" // key in a workflow's `extra`
 const NO_ID = "00000000-0000-0000-0000-000000000000"
 
@@ -22,8 +23,11 @@ function nameWorkflow() {
 
 // The front end shows a text where it shows those of running nodes, in both renderers. It looks in the open graph only.
 function say(node) {
-  if (texts.has(node) && node.graph === app.canvas.graph)
-    api.dispatchCustomEvent("progress_text", { nodeId: String(node.id), text: texts.get(node) })
+  if (!texts.has(node) || node.graph !== app.canvas.graph) return
+  api.dispatchCustomEvent("progress_text", { nodeId: String(node.id), text: texts.get(node) })
+  // It would save the text, which may hold a path of this machine, in the workflow's file.
+  const widget = node.widgets?.find(({ name }) => name === TEXT_WIDGET)
+  if (widget) widget.serialize = false
 }
 
 // By the id under which it was queued: 7, or 3:7 inside the subgraph of node 3.
