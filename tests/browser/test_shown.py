@@ -56,6 +56,12 @@ SET_VALUES = """small => {
 }"""
 
 
+def build(page: Any, folder: str) -> None:
+    """Build the graph when the front end has opened the workflow with which it starts."""
+    page.wait_for_function("() => window.app.extensionManager?.workflow?.activeWorkflow?.changeTracker")
+    page.evaluate(BUILD, folder)
+
+
 def reload(page: Any) -> None:
     """Reload the page when the front end has kept the workflow as it is now."""
     page.evaluate("() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
@@ -79,7 +85,7 @@ def test_the_report_survives_a_reload(vue: bool, chromium: Any, server: ComfySer
     folder = f"reload_{vue}"
     write_photos(server.base / "input" / folder / "2_photo", longest=256)
     with open_page(chromium, server.url, vue=vue) as page:
-        page.evaluate(BUILD, folder)
+        build(page, folder)
         panel = page.locator(".lwb-report")
         panel.get_by_text("Queue the graph to examine the dataset.").wait_for()
         page.evaluate("() => window.app.queuePrompt(0)")
@@ -162,7 +168,7 @@ def test_nodes_of_a_subgraph_show_their_texts_when_it_is_opened(vue: bool, chrom
     folder = f"reload_inside_{vue}"
     write_photos(server.base / "input" / folder / "2_photo", longest=256)
     with open_page(chromium, server.url, vue=vue) as page:
-        page.evaluate(BUILD, folder)
+        build(page, folder)
         page.evaluate(WRAP)
         page.evaluate("""() => {
           window.app.api.addEventListener('execution_success', () => { window.done = true; });
