@@ -10,6 +10,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..training.errors import UserError
 from ..training.events import Cancelled
 from ..training.host.progress import NodeSink, host_interrupt
 from ..training.host.server import executing_node, executing_prompt, last_text, node_text
@@ -72,7 +73,8 @@ def _node_id(cls: type) -> str:
 def _keeping_what_is_shown(execute: Callable[..., io.NodeOutput], kind: str) -> Callable[..., io.NodeOutput]:
     """Make a node's output carry its last text, and keep that output for pages that are loaded later.
 
-    While it runs, nothing is kept of it: a node that fails must not look like one that has succeeded.
+    While it runs, nothing is kept of it: a node that fails must not look like one that has succeeded. What the user
+    can mend is shown in the node too, as newer front ends show an error's text only on request.
     """
 
     @wraps(execute)
@@ -81,7 +83,12 @@ def _keeping_what_is_shown(execute: Callable[..., io.NodeOutput], kind: str) -> 
         place = workflow, executing_node(), executing_prompt(), kind
         shown().keep(*place, {})
         with last_text() as text:
-            result = execute(cls, *args, **inputs)
+            try:
+                result = execute(cls, *args, **inputs)
+            except UserError as error:
+                node_text(executing_node() or None, str(error))
+                shown().keep(*place, {TEXT: text})
+                raise
         output = result.ui.as_dict() if hasattr(result.ui, "as_dict") else dict(result.ui or {})
         if text:
             output[TEXT] = text

@@ -25,9 +25,13 @@ function nameWorkflow() {
 function say(node) {
   if (!texts.has(node) || node.graph !== app.canvas.graph) return
   api.dispatchCustomEvent("progress_text", { nodeId: String(node.id), text: texts.get(node) })
-  // It would save the text, which may hold a path of this machine, in the workflow's file.
-  const widget = node.widgets?.find(({ name }) => name === TEXT_WIDGET)
-  if (widget) widget.serialize = false
+}
+
+// The front end would save the texts, which may hold paths of this machine, in the workflow's file.
+function keepTextsOut() {
+  for (const node of app.canvas.graph?.nodes ?? [])
+    for (const widget of node.widgets ?? [])
+      if (widget.name === TEXT_WIDGET && node.comfyClass?.startsWith(PREFIX)) widget.serialize = false
 }
 
 // By the id under which it was queued: 7, or 3:7 inside the subgraph of node 3.
@@ -56,6 +60,8 @@ app.registerExtension({
   name: "lora_workbench.shown",
 
   setup() {
+    // When the front end has made its widget.
+    api.addEventListener("progress_text", () => queueMicrotask(keepTextsOut))
     app.canvas.canvas.addEventListener("litegraph:set-graph", ({ detail }) =>
       // When the front end has turned to that graph.
       setTimeout(() => detail.newGraph?.nodes.forEach(say)),

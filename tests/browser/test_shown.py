@@ -156,6 +156,24 @@ def test_a_trained_workflow_survives_a_reload(vue: bool, chromium: Any, server: 
         assert page.problems == []
 
 
+@RENDERERS
+def test_an_error_replaces_the_last_success(vue: bool, chromium: Any, server: ComfyServer) -> None:
+    folder = f"reload_failed_{vue}"
+    files = write_photos(server.base / "input" / folder / "2_photo", longest=256)
+    with open_page(chromium, server.url, vue=vue) as page:
+        build(page, folder)
+        page.evaluate("() => window.app.queuePrompt(0)")
+        wait_for_text(page, "LoadDataset", "8 pictures")
+        for file in files:
+            file.unlink()
+        page.evaluate("() => window.app.queuePrompt(0)")
+        wait_for_text(page, "LoadDataset", "There are no pictures")
+        assert "There are no pictures" not in page.evaluate("() => JSON.stringify(window.app.graph.serialize())")
+        reload(page)
+        wait_for_text(page, "LoadDataset", "There are no pictures")
+        assert page.problems == []
+
+
 # The two nodes in a subgraph, whose texts the front end shows only while it is open.
 WRAP = """() => { const graph = window.app.graph; graph.convertToSubgraph(new Set(graph._nodes)); }"""
 OPEN = """() => window.app.canvas.setGraph(window.app.graph._nodes[0].subgraph)"""

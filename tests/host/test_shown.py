@@ -112,15 +112,32 @@ def test_a_page_asks_what_its_nodes_show(server: ComfyServer) -> None:
     assert server.get(f"/lora_workbench/shown/{uuid.uuid4()}") == {}
 
 
-def test_a_failed_node_shows_nothing_of_its_last_success(server: ComfyServer) -> None:
+def test_a_failed_node_shows_why_and_not_its_last_success(server: ComfyServer) -> None:
     workflow = str(uuid.uuid4())
     prompt = pictures(server, "shown_then_failed")
     queue(server, prompt, workflow)
     for file in (server.base / "input" / "shown_then_failed").rglob("*.*"):
         file.unlink()
     entry = queue(server, prompt, workflow)
-    assert entry["status"]["status_str"] == "error"
-    assert "data" not in server.get(f"/lora_workbench/shown/{workflow}")
+    (error,) = [data for kind, data in entry["status"]["messages"] if kind == "execution_error"]
+    (text,) = server.get(f"/lora_workbench/shown/{workflow}")["data"]["output"]["lora_workbench_text"]
+    assert error["exception_message"].strip() == text and "shown_then_failed" in text
+    said = [event["data"] for event in server.events if event["type"] == "progress_text"]
+    assert {"node": "data", "text": text} in said
+
+
+def test_a_node_that_another_error_ends_shows_nothing(shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_workbench.nodes import base, load_dataset
+
+    kept = shown.Shown()
+    monkeypatch.setattr(base, "shown", lambda: kept)
+    monkeypatch.setattr(base, "executing_node", lambda: "7")
+    monkeypatch.setattr(base, "workflow_id", lambda pnginfo: "w")
+    kept.keep("w", "7", "p", "LoRAWorkbench_LoadDataset", {"a": [1]})
+    monkeypatch.setattr(load_dataset, "settings_from", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load_dataset.LoadDataset.execute(folder="x")
+    assert kept.of("w") == {}
 
 
 def test_a_result_from_the_cache_is_shown_in_another_workflow_too(server: ComfyServer) -> None:
@@ -192,7 +209,7 @@ def test_an_error_comes_without_the_path_of_a_module(server: ComfyServer) -> Non
     entry = server.wait(server.queue(training(server, "bad", optimizer="Prodigy", learning_rate=1e-4)))
     (error,) = [data for kind, data in entry["status"]["messages"] if kind == "execution_error"]
     assert error["exception_type"] == "SettingError"
-    assert error["exception_message"].startswith("learning_rate ")
+    assert error["exception_message"].startswith("learning rate is 0.0001")
     assert "ExecutionBlock" not in json.dumps(entry["status"])
     with pytest.raises(PromptError, match=r"raised SettingError: "):
         server.run(training(server, "bad", optimizer="Prodigy", learning_rate=1e-4))
