@@ -51,7 +51,7 @@ class LoRAWorkbench(ComfyExtension):
 
 
 async def comfy_entrypoint() -> LoRAWorkbench:
-    """Register the nodes, and the routes of the gallery with ComfyUI's server."""
+    """Register the nodes, and the pack's routes with ComfyUI's server."""
     add_routes(all_routes())
     # In a thread, because ComfyUI's start must not wait for a cache of many thousand files.
     threading.Thread(target=sweep_folders, name="lora-workbench-sweep", daemon=True).start()

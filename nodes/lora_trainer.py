@@ -33,6 +33,7 @@ class LoRATrainer(Node):
             "keeps what was trained so far.",
             search_aliases=["train lora", "dreambooth", "fine-tune"],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            is_output_node=True,  # what is trained is on disk, so nothing needs to follow
             inputs=[
                 io.Model.Input("model", tooltip="The model to train on. It is the same afterwards, bit for bit."),
                 io.Clip.Input("clip", tooltip="Encodes the captions as it encodes prompts."),
@@ -76,4 +77,6 @@ class LoRATrainer(Node):
         if result.summary.outcome == "cancelled":
             _cancelled[inputs["name"]] += 1
             _cancelled[None] += 1  # for a name from another node
-        return io.NodeOutput(result.lora, {"loss": list(result.summary.losses)}, result.summary)
+        # Read by programs that queue a prompt and ask ComfyUI for its history.
+        told = {"lora_workbench_run": [result.summary.result()]}
+        return io.NodeOutput(result.lora, {"loss": list(result.summary.losses)}, result.summary, ui=told)

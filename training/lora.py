@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .events import counted
+from .events import counted, lasted
 
 
 @dataclass(frozen=True)
@@ -116,17 +117,53 @@ class RunSummary:
     seed: int | None = None
     hints: tuple[str, ...] = field(default=())
 
+    def __str__(self) -> str:
+        """Say how the run went in two sentences, as ComfyUI's Preview Any prints it."""
+        went = f"{self.name}: {self.outcome} after {counted(self.steps, 'step')} in {lasted(self.seconds)}"
+        loss = f", loss {self._recent_loss:.4f} (least {min(self.losses):.4f})" if self.losses else ""
+        return f"{went}{loss}. Folder: {self.place}"
+
+    @property
+    def place(self) -> str:
+        """The run's folder below ComfyUI's output folder."""
+        return f"{Path(self.folder).parent.name}/{Path(self.folder).name}"
+
+    @property
+    def _recent_loss(self) -> float:
+        recent = self.losses[-100:]
+        return sum(recent) / len(recent)
+
+    def result(self) -> dict[str, Any]:
+        """The run in a few values, for programs that read ComfyUI's history.
+
+        Paths are below ComfyUI's output folder, as its route `/view` takes them: the history is open to every computer
+        that reaches the server, and the folder may lie elsewhere for them. Where something is missing, it is None.
+        """
+        losses = self.losses or (None,)
+        file = Path(self.folder) / f"{Path(self.folder).name}.safetensors"
+        return {
+            "name": self.name,
+            "outcome": self.outcome,
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "first_loss": losses[0],
+            "last_loss": losses[-1],
+            "least_loss": min(self.losses, default=None),
+            "seconds": round(self.seconds, 1),
+            "seed": self.seed,
+            "folder": self.place,
+            "file": f"{self.place}/{file.name}" if file.is_file() else None,
+        }
+
     def describe(self) -> str:
         """Describe how the run went, its folder below ComfyUI's output folder, and what went wrong, a line each."""
         lines = [f"{self.outcome}: {counted(self.steps, 'step')}"]
         if self.losses:
-            recent = self.losses[-100:]
-            lines[0] += f", loss {sum(recent) / len(recent):.4f}"
+            lines[0] += f", loss {self._recent_loss:.4f}"
         if len(self.concept_losses) > 1:  # shows which concept is learned and which lags behind
             parts = (f"{name} {losses[-1]:.4f}" for name, losses in self.concept_losses.items())
             lines.append(f"loss of the last epoch: {', '.join(parts)}")
-        run = f"run: {Path(self.folder).parent.name}/{Path(self.folder).name}"
-        lines.append(run if self.seed is None else f"{run}, seed {self.seed}")
+        lines.append(f"run: {self.place}" if self.seed is None else f"run: {self.place}, seed {self.seed}")
         if self.skipped:
             more = f" … and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
             lines.append(f"left out: {' '.join(self.skipped[:3])}{more}")

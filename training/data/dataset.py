@@ -197,6 +197,10 @@ class Dataset:
             text += f" … and {len(self.skipped) - 5} more." if len(self.skipped) > 5 else ""
         return text
 
+    def __str__(self) -> str:
+        """Say the same where ComfyUI's Preview Any prints it."""
+        return self.describe()
+
     def with_pictures(self, pictures: Iterator[Picture] | tuple[Picture, ...]) -> Dataset:
         """The same dataset with other pictures."""
         return replace(self, pictures=tuple(pictures))

@@ -6,6 +6,7 @@ from functools import cache
 
 from aiohttp.web import RouteDef
 
+from ..host import shown
 from ..host.paths import cache_folder, edits_folder
 from .edits_file import Watched
 from .gallery import Gallery
@@ -26,4 +27,4 @@ def watched() -> Watched:
 
 def all_routes() -> list[RouteDef]:
     """Return every route of the pack, for the host to add to its server."""
-    return GalleryApi(gallery()).routes()
+    return [*GalleryApi(gallery()).routes(), shown.route()]
