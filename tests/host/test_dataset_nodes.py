@@ -334,7 +334,7 @@ def test_captions_of_json_lines_and_parentheses_in_a_graph(server):
     # The node shows what it draws from the first caption. A prompt from before draw_one_line existed lacks that input.
     two = colors(server, f"{folder}_two", {"b": "#ff0000"})
     (server.base / "input" / two / "2_thing" / "b.txt").write_text(words["b"], encoding="utf-8")
-    assert drawn("load", wildcards=True) == {"{", '"subject": "a zorp (seen at 10:30), {red|blue}"', "}"}
+    assert drawn("load", wildcards=True) == {"{", '  "subject": "a zorp (seen at 10:30), {red|blue}"', "}"}
     assert drawn("two", wildcards=True) == {"zorp", "a red hat", "a blue hat"}
     assert drawn("two", wildcards=False) == {"zorp a {red|blue} hat"}
     assert drawn("two", wildcards=True, draw_one_line=False) == {"zorp a red hat", "zorp a blue hat"}

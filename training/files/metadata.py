@@ -7,7 +7,6 @@ read. Only what is true of the run is written; settings that we lack are left ou
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +14,7 @@ from typing import Any
 
 from ..data.buckets import aspect_error
 from ..data.dataset import REPEATS, Dataset, Picture
-from ..data.words import is_json
+from ..data.words import is_json, split_tags
 from ..lora import RunSummary
 from .architectures import ArchitectureFacts, architecture_facts
 
@@ -269,9 +268,8 @@ def _tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
         if number in again or is_json(picture.caption):
             continue
         counts = found.setdefault(_folder_name(dataset, picture.concept, picture), {})
-        for tag in (part.strip().lower() for part in re.split("[,\n]", picture.caption)):
-            if tag:
-                counts[tag] = counts.get(tag, 0) + 1
+        for tag in split_tags(picture.caption.lower().replace("\n", ",")):
+            counts[tag] = counts.get(tag, 0) + 1
     return found
 
 
