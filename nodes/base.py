@@ -10,8 +10,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..training.data.folders import DATASETS_KEY
 from ..training.errors import UserError
 from ..training.events import Cancelled
+from ..training.host.paths import without_folders
 from ..training.host.progress import NodeSink, host_interrupt
 from ..training.host.server import executing_node, executing_prompt, last_text, node_text
 from ..training.host.shown import TEXT, shown, workflow_id
@@ -87,11 +89,11 @@ def _keeping_what_is_shown(execute: Callable[..., io.NodeOutput], kind: str) -> 
                 result = execute(cls, *args, **inputs)
             except UserError as error:
                 node_text(executing_node() or None, str(error))
-                shown().keep(*place, {TEXT: text})
+                shown().keep(*place, {TEXT: [without_folders(line, DATASETS_KEY) for line in text]})
                 raise
         output = result.ui.as_dict() if hasattr(result.ui, "as_dict") else dict(result.ui or {})
         if text:
-            output[TEXT] = text
+            output[TEXT] = [without_folders(line, DATASETS_KEY) for line in text]  # ComfyUI's history is open to other computers
         if output:
             result.ui = output
             shown().keep(*place, output)

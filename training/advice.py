@@ -27,7 +27,7 @@ def run_length(config: TrainConfig, steps: int, epochs: int, images_per_epoch: i
     return f"{text}, {together} per step."
 
 
-def hints(config: TrainConfig, steps: int, epochs: int) -> tuple[str, ...]:
+def hints(config: TrainConfig, steps: int, epochs: int, finished_epochs: int) -> tuple[str, ...]:
     """Name each setting that does not fit the length of the run, with a value that does.
 
     None of them stops the run.
@@ -36,9 +36,10 @@ def hints(config: TrainConfig, steps: int, epochs: int) -> tuple[str, ...]:
         config: The run's settings.
         steps: Optimizer steps of the run.
         epochs: Epochs of the run, the last one begun counted.
+        finished_epochs: Those that the run finishes.
     """
     found = [_steps(config, steps, epochs), _warm_up(config, steps), _cycles(config, steps)]
-    found += [_saved_steps(config, steps), _saved_epochs(config, steps, epochs)]
+    found += [_saved_steps(config, steps), _saved_epochs(config, steps, finished_epochs)]
     return tuple(hint for hint in found if hint)
 
 
@@ -88,9 +89,9 @@ def _saved_steps(config: TrainConfig, steps: int) -> str:
 def _saved_epochs(config: TrainConfig, steps: int, epochs: int) -> str:
     if config.save_every_epochs <= epochs:
         return ""
-    instead = f" and save every steps to {_share(steps)}" if epochs == 1 else ""  # no epoch ends before the run
+    instead = f" and save every steps to {_share(steps)}" if epochs < 2 else ""  # no epoch ends before the run
     return (
-        f"save every epochs is {config.save_every_epochs}, but the run has {counted(epochs, 'epoch')}, so no "
+        f"save every epochs is {config.save_every_epochs}, but the run finishes {counted(epochs, 'epoch')}, so no "
         f"checkpoint is saved before the end. Set save every epochs to {_share(epochs)}{instead}."
     )
 

@@ -47,6 +47,11 @@ class Plan:
         return math.ceil(self.config.steps / len(self.steps(0))) if self.config.steps else self.config.epochs
 
     @cached_property
+    def finished_epochs(self) -> int:
+        """Epochs that the run finishes."""
+        return self.config.steps // len(self.steps(0)) if self.config.steps else self.config.epochs
+
+    @cached_property
     def images_per_step(self) -> float:
         """Mean number of pictures in a step."""
         return self.dataset.images_per_epoch / len(self.steps(0))

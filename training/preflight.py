@@ -61,17 +61,17 @@ def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: Train
         )
 
 
-def announce(dataset: Dataset, config: TrainConfig, sink: Sink) -> tuple[str, ...]:
+def announce(plan: Plan, sink: Sink) -> tuple[str, ...]:
     """Say how long the run is and what is probably not meant.
 
     Returns:
         One sentence for each thing that is probably not meant. They stay in view.
     """
-    plan = Plan(dataset, config)
+    dataset, config = plan.dataset, plan.config
     length = advice.run_length(config, plan.total, plan.epochs, dataset.images_per_epoch)
     sink.tell(length)
     log.info("LoRA Workbench: %s", length)
-    hints = advice.hints(config, plan.total, plan.epochs)
+    hints = advice.hints(config, plan.total, plan.epochs, plan.finished_epochs)
     learned, silent = _learned_and_silent(dataset)
     if silent and learned != silent and not config.train_without_captions:
         some = ", ".join(silent[:3]) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")

@@ -66,8 +66,9 @@ def train_lora(
     started_at = time.time()
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
-    hints = announce(dataset, config, sink)
-    plan, latents, captions = encode(clip, vae, dataset, config, cache_root, sink)
+    plan = Plan(dataset, config)
+    hints = announce(plan, sink)
+    plan, latents, captions = encode(clip, vae, plan, cache_root, sink)
     make_room(model, latents, config)
     # The host runs nodes in inference mode; what is made there cannot be trained.
     with torch.inference_mode(False), torch.enable_grad():
@@ -106,13 +107,19 @@ def train_lora(
 
 
 def encode(
-    clip: Any, vae: Any, dataset: Dataset, config: TrainConfig, cache_root: Path, sink: Sink
+    clip: Any, vae: Any, plan: Plan, cache_root: Path, sink: Sink
 ) -> tuple[Plan, LatentStore, CaptionStore]:
-    """Encode the pictures and captions that the run will ask for and the cache does not hold."""
+    """Encode the pictures and captions that the run will ask for and the cache does not hold.
+
+    Returns:
+        The plan without the pictures that could not be encoded; the latents; the captions.
+    """
+    dataset = plan.dataset
     latent_cache, caption_cache = cache_folders(cache_root)
     with stops_the_queue(sink):
         latents = store_latents(dataset, HostVAE(vae), latent_cache, sink)
-        plan = Plan(latents.dataset, config)
+        if latents.dataset != dataset:
+            plan = Plan(latents.dataset, plan.config)
         captions = store_captions(plan.captions(), HostText(clip), caption_cache, sink)
     for sentence in latents.dataset.skipped[len(dataset.skipped) :]:
         log.warning("LoRA Workbench: left out: %s", sentence)

@@ -8,8 +8,9 @@ from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.settings import settings_from
 
 
-def said(steps: int, epochs: int = 10, /, **settings: object) -> str:
-    return "\n".join(hints(TrainConfig(**{"epochs": epochs, **settings}), steps, epochs))
+def said(steps: int, epochs: int = 10, finished: int | None = None, /, **settings: object) -> str:
+    config = TrainConfig(**{"epochs": epochs, **settings})
+    return "\n".join(hints(config, steps, epochs, epochs if finished is None else finished))
 
 
 def test_the_length_of_a_run_in_words():
@@ -50,7 +51,7 @@ def test_a_usual_number_of_steps_is_left_in_peace(steps):
          "can be divided among them. Set scheduler cycles to at most 250."),
         ({"scheduler": "cosine_with_restarts", "scheduler_cycles": 30, "warmup_steps": 450}, "at most 25."),
         ({"save_every_steps": 501}, "Set save every steps to 166."),
-        ({"save_every_epochs": 11}, "save every epochs is 11, but the run has 10 epochs, so no checkpoint is saved "
+        ({"save_every_epochs": 11}, "save every epochs is 11, but the run finishes 10 epochs, so no checkpoint is saved "
                                     "before the end. Set save every epochs to 3."),
     ],
     ids=str,
@@ -82,15 +83,20 @@ def test_what_fits_is_left_in_peace(settings):
 @pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (2, 1), (2, 2), (3, 3), (8, 2)])
 def test_the_values_that_are_advised_fit_themselves(settings, steps, epochs):
     config = TrainConfig(epochs=epochs, warn_about_steps=False, **settings)
-    (hint,) = hints(config, steps, epochs)
+    (hint,) = hints(config, steps, epochs, epochs)
     (name,) = settings
     value = int(hint.rpartition(f"Set {name.replace('_', ' ')} to ")[2].split()[0].rstrip("."))
     better = TrainConfig(epochs=epochs, warn_about_steps=False, **{name: value})
-    assert hints(better, steps, epochs) == ()
+    assert hints(better, steps, epochs, epochs) == ()
 
 
 def test_a_run_of_one_epoch_can_still_save():
     assert said(600, 1, save_every_epochs=5).endswith("Set save every epochs to 0 and save every steps to 200.")
+
+
+def test_an_epoch_that_does_not_end_saves_nothing():
+    assert "the run finishes 1 epoch" in said(600, 2, 1, steps=600, save_every_epochs=2)
+    assert said(600, 2, 2, save_every_epochs=2) == ""
 
 
 def test_the_settings_of_an_earlier_version_take_the_new_defaults():

@@ -12,6 +12,7 @@ from ..data.caption_files import read_caption
 from ..data.companions import FIELDS_SUFFIX, sort_files
 from ..data.dataset import Dataset, Picture
 from ..disk import sweep_unfinished, write_whole
+from ..errors import UserError
 
 
 def write_captions(pictures: Sequence[Picture], dataset: Dataset, *, over: bool, problems: list[str]) -> int:
@@ -58,7 +59,10 @@ def _captions(folders: set[Path]) -> dict[Path, Path]:
 
 
 def _is_something_else(caption: Path) -> bool:
-    return caption.suffix.lower() == FIELDS_SUFFIX and read_caption(caption) is None
+    try:
+        return caption.suffix.lower() == FIELDS_SUFFIX and read_caption(caption) is None
+    except UserError:
+        return False  # a caption, though none that can be read
 
 
 def _target(path: Path, caption: Path | None) -> Path:

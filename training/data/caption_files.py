@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,14 @@ _BOMS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 # Encodings that captions are written in besides Unicode, the most common first, by the name people know.
 _ENCODINGS = {
     "gb18030": "GBK", "cp932": "Shift-JIS", "big5": "Big5", "cp949": "EUC-KR", "euc_jp": "EUC-JP",
-    "cp1252": "Windows-1252", "cp1250": "Windows-1250", "cp1251": "Windows-1251",
+    "cp1252": "Windows-1252", "cp1250": "Windows-1250", "cp1251": "Windows-1251", "cp1253": "Windows-1253",
 }  # fmt: skip
 _LIKELY = 0.8  # share of everyday characters from which an encoding is taken
 _WESTERN_SIGNS = "‘’“”„–—…•·°©®™«»¿¡€£´"
+# Quotes, dashes and dots of Windows where a text has them: ’ after a letter, “ before one.
+_CURLY = re.compile(
+    rb"(?<=[A-Za-z])\x92|(?<![A-Za-z])[\x91\x93](?=[A-Za-z])|\x94(?![A-Za-z])|(?<= )[\x96\x97](?= )|\x85(?![A-Za-z])"
+)
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -36,14 +41,13 @@ def read_caption(path: Path) -> str | bytes | None:
     """Read a caption file.
 
     Returns:
-        Its text; its bytes if they are not UTF-8, for `decode_all`; or None for a .json file without a caption.
+        As `caption_of`; or its bytes if they are not UTF-8, for `decode_all`.
 
     Raises:
         UnreadableImage: The caption is too long, so its picture cannot be used.
         UserError: The file cannot be opened.
     """
-    is_json = path.suffix.lower() == ".json"
-    most = _MOST_JSON if is_json else _MOST_BYTES
+    most = _MOST_JSON if _is_json_file(path) else _MOST_BYTES
     try:
         require_regular(path)
         with path.open("rb") as file:
@@ -52,16 +56,27 @@ def read_caption(path: Path) -> str | bytes | None:
         raise UserError(f"The caption {path} cannot be opened ({error.strerror}). Change its permissions.") from error
     except OSError as error:
         raise UserError(f"The caption {path} cannot be read ({error.strerror}). Replace or remove it.") from error
-    if is_json:
-        text = None if len(data) > most else _field(_parsed(data))
-        return None if text is None else tidy(text, path)
     if len(data) > most:
+        if _is_json_file(path):
+            return None
         raise _too_long(path)
+    text = _utf8(data)
+    return data if text is None else caption_of(path, text)
+
+
+def caption_of(path: Path, text: str) -> str | None:
+    """The caption in the text of a caption file; None for a .json file that holds none.
+
+    Raises:
+        UnreadableImage: The caption is too long.
+    """
+    if not _is_json_file(path):
+        return tidy(text, path)
     try:
-        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    except UnicodeDecodeError:
-        return data
-    return data if "\0" in text else tidy(text, path)
+        found = _field(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
+    return None if found is None else tidy(found, path)
 
 
 def tidy(text: str, path: Path) -> str:
@@ -77,35 +92,45 @@ def tidy(text: str, path: Path) -> str:
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def read_table(path: Path) -> dict[str, str] | None:
+def read_table(path: Path) -> tuple[dict[str, str], int, str]:
     """Read a metadata.jsonl or metadata.csv of Hugging Face's imagefolder.
 
     Returns:
-        Captions, not yet tidy, by the picture's path relative to the table; None if the file has another form.
+        Captions, not yet tidy, by the picture's path relative to the table; the number of rows that are none; and a
+        sentence on its encoding, if it is not UTF-8. A table that cannot be read has neither captions nor rows.
     """
     try:
         require_regular(path)
-        if path.stat().st_size > _MOST_TABLE:
-            return None
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(file, path.suffix.lower() == ".csv"))
-    except (OSError, ValueError, csv.Error):  # ValueError: not UTF-8, or not JSON
-        return None
-    captions = {
-        str(row[_FILE]).replace("\\", "/"): text
-        for row in rows
-        if isinstance(row, dict) and row.get(_FILE) and (text := _field(row)) is not None
-    }
-    return captions or None
+        data = path.read_bytes() if path.stat().st_size <= _MOST_TABLE else b""
+    except OSError:
+        return {}, 0, ""
+    text, sentences = _utf8(data), [""]
+    if text is None:
+        try:
+            decoded, sentences = decode_all({path: data}, "table")
+        except UserError:
+            return {}, 0, ""
+        text = decoded[path]
+    captions: dict[str, str] = {}
+    wrong = 0
+    for row in _rows(text, path.suffix.lower() == ".csv"):
+        caption = _field(row)
+        if caption is None or not isinstance(row.get(_FILE), str):
+            wrong += 1
+        else:
+            captions[row[_FILE].replace("\\", "/")] = caption
+    return captions, wrong, sentences[0]
 
 
-def decode_all(files: dict[Path, bytes]) -> tuple[dict[Path, str], list[str]]:
-    """Decode captions that are not UTF-8.
+def decode_all(files: Mapping[Path, bytes], noun: str = "caption") -> tuple[dict[Path, str], list[str]]:
+    """Decode files that are not UTF-8.
 
-    Files of one folder usually share an encoding, and a short text says little. So all are tried together first.
+    Files of one folder usually share an encoding, and a short text says little. So those of a folder are tried together
+    first, and each that does not fit alone.
 
     Args:
         files: The bytes of each file.
+        noun: What they are.
 
     Returns:
         The text of each file, and one sentence for each encoding.
@@ -113,28 +138,54 @@ def decode_all(files: dict[Path, bytes]) -> tuple[dict[Path, str], list[str]]:
     Raises:
         UserError: The encoding of some files cannot be told. All of them are listed.
     """
-    names = {path: name for path, data in files.items() if (name := _unicode(data))}
-    others = {path: data for path, data in files.items() if path not in names and not _is_damaged_utf8(data)}
-    shared = _detect(b"\n".join(others.values())) if others else None
-    for path, data in others.items():
-        name = shared or _detect(data)
-        if name:
+    names: dict[Path, str] = {}
+    folders: dict[Path, dict[Path, bytes]] = {}
+    for path, data in files.items():
+        if name := _unicode(data):
             names[path] = name
+        elif not _is_damaged_utf8(data):
+            folders.setdefault(path.parent, {})[path] = data
+    for others in folders.values():
+        shared = _detect(b"\n".join(others.values()))
+        for path, data in others.items():
+            name = shared if shared and _share(data, shared) >= _LIKELY else _detect(data)
+            if name:
+                names[path] = name
     unknown = [path for path in files if path not in names]
     if unknown:
-        listed = "\n".join(map(str, unknown))
         raise UserError(
-            f"The encoding of {counted(len(unknown), 'caption')} cannot be told. Save as UTF-8:\n{listed}"
+            f"The encoding of {counted(len(unknown), noun)} cannot be told. Save as UTF-8:\n"
+            + "\n".join(map(str, unknown))
         )
+    return {path: data.decode(names[path]).lstrip("\ufeff") for path, data in files.items()}, _told(names, noun)
+
+
+def _told(names: Mapping[Path, str], noun: str) -> list[str]:
+    """One sentence for each encoding in use."""
     sentences = []
     for name in dict.fromkeys(names.values()):
         paths = [path for path, its in names.items() if its == name]
-        were = "caption was" if len(paths) == 1 else "captions were"
+        known = _ENCODINGS.get(name, "UTF-16" if "16" in name else "UTF-32")
+        was, them = ("was", "it looks") if len(paths) == 1 else ("were", "they look")
+        save = "it" if len(paths) == 1 else "them"
         sentences.append(
-            f"{len(paths)} {were} read as {_ENCODINGS.get(name, 'UTF-16' if '16' in name else 'UTF-32')} "
-            f"({paths[0].name}{', …' if len(paths) > 1 else ''}). If they look wrong, save them as UTF-8."
+            f"{counted(len(paths), noun)} {was} read as {known} ({paths[0].name}{', …' if len(paths) > 1 else ''}). "
+            f"If {them} wrong, save {save} as UTF-8."
         )
-    return {path: data.decode(names[path]).lstrip("\ufeff") for path, data in files.items()}, sentences
+    return sentences
+
+
+def _utf8(data: bytes) -> str | None:
+    """A text in UTF-8; None if it is none. UTF-16 without its mark decodes too, with a zero after every letter."""
+    try:
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _is_json_file(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
 
 
 def _unicode(data: bytes) -> str | None:
@@ -165,6 +216,8 @@ def _detect(data: bytes) -> str | None:
     charset-normalizer leaves out encodings that make a mess. Of the others it prefers some by chance if a text is
     short. So the one with the most everyday characters is taken.
     """
+    if _CURLY.sub(b"", data).isascii():
+        return "cp1252"  # Shift-JIS takes such a sign for half a letter
     try:
         from charset_normalizer import from_bytes  # most hosts have it, and few captions need it
     except ImportError:
@@ -174,14 +227,26 @@ def _detect(data: bytes) -> str | None:
         for match in from_bytes(data, cp_isolation=list(_ENCODINGS))
         for name in (match.encoding, *match.could_be_from_charset)
     }
-    shares = {name: _everyday(data.decode(name), name) for name in _ENCODINGS if name in sure}
+    shares = {name: _share(data, name) for name in _ENCODINGS if name in sure}
     likely = [name for name, share in shares.items() if share >= _LIKELY]
-    return max(likely, key=lambda name: (shares[name], sure[name])) if likely else None
+    if likely:
+        return max(likely, key=lambda name: (shares[name], sure[name]))
+    # Some short texts with many accents look like a mess to it.
+    is_plain = 2 * sum(byte < 128 for byte in data) > len(data)
+    return "cp1252" if is_plain and _share(data, "cp1252") == 1 else None
+
+
+def _share(data: bytes, encoding: str) -> float:
+    """As `_everyday`, of bytes; 0 if they are not in this encoding."""
+    try:
+        return _everyday(data.decode(encoding), encoding)
+    except UnicodeDecodeError:
+        return 0.0
 
 
 def _everyday(text: str, encoding: str) -> float:
     """The share of a text's characters beyond ASCII that are common in the encoding's language, 0 to 1."""
-    rule = {"cp1252": _is_western, "cp1250": _is_western, "cp1251": _is_cyrillic}.get(encoding)
+    rule = _WORDS.get(encoding)
     if rule is None:
         beyond = [character for character in text if character > "\x7f"]
         # Of these languages only Korean has spaces between its words.
@@ -198,8 +263,19 @@ def _is_western(word: str) -> bool:
     return len(word) == 1 or any(map(str.isascii, word))
 
 
-def _is_cyrillic(word: str) -> bool:
-    return all("\u0400" <= letter <= "\u04ff" for letter in word) and not word[1:].isupper()
+def _of_letters(first: str, last: str) -> Callable[[str], bool]:
+    """Tell words of one script, with capitals only at the start."""
+
+    def is_of_script(word: str) -> bool:
+        return all(first <= letter <= last for letter in word) and not word[1:].isupper()
+
+    return is_of_script
+
+
+_WORDS: dict[str, Callable[[str], bool]] = {
+    "cp1252": _is_western, "cp1250": _is_western, "cp1251": _of_letters("\u0400", "\u04ff"),
+    "cp1253": _of_letters("\u0370", "\u03ff"),
+}  # fmt: skip
 
 
 def _leads(encoding: str, *ranges: tuple[int, int]) -> Callable[[str], bool]:
@@ -225,20 +301,20 @@ _COMMON: dict[str, Callable[[str], bool]] = {
 }
 
 
-def _rows(file: Iterable[str], is_csv: bool) -> Iterator[Any]:
+def _rows(text: str, is_csv: bool) -> Iterator[Any]:
+    """The rows of a table; None for one that is damaged."""
     if is_csv:
-        yield from csv.DictReader(file)
+        try:
+            yield from csv.DictReader(io.StringIO(text))
+        except csv.Error:
+            yield None
         return
-    for line in file:
-        if line.strip():
-            yield json.loads(line)
-
-
-def _parsed(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
+    for line in text.split("\n"):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except (ValueError, RecursionError):
+            yield None
 
 
 def _field(parsed: Any) -> str | None:

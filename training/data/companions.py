@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .dataset import REPEATS
 from .images import picture_suffixes
 
 # In order of preference.
@@ -17,14 +18,20 @@ FIELDS_SUFFIX = ".json"
 # Captions of many pictures in one file, as Hugging Face's imagefolder has them.
 TABLES = ("metadata.jsonl", "metadata.csv")
 
-# `cat_mask.png` next to `cat.jpg` is its mask. The ends with a hyphen are OneTrainer's.
-MASK_ENDS = ("_mask", "-masklabel")
-CONTROL_ENDS = ("_control", "-condlabel")
+MASK, CONTROL = "mask", "control"
+# `cat_mask.png` next to `cat.jpg` is its mask. OneTrainer has `-masklabel` and `-condlabel`. musubi-tuner numbers the
+# control pictures of a picture that has several.
+_ENDS = {
+    MASK: re.compile(r"(.+)[-_. ](?:mask|masklabel)"),
+    CONTROL: re.compile(r"(.+)[-_. ](?:control|condlabel)(?:_\d{1,4})?"),
+}
+_NUMBERED = re.compile(r"(.+)_\d{1,4}")
 # Without their picture they are left out, while `carnival_mask.png` is a picture then.
 _NEVER_PICTURES = ("-masklabel", "-condlabel")
-MASK_FOLDERS = ("mask", "masks")
-CONTROL_FOLDERS = ("control", "controls", "conditioning")
-_NUMBERED = re.compile(r"(.+)_\d{1,4}")  # musubi-tuner numbers several control pictures of one picture
+_FOLDERS = {
+    MASK: re.compile(r"(?:(.+)[-_ ])?masks?(?:label)?"),
+    CONTROL: re.compile(r"(?:(.+)[-_ ])?(?:controls?|conditioning)(?:[-_ ]images?)?"),
+}
 
 # Files of operating systems and network drives. Names that start with a dot are ignored as well.
 _SYSTEM_FILES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
@@ -91,27 +98,28 @@ def sort_files(folder: Path, names: Iterable[str]) -> Files:
     suffixes = picture_suffixes()
     shown = [(stem, end) for stem, end in split if end.lower() in suffixes]
     keys = {key(stem) for stem, _ in shown}
-    masks: dict[str, Path] = {}
-    controls: dict[str, list[Path]] = {}
+    names = keys | {key(stem + end) for stem, end in shown}
+    companions: dict[str, dict[str, list[Path]]] = {MASK: {}, CONTROL: {}}
     found = Files([])
     pictures: list[tuple[str, str]] = []
     for stem, end in shown:
         path = folder / (stem + end)
-        if owner := _owner(stem, MASK_ENDS, keys):
-            masks.setdefault(owner, path)
-        elif owner := _owner(stem, CONTROL_ENDS, keys):
-            controls.setdefault(owner, []).append(path)
+        kind, owner = next(((kind, owner) for kind in _ENDS if (owner := _owner(stem, kind, names))), ("", ""))
+        if kind:
+            companions[kind].setdefault(owner, []).append(path)
         elif key(stem).endswith(_NEVER_PICTURES):
             found.orphans.append(path)
         else:
             pictures.append((stem, end))
     captions = _Captions(folder, split, pictures)
     for stem, end in pictures:
-        found.pictures.append(
-            PictureFiles(
-                folder / (stem + end), captions.of(stem, end), masks.get(key(stem)), tuple(controls.get(key(stem), ()))
-            )
+        masks, controls = (
+            [path for name in (key(stem), key(stem + end)) for path in companions[kind].get(name, [])]
+            for kind in (MASK, CONTROL)
         )
+        found.unread += masks[1:]
+        mask = masks[0] if masks else None
+        found.pictures.append(PictureFiles(folder / (stem + end), captions.of(stem, end), mask, tuple(controls)))
     for stem, end in split:
         path = folder / (stem + end)
         if path.name.lower() in TABLES:
@@ -121,44 +129,68 @@ def sort_files(folder: Path, names: Iterable[str]) -> Files:
     return found
 
 
-def attach_folder(files: Files, owners: Sequence[Files], *, masks: bool) -> None:
+def companion_of(folder: str) -> tuple[str, str] | None:
+    """What a folder of this name may hold: masks or control pictures, and the name of the folder they belong to.
+
+    Returns:
+        (kind, name): `zorp_masks` gives (MASK, "zorp"), and `mask` (MASK, ""). None for other names.
+    """
+    if REPEATS.fullmatch(folder):
+        return None
+    for kind, pattern in _FOLDERS.items():
+        match = pattern.fullmatch(folder.lower())
+        if match:
+            return kind, folder[: len(match[1])] if match[1] else ""
+    return None
+
+
+def attach_folder(files: Files, nearest: Files | None, others: Sequence[Files], kind: str) -> None:
     """Give the pictures of a mask or control folder to the pictures of the same name, if there are such pictures.
 
-    Those of no picture become orphans. A folder in which no name fits stays a folder of pictures.
+    Those of no picture, or of several, become orphans. A folder in which no name fits stays a folder of pictures.
 
     Args:
         files: The folder's files. Changed.
-        owners: The folders whose pictures they may belong to, nearest first. Changed.
-        masks: Whether they are masks; else control pictures.
+        nearest: The folder whose pictures they belong to if a name fits. Changed.
+        others: Folders whose pictures they may belong to otherwise. Changed.
+        kind: MASK or CONTROL.
     """
-    by_key: dict[str, PictureFiles] = {}
-    for folder in owners:
+    by_key: dict[str, list[PictureFiles]] = {}
+    near = {name: [picture] for picture in (nearest.pictures if nearest else []) for name in _names(picture)}
+    for folder in others:
         for picture in folder.pictures:
-            by_key.setdefault(key(picture.path.stem), picture)
-    ends = MASK_ENDS if masks else CONTROL_ENDS
-    pairs = []
-    for given in files.pictures:
-        stem = key(given.path.stem)
-        numbered = _NUMBERED.fullmatch(stem)
-        names = (stem, _owner(stem, ends, by_key), numbered[1] if numbered and not masks else "")
-        pairs.append((given.path, next((by_key[name] for name in names if name in by_key), None)))
-    if not any(owner for _, owner in pairs):
+            for name in _names(picture):
+                by_key.setdefault(name, []).append(picture)
+    owners = {given.path: _owners(given.path.stem, kind, by_key | near) for given in files.pictures}
+    if not any(owners.values()):
         return
-    for path, owner in pairs:
-        if owner is None:
+    for path, found in owners.items():
+        if len(found) != 1:
             files.orphans.append(path)
-        elif masks:
-            owner.mask = owner.mask or path
+        elif kind == CONTROL:
+            found[0].controls = (*found[0].controls, path)
+        elif found[0].mask is None:
+            found[0].mask = path
         else:
-            owner.controls = (*owner.controls, path)
+            files.unread.append(path)
     files.pictures = []
 
 
-def _owner(stem: str, ends: Sequence[str], keys: Iterable[str]) -> str:
+def _names(picture: PictureFiles) -> tuple[str, str]:
+    return key(picture.path.stem), key(picture.path.name)
+
+
+def _owners(stem: str, kind: str, by_key: dict[str, list[PictureFiles]]) -> list[PictureFiles]:
+    """The pictures that a file in a folder of companions may belong to, by its name without what marks it."""
+    numbered = _NUMBERED.fullmatch(key(stem)) if kind == CONTROL else None
+    names = (key(stem), _owner(stem, kind, by_key.keys()), numbered[1] if numbered else "")
+    return next((by_key[name] for name in names if name in by_key), [])
+
+
+def _owner(stem: str, kind: str, names: Set[str]) -> str:
     """The key of the picture that a companion belongs to; empty if it is none, or its picture is not there."""
-    whole = key(stem)
-    names = (whole.removesuffix(end) for end in ends if whole.endswith(end))
-    return next((name for name in names if name in keys), "")
+    match = _ENDS[kind].fullmatch(key(stem))
+    return match[1] if match and match[1] in names else ""
 
 
 class _Captions:

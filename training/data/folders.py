@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def _with_pictures(folder: Path, depth: int) -> tuple[bool, list[Path]]:
 
 def missing_folder(name: str) -> str:
     """What is wrong with a folder that is not there, for a person."""
-    if name in PLACEHOLDERS:
+    if name.replace("\\", "/").partition("/")[0] in PLACEHOLDERS:
         return f"Choose your folder: {name} is a placeholder."
     return f"The folder {name!r} does not exist. Choose another folder."
 
@@ -93,6 +94,8 @@ def resolve_dataset_folder(name: str, roots: Sequence[Path]) -> Path:
         )
     if "\\x" in name and not (roots[0] / name).exists() and name in dataset_folders(roots):
         raise UserError(not_text(Path(name).parent if "/" in name else roots[0], [Path(name).name]))
+    if re.match(r"[A-Za-z]:[\\/]", name) and os.name != "nt":
+        raise UserError(f"{name} is a path on a disk of Windows. Choose a folder in ComfyUI's input folder.")
     # A path that Windows saved in a workflow. A backslash is a separator nowhere else, but a name may have one.
     if "\\" in name and not (roots[0] / name).exists():
         name = name.replace("\\", "/")

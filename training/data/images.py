@@ -22,7 +22,9 @@ from ..errors import UnreadableImage, UserError
 from ..events import Cancelled
 from .dataset import Picture, Placement
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".avif", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".avif", ".tif", ".tiff", ".gif", ".apng",
+)  # fmt: skip
 
 # Suffixes that Pillow reads with a plug-in, which need not be installed, by the package that has it.
 PLUGIN_SUFFIXES = {

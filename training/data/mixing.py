@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import unicodedata
@@ -13,7 +14,7 @@ from ..errors import UserError
 from ..events import counted
 from ..settings import Settings, knob
 from .dataset import Dataset, Picture
-from .words import calls, is_json, trigger_pattern
+from .words import COMMAS, calls, is_json, trigger_pattern
 
 # The choices of what regularization pictures are trained towards, and whether each preserves the prior.
 PRESERVES_PRIOR = {"as the model paints them": True, "as the pictures are": False}
@@ -92,7 +93,8 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
         weights: Factor of each dataset's repeats; 1 by default.
 
     Raises:
-        UserError: Only some are bucketed, the backgrounds differ, or a weight is not above 0.
+        UserError: Only some are bucketed, the backgrounds differ, a weight is not above 0, or a regularization caption
+            has the trigger.
     """
     weights = weights or [1.0] * len(datasets)
     first = datasets[0]
@@ -128,10 +130,12 @@ def concat(datasets: Sequence[Dataset], weights: Sequence[float] | None = None) 
     ]
     # The same folder twice has the same unreadable files.
     skipped = dict.fromkeys(sentence for dataset in datasets for sentence in dataset.skipped)
-    return replace(
+    joined = replace(
         first, pictures=tuple(pictures), skipped=tuple(skipped), root=_common_root(datasets),
         policy=first.policy if one_policy else None,
     )  # fmt: skip
+    _refuse_regularized_trigger(joined)
+    return joined
 
 
 def with_regularization(
@@ -150,21 +154,12 @@ def with_regularization(
         preserves_prior: Whether they are trained towards the model's own prediction (see `Picture`).
 
     Raises:
-        UserError: A dataset is empty, a number is not above 0, or a regularization caption has the trigger; and as
-            `concat`.
+        UserError: A dataset is empty, or a number is not above 0; and as `concat`.
     """
     if not dataset.pictures or not prior.pictures:
         raise UserError("One of the two datasets is without pictures. Connect datasets that have some.")
     if weight <= 0 or share <= 0:
         raise UserError(f"weight is {weight:g} and share is {share:g}. Set both above 0.")
-    for trigger in sorted({dataset.trigger_of(picture) for picture in dataset.pictures} - {""}):
-        calling = [picture.path.name for picture in prior.pictures if calls(picture.caption, trigger)]
-        if calling:
-            more = f" and {len(calling) - 3} more" if len(calling) > 3 else ""
-            raise UserError(
-                f"The trigger {trigger!r} is in the caption of {counted(len(calling), 'regularization picture')} "
-                f"({', '.join(calling[:3])}{more}), which would stop it from being learned. Remove it there."
-            )
     draws = sum(picture.repeats for picture in dataset.pictures if not picture.is_regularization) * share
     own = sum(picture.repeats for picture in prior.pictures)
     balanced = prior.with_pictures(
@@ -229,18 +224,31 @@ def with_prior_preservation(
         assert called is not None
         shown, word = learned, class_word.strip()
         known = [unicodedata.normalize("NFC", picture.caption) for picture in learned]
-        captions = [_tidy(called.sub(lambda _: word, caption)) for caption in known]
+        captions = [_without_trigger(caption, called, word) for caption in known]
     # The copy is preserved whole, even if a mask limits what is learned of the picture.
     prior = [replace(p, caption=caption, outside=1.0) for p, caption in zip(shown, captions, strict=True)]
     return with_regularization(dataset, dataset.with_pictures(tuple(prior)), weight=weight, share=share)
 
 
-def _tidy(caption: str) -> str:
-    """Remove the doubled spaces and commas that a removed word leaves behind, except in JSON."""
+def _refuse_regularized_trigger(dataset: Dataset) -> None:
+    """Refuse regularization pictures whose caption has a trigger of the others."""
+    kept = [picture for picture in dataset.pictures if picture.is_regularization]
+    for trigger in sorted({dataset.trigger_of(picture) for picture in dataset.pictures} - {""} if kept else ()):
+        calling = [picture.path.name for picture in kept if calls(picture.caption, trigger)]
+        if calling:
+            more = f" and {len(calling) - 3} more" if len(calling) > 3 else ""
+            raise UserError(
+                f"The trigger {trigger!r} is in the caption of {counted(len(calling), 'regularization picture')} "
+                f"({', '.join(calling[:3])}{more}), which would stop it from being learned. Remove it there."
+            )
+
+
+def _without_trigger(caption: str, called: re.Pattern[str], word: str) -> str:
+    """A caption with another word for the trigger, without the doubled spaces and commas that none leaves behind."""
     if is_json(caption):
-        return caption
-    lines = (re.sub(r"\s*,(\s*,)+", ",", re.sub(r"[ \t]+", " ", line)) for line in caption.splitlines())
-    return "\n".join(line.strip(" ,") for line in lines)
+        return called.sub(lambda _: json.dumps(word, ensure_ascii=False)[1:-1], caption)
+    lines = (re.sub(r"[ \t]+", " ", line) for line in called.sub(lambda _: word, caption).splitlines())
+    return "\n".join(re.sub(rf"\s*([{COMMAS}])(?:\s*[{COMMAS}])+", r"\1", line).strip(f" {COMMAS}") for line in lines)
 
 
 def _scaled(repeats: float, weight: float) -> float:

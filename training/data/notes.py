@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..events import counted
 from .companions import CAPTION_SUFFIXES, FIELDS_SUFFIX
 from .dataset import REPEATS
 from .images import PLUGIN_SUFFIXES
-from .tree import REG, Tree
+from .tree import Tree
 
-_MANY = 100  # repeats from which a number in a folder's name may be meant otherwise
-_ALMOST_REPEATS = re.compile(r"(\d{1,3})(?:[-. ]| ?[x×] ?_?)\s*[^\W\d].*|.*[^\W\d][-_ ]x?(\d{1,3})")
+# Repeats from which a number may rather be a year or a camera's folder, and other names that look like these.
+_MANY = 100
+_DOUBTFUL = re.compile(r"0\d.*|\d+_[\W\d]+|\d+_[a-z]{1,2}")
+# A number in another place than kohya's. One at the end may be of a version or a part, so a small one is not meant.
+_ELSEWHERE = re.compile(
+    r"x?0*([1-9]\d*)[^\d.].*|.*[^\W\d]\)?[-_ ][x(]?([1-9]\d{0,2})\)?(?:[-_ ]?x|[-_ ]repeats?)?", re.IGNORECASE
+)
+_SMALL = (2, 5)  # the least number that is said, at the start and at the end
 _SHOWN = 3  # names in a sentence
 _KINDS = 4  # of files that nothing reads, in a sentence
 
@@ -31,7 +37,7 @@ def _projects(tree: Tree) -> Iterator[str]:
         kept = sum(len(folder.pictures) for folder in held if folder.is_regularization)
         text = f"{project.name} is a kohya project: {counted(learned, 'picture')} to learn"
         if kept:
-            text += f", {counted(kept, 'picture')} of {REG} at the output regularization"
+            text += f", {counted(kept, 'picture')} for regularization at the second output"
         yield f"{text}, left out: {', '.join(left_out)}." if left_out else f"{text}."
 
 
@@ -45,32 +51,31 @@ def _companions(tree: Tree) -> Iterator[str]:
         yield f"{counted(controls, 'control picture')}, not trained."
     if tree.orphans:
         files = counted(len(tree.orphans), "file")
-        yield f"{files} of masks or control pictures without their picture ({_first(tree.orphans)})."
+        yield f"{files} of masks or control pictures that fit no picture, or several ({_first(tree.orphans)})."
 
 
 def _repeats(named: dict[str, float]) -> Iterator[str]:
-    """Names whose number may be meant otherwise: a year, a camera's folder, a number in another place."""
-    doubtful, missed = [], []
-    for name, repeats in named.items():
-        match = REPEATS.fullmatch(name)
-        if match and (repeats >= _MANY or match[1].startswith("0") and repeats >= 1 or not _has_letter(match[2])):
-            doubtful.append(f"{name} is shown {repeats:g} times per epoch")
-        elif not match and _is_almost_repeats(name):
-            missed.append(name)
-    if missed:
-        doubtful.append(f"{', '.join(missed)} once" if doubtful else f"{', '.join(missed)}: shown once per epoch")
-    if doubtful:
-        yield f"{', '.join(doubtful)}. N_name in a folder's name means N repeats; rename it if that is not meant."
+    """The repeats in use, and names with a number that is none."""
+    used = {name: repeats for name, repeats in named.items() if REPEATS.fullmatch(name)}
+    doubtful = [name for name, repeats in used.items() if repeats >= _MANY or _DOUBTFUL.fullmatch(name)]
+    if doubtful or any(repeats != 1 for repeats in used.values()):
+        order = [*doubtful, *(name for name in used if name not in doubtful)]
+        listed = _listed([f"{name} × {used[name]:g}" for name in order])
+        advice = f" Rename {_listed(doubtful)} if the number is not meant as repeats." if doubtful else ""
+        yield f"Repeats: {listed}.{advice}"
+    once = [name for name in named if name not in used and _is_number_elsewhere(name)]
+    if once:
+        yield f"Shown once per epoch: {_listed(once)}. Rename to 20_name for 20 repeats."
 
 
-def _is_almost_repeats(name: str) -> bool:
-    match = _ALMOST_REPEATS.fullmatch(name)
-    # A small number at the end is rather that of a version or a part.
-    return match is not None and (2 <= int(match[1] or 0) <= _MANY or 5 <= int(match[2] or 0) <= _MANY)
+def _is_number_elsewhere(name: str) -> bool:
+    match = _ELSEWHERE.fullmatch(name)
+    return match is not None and (int(match[1] or 0) >= _SMALL[0] or int(match[2] or 0) >= _SMALL[1])
 
 
-def _has_letter(words: str) -> bool:
-    return not words or any(map(str.isalpha, words))
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _unread(tree: Tree) -> Iterator[str]:
@@ -84,7 +89,7 @@ def _unread(tree: Tree) -> Iterator[str]:
     if missing:
         text += f" Install {' and '.join(missing)} to read them, or convert them to PNG."
     if any(kind in (*CAPTION_SUFFIXES, FIELDS_SUFFIX) for kind in kinds):
-        text += " A caption has its picture's name."
+        text += " Name each caption as its picture."
     yield text
 
 

@@ -19,8 +19,8 @@ from ..disk import file_stamp
 from ..errors import UnreadableImage, UserError
 from ..events import Cancelled, Sink, counted
 from ..settings import Settings, knob
-from .caption_files import decode_all, read_caption, read_table, tidy
-from .companions import PictureFiles
+from .caption_files import caption_of, decode_all, read_caption, read_table, tidy
+from .companions import PictureFiles, key
 from .dataset import REPEATS, Dataset, Picture
 from .images import IMAGE_SUFFIXES, read_size
 from .notes import notes
@@ -114,38 +114,47 @@ def folder_fingerprint(root: Path) -> str:
     if not os.path.isdir(root):
         return "missing"
     tree = read_tree(root)
-    paths = [path for folder in tree.folders for files in folder.pictures for path in files.all()] + tree.tables
-    lines = {f"{path.relative_to(root).as_posix()}|{file_stamp(path)}" for path in paths}
+    paths = [
+        (path, f"{folder.concept}|{folder.is_regularization}")  # a new sibling can change what a folder is
+        for folder in tree.folders for files in folder.pictures for path in files.all()
+    ]  # fmt: skip
+    paths += [(path, "") for path in tree.tables]
+    lines = {f"{path.relative_to(root).as_posix()}|{file_stamp(path)}|{what}" for path, what in paths}
     return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8")).hexdigest()
 
 
 def _pictures(tree: Tree, trigger: str, sentences: list[str], sink: Sink | None) -> Iterator[Picture]:
     """Every usable picture with its caption. What cannot be used goes to the tree's lists, encodings to `sentences`."""
-    tables = _tables(tree)
-    read: list[tuple[PictureFiles, Folder, tuple[int, int], str | bytes]] = []
+    tables = _tables(tree, sentences)
+    read: list[tuple[PictureFiles, Folder, tuple[int, int]]] = []
+    captions: dict[Path, str | None] = {}
+    not_utf8: dict[Path, bytes] = {}
     for files, folder in _files(tree, sink):
         try:
             size = read_size(files.path)
-            caption = read_caption(files.caption) if files.caption else None
-            if caption is None:
-                if files.caption:
-                    tree.unread.append(files.caption)
-                caption = tidy(tables.get(files.path, ""), files.path)
-            read.append((files, folder, size, caption))
+            found = read_caption(files.caption) if files.caption else None
         except UnreadableImage as error:
             tree.skipped.append(str(error))
-    undecided = {files.caption: text for files, _, _, text in read if files.caption and isinstance(text, bytes)}
-    decoded, told = decode_all(undecided)
+            continue
+        read.append((files, folder, size))
+        if files.caption and isinstance(found, bytes):
+            not_utf8[files.caption] = found
+        elif files.caption and not isinstance(found, bytes):
+            captions[files.caption] = found
+    decoded, told = decode_all(not_utf8)
     sentences += told
-    for files, folder, size, caption in read:
+    for files, folder, size in read:
+        try:
+            if files.caption in decoded:
+                captions[files.caption] = caption_of(files.caption, decoded[files.caption])
+            caption = captions[files.caption] if files.caption else None
+            if caption is None:
+                tree.unread += [files.caption] if files.caption else []
+                caption = tidy(tables.get(key(str(files.path)), ""), files.path)
+        except UnreadableImage as error:
+            tree.skipped.append(str(error))
+            continue
         own = "" if folder.is_regularization else trigger
-        if isinstance(caption, bytes):
-            assert files.caption
-            try:
-                caption = tidy(decoded[files.caption], files.caption)
-            except UnreadableImage as error:
-                tree.skipped.append(str(error))
-                continue
         yield Picture(
             path=files.path,
             size=size,
@@ -179,16 +188,22 @@ def _files(tree: Tree, sink: Sink | None) -> Iterator[tuple[PictureFiles, Folder
             yield files, folder
 
 
-def _tables(tree: Tree) -> dict[Path, str]:
-    """The captions in tables, by the picture's path. A table of another form counts as not read."""
-    captions: dict[Path, str] = {}
+def _tables(tree: Tree, sentences: list[str]) -> dict[str, str]:
+    """The captions in tables, by the key of the picture's path."""
+    captions: dict[str, str] = {}
+    there = {key(str(files.path)) for folder in tree.folders for files in folder.pictures}
     for path in tree.tables:
-        rows = read_table(path)
-        if rows is None:
+        rows, wrong, sentence = read_table(path)
+        if not rows:
             tree.unread.append(path)
             continue
-        for name, caption in rows.items():
-            captions[Path(os.path.normpath(path.parent / name))] = caption
+        found = {key(os.path.normpath(path.parent / name)): caption for name, caption in rows.items()}
+        captions |= found
+        without = wrong + len(found.keys() - there)
+        if without:
+            sentences.append(f"{counted(without, 'row')} of {path.name} without a picture or caption.")
+        if sentence:
+            sentences.append(sentence)
     return captions
 
 

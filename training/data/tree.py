@@ -13,21 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
-from .companions import (
-    CONTROL_FOLDERS,
-    MASK_FOLDERS,
-    Files,
-    PictureFiles,
-    attach_folder,
-    is_system_file,
-    sort_files,
-)  # fmt: skip
+from .companions import TABLES, Files, PictureFiles, attach_folder, companion_of, is_system_file, sort_files
 from .dataset import REPEATS
 
-# kohya's GUI makes a project of these folders: pictures to learn, regularization pictures, and what a run leaves.
-IMG, REG = "img", "reg"
-_LEFTOVERS = ("log", "logs", "model", "models", "sample", "samples")
-_PROJECT = (REG, *_LEFTOVERS)
+# kohya's GUI makes a project of these folders: pictures to learn, regularization pictures, and what a run leaves. The
+# other names are those that people give them by hand.
+IMG = ("img", "image", "images")
+REG = ("reg", "regs", "reg_images", "regularization", "regularization_images", "regularisation")
+_LOG = ("log", "logs")
+_LEFTOVERS = (*_LOG, "model", "models", "sample", "samples")
 
 _SHOWN = 3  # names in a sentence
 
@@ -90,8 +84,9 @@ def read_tree(root: Path) -> Tree:
         UserError: The folder's own path is not valid text.
     """
     tree = Tree(root)
-    if not is_text(str(root)):
-        raise UserError(not_text(root.parent, [root.name]))
+    for part in reversed((root, *root.parents)):
+        if not is_text(part.name):
+            raise UserError(not_text(part.parent, [part.name]))
     here: dict[Path, Files] = {}
     for path, names in _walk(tree):
         here[path] = sort_files(path, names)
@@ -157,22 +152,26 @@ def _walk(tree: Tree) -> Iterator[tuple[Path, list[str]]]:
         files = [name for name in files if is_text(name)]
         left_out = _left_out_of_project(names)
         if left_out is not None:
-            has_img = IMG in map(str.lower, names)
             names[:] = [name for name in names if name not in left_out]
-            tree.projects[path] = [*left_out, *(["its own files"] if has_img and files else [])]
-            files = [] if has_img else files
+            if any(name.lower() in IMG for name in names):
+                own = [name for name in files if name.lower() not in TABLES and not is_system_file(name)]
+                left_out += ["its own files"] if own else []
+                files = [name for name in files if name not in own]
+            tree.projects[path] = left_out
         yield path, files
 
 
 def _left_out_of_project(names: list[str]) -> list[str] | None:
-    """The folders of a kohya project that hold nothing to learn; None if these are not the folders of a project."""
+    """The folders of a kohya project that hold nothing to learn; None if these are not the folders of a project.
+
+    `img` makes one with any of the others. A name that people give to other things makes one only with `reg` or `log`.
+    """
     lower = {name.lower() for name in names}
-    if not lower & set(_PROJECT):
-        return None
-    if IMG in lower:
-        wanted = (IMG, REG, *MASK_FOLDERS, *CONTROL_FOLDERS)
-        return [name for name in names if name.lower() not in wanted]
-    if any(REPEATS.fullmatch(name) for name in names):
+    is_sure = bool(lower & {*REG, *_LOG})
+    if (IMG[0] in lower and lower & {*REG, *_LEFTOVERS}) or (is_sure and lower & set(IMG)):
+        wanted = (*IMG, *REG)
+        return [name for name in names if name.lower() not in wanted and not companion_of(name)]
+    if is_sure and any(REPEATS.fullmatch(name) for name in names):
         return [name for name in names if name.lower() in _LEFTOVERS]
     return None
 
@@ -181,18 +180,19 @@ def _attach_companions(root: Path, here: dict[Path, Files]) -> None:
     """Give the pictures of folders such as `mask` to the pictures they belong to.
 
     `mask/10_zorp/a.png` belongs to `10_zorp/a.png`, or else to that of a folder beside `mask`: `img/10_zorp/a.png`.
+    `zorp_mask/a.png` belongs to `zorp/a.png`.
     """
     for path, files in here.items():
         parts = path.relative_to(root).parts
-        for kinds in (MASK_FOLDERS, CONTROL_FOLDERS):
-            at = next((at for at, part in enumerate(parts) if part.lower() in kinds), None)
-            if at is None or not files.pictures:
-                continue
-            above, below = root.joinpath(*parts[:at]), parts[at + 1 :]
-            owners = [above.joinpath(*below)]
-            owners += [other for other in here if _is_beside(other, above, below) and other not in owners]
-            owners = [other for other in owners if other in here and other != path]
-            attach_folder(files, [here[other] for other in owners], masks=kinds is MASK_FOLDERS)
+        found = [(at, *companion) for at, part in enumerate(parts) if (companion := companion_of(part))]
+        if not (found and files.pictures):
+            continue
+        at, kind, name = found[0]
+        above, below = root.joinpath(*parts[:at]), parts[at + 1 :]
+        nearest = above.joinpath(name, *below)
+        beside = [] if name else [other for other in here if _is_beside(other, above, below)]
+        owners = [other for other in beside if other not in (nearest, path)]
+        attach_folder(files, here.get(nearest), [here[other] for other in owners], kind)
 
 
 def _is_beside(other: Path, above: Path, below: tuple[str, ...]) -> bool:
@@ -200,8 +200,7 @@ def _is_beside(other: Path, above: Path, below: tuple[str, ...]) -> bool:
     if above not in other.parents:
         return False
     parts = other.relative_to(above).parts
-    is_companion = any(part.lower() in (*MASK_FOLDERS, *CONTROL_FOLDERS) for part in parts)
-    return not is_companion and parts[len(parts) - len(below) :] == below
+    return not any(map(companion_of, parts)) and parts[len(parts) - len(below) :] == below
 
 
 def _folder(tree: Tree, path: Path, files: Files) -> Folder:
@@ -213,10 +212,10 @@ def _folder(tree: Tree, path: Path, files: Files) -> Folder:
         tree.named[name] = number(match[1]) if match else 1
     nearest = next((match for match in reversed(matches) if match), None)
     repeats, class_word = (number(nearest[1]), nearest[2]) if nearest else (1, "")
-    project = next((above for above in (path, *path.parents) if above in tree.projects), None)
-    is_regularization = project is not None and path != project and (
-        path.relative_to(project).parts[0].lower() == REG
+    is_regularization = any(
+        inside[len(project.relative_to(tree.root).parts)].lower() in REG for project in tree.projects
+        if project in path.parents
     )  # fmt: skip
-    if project == tree.root and inside and inside[0].lower() == IMG:
+    if tree.root in tree.projects and inside and inside[0].lower() in IMG:
         inside = inside[1:]  # as if `img` had been chosen
     return Folder(path, "/".join(inside) or tree.root.name, repeats, class_word, is_regularization, files)

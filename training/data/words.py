@@ -12,10 +12,10 @@ from .dataset import Picture
 
 _WORD_OR_PUNCTUATION = re.compile(r"\w+|[^\w\s]+")
 MOST_CHARACTERS = 20_000  # of a caption; a text encoder takes gigabytes for more
-_COMMAS = ",，、"  # Latin, Chinese and Japanese
+COMMAS = ",，、"  # Latin, Chinese and Japanese
 # Scripts without spaces between words: Chinese and Japanese, and Korean, whose particles follow a word directly.
-_CJK = "\u2e80-\u2fdf\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff"
-_CJK += "\u1100-\u11ff\U00020000-\U0003ffff"
+_CJK = "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3040-\u30ff\u3100-\u318f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+_CJK += "\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\u1100-\u11ff\U00020000-\U0003ffff"
 
 
 def least_tokens(caption: str) -> int:
@@ -25,7 +25,7 @@ def least_tokens(caption: str) -> int:
 
 def split_tags(caption: str) -> list[str]:
     """Split a caption at its commas, Chinese and Japanese ones too, without surrounding spaces and empty tags."""
-    return [tag for tag in (part.strip() for part in re.split(f"[{_COMMAS}]", caption)) if tag]
+    return [tag for tag in (part.strip() for part in re.split(f"[{COMMAS}]", caption)) if tag]
 
 
 def join_tags(tags: Sequence[str]) -> str:
@@ -64,7 +64,7 @@ def has_own_caption(picture: Picture, trigger: str) -> bool:
 
 def has_words(caption: str) -> bool:
     """Whether a caption has anything that can be seen, besides commas."""
-    return any(char.isprintable() and not char.isspace() and char not in _COMMAS for char in caption)
+    return any(char.isprintable() and not char.isspace() and char not in COMMAS for char in caption)
 
 
 def fallback_caption(class_word: str, trigger: str) -> str:
@@ -73,8 +73,8 @@ def fallback_caption(class_word: str, trigger: str) -> str:
 
 
 def clean_trigger(trigger: str) -> str:
-    """A trigger as it was meant: single spaces, and no spaces or commas around it."""
-    return " ".join(trigger.split()).strip(f" {_COMMAS}")
+    """A trigger as it was meant: single spaces, and no spaces, commas or full stops of a sentence around it."""
+    return " ".join(trigger.split()).strip(f" {COMMAS};；。")
 
 
 def with_trigger(caption: str, trigger: str) -> str:

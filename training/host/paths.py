@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -27,6 +28,20 @@ def temp_images_folder() -> Path:
 def edits_folder() -> Path:
     """Return the folder of the gallery's edits."""
     return runs_folder() / "edits"
+
+
+def without_folders(text: str, key: str) -> str:
+    """Shorten paths in a text to what is below ComfyUI's folders, which other computers may not know.
+
+    Args:
+        text: The text.
+        key: The key of further folders in extra_model_paths.yaml.
+    """
+    folders = {*map(str, input_folders(key)), folder_paths.get_output_directory()}
+    folders |= {folder_paths.get_temp_directory(), folder_paths.models_dir, folder_paths.base_path}
+    for folder in sorted(map(os.path.abspath, folders), key=len, reverse=True):
+        text = text.replace(folder + os.sep, "")
+    return text
 
 
 # Folders of captioners: the one other packs use, and the older taggers' key in extra_model_paths.yaml.

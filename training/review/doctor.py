@@ -67,8 +67,8 @@ def examine(
 ) -> Examination:
     """Examine a dataset.
 
-    Regularization pictures are only checked for being readable and free of the trigger. They are not learned, and
-    may be of any kind and number.
+    Regularization pictures are only checked for being readable, free of the trigger and of prompt syntax. They are not
+    learned, and may be of any kind and number.
 
     Args:
         dataset: A dataset without copies. What the crop costs is only known if it is bucketed.
@@ -81,7 +81,8 @@ def examine(
     dataset = dataset.with_pictures(p for number, p in enumerate(dataset.pictures) if number not in again)
     looks = [look for number, look in enumerate(looks) if number not in again]
     all_names = [name_in(dataset, picture) for picture in dataset.pictures]
-    of_all = [*_unreadable(all_names, looks), *_regularization(dataset, all_names)]
+    # Regularization pictures are not learned, but trained all the same.
+    of_all = [*_unreadable(all_names, looks), *_regularization(dataset, all_names), *check_syntax(dataset, all_names)]
     learned = [number for number, picture in enumerate(dataset.pictures) if not picture.is_regularization]
     dataset = dataset.with_pictures(dataset.pictures[number] for number in learned)
     names, looks = [all_names[number] for number in learned], [looks[number] for number in learned]
@@ -90,7 +91,6 @@ def examine(
         *_twice(views),
         *_duplicates(dataset, names, looks),
         *check_captions(dataset, names, count_tokens),
-        *check_syntax(dataset, names),
         *check_tags(dataset, names),
         *_pixels(dataset, names, looks),
         *_placement(views),

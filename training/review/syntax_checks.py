@@ -162,6 +162,19 @@ def _word(word: str) -> Callable[[str], str]:
     return find
 
 
+def _unpaired(text: str) -> str:
+    """Quote a square bracket or brace without a partner; JSON has its own rules."""
+    opened: list[tuple[str, int]] = []
+    if is_json(text):
+        return ""
+    for at, sign in enumerate(text):
+        if sign in "[{":
+            opened.append((sign, at))
+        elif sign in "]}" and (not opened or opened.pop()[0] != {"]": "[", "}": "{"}[sign]):
+            return _near(text, at)
+    return _near(text, opened[0][1]) if opened else ""
+
+
 def _pattern(pattern: str) -> Callable[[str], str]:
     compiled = re.compile(pattern, re.IGNORECASE)
     return lambda text: hit[0].strip(" (\n") if (hit := compiled.search(text)) else ""
@@ -173,10 +186,11 @@ _COMMANDS = [
     ("BREAK", _word("BREAK"), "BREAK in the caption, which is trained as a plain word", _DELETE),
     ("AND", _word("AND"), "AND in capitals in the caption, which is trained as a plain word",
      "Write it in small letters, or delete it."),
-    ("LoRA tags", _pattern(r"<(?:lora|lyco|hypernet):[^<>]*>"),
+    ("LoRA tags", _pattern(r"<(?:lora|lyco|hypernet):[^<>]*>?"),
      "a tag that loads nothing here and is trained as plain text", _DELETE),
     ("embeddings", _pattern(r"(?:^|[\s(])embedding:[^\s,)]+"),
      "the name of an embedding, which is replaced by that embedding or left out", "Delete it, unless it is meant."),
+    ("unbalanced brackets", _unpaired, "a bracket without a partner", "Add the other one, or delete it."),
     ("escaped brackets", _pattern(r"\\[\[\]].*"),
      "a backslash before a square bracket, which is trained as a backslash",
      "Choose unescape brackets in Caption Operation, then escape parentheses in another one."),

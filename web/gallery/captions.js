@@ -10,8 +10,10 @@ const tagsOf = (line) =>
 
 function isJson(text) {
   if (!/^\s*[{[]/.test(text)) return false
+  // Python's parser takes line breaks inside strings, and ComfyUI removes the backslash of an escaped parenthesis.
+  const plain = text.replace(/\\([()])/g, "$1").replace(/[\u0000-\u001f]/g, " ")
   try {
-    JSON.parse(text)
+    JSON.parse(plain)
     return true
   } catch {
     return false

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,12 @@ WRITTEN = {
     "big5": (["一個女孩，藍色頭髮，站在海邊", "1girl, 白色連衣裙", "女孩"], "Big5"),
     "euc_kr": (["파란 머리의 소녀가 바닷가에 서 있다"], "EUC-KR"),
     "cp1252": (
-        ["schön", "une fille à la plage, été", "café, red hair", "“zorp” – a creature’s portrait", "señorita, ÜBER"],
+        ["schön", "une fille à la plage, été", "café, red hair", "“zorp” – a creature’s portrait", "señorita, ÜBER",
+         "it’s a girl", "“quoted”, a – b…"],
         "Windows-1252",
     ),
     "cp1251": (["девушка с синими волосами на берегу моря", "zorp, кошка"], "Windows-1251"),
+    "cp1253": (["ένα κορίτσι με μπλε μαλλιά στην παραλία"], "Windows-1253"),
     "utf-16": (["a cat, 猫", "猫", "cat"], "UTF-16"),
     "utf-16-le": (["a cat, 猫", "cat"], "UTF-16"),
     "utf-16-be": (["a cat, 猫", "cat"], "UTF-16"),
@@ -63,12 +66,22 @@ def test_other_encodings_are_detected_alone_and_together(tmp_path: Path, encodin
     assert len(dataset.notes) == 1 and f"read as {name} (0.txt" in dataset.notes[0]
 
 
-def test_each_encoding_of_a_folder_is_said(tmp_path: Path) -> None:
-    mixed = {"a.png": "一个女孩，蓝色头发，站在海边".encode("gbk"), "b.png": "café".encode("cp1252")}
-    dataset = scan_folder(folder(tmp_path, mixed))
-    assert captions(dataset) == ["一个女孩，蓝色头发，站在海边", "café"]
+@pytest.mark.parametrize(
+    ("most", "few"),
+    [
+        (("gbk", "GBK"), ("cp1252", "Windows-1252")),
+        (("gbk", "GBK"), ("shift_jis", "Shift-JIS")),
+        (("shift_jis", "Shift-JIS"), ("gbk", "GBK")),
+        (("cp1251", "Windows-1251"), ("gbk", "GBK")),
+    ],
+)
+def test_each_encoding_of_a_folder_is_said(tmp_path: Path, most: tuple[str, str], few: tuple[str, str]) -> None:
+    texts = {f"{number}.png": (WRITTEN[most[0]][0][0], most[0]) for number in range(5)}
+    texts["z.png"] = (WRITTEN[few[0]][0][0] + ", été" * (few[0] == "cp1252"), few[0])
+    dataset = scan_folder(folder(tmp_path, {name: text.encode(encoding) for name, (text, encoding) in texts.items()}))
+    assert captions(dataset) == [text for text, _ in texts.values()]
     assert [note.split(" (")[0] for note in dataset.notes] == [
-        "1 caption was read as GBK", "1 caption was read as Windows-1252"]  # fmt: skip
+        f"5 captions were read as {most[1]}", f"1 caption was read as {few[1]}"]  # fmt: skip
 
 
 def test_what_cannot_be_told_is_an_error_that_lists_every_file(tmp_path: Path) -> None:
@@ -127,42 +140,63 @@ def test_a_json_file_with_a_caption(tmp_path: Path, fields: object, caption: str
 @pytest.mark.parametrize("data", [b"{", b"\xff\xff", b"[" * 100_000, b'{"caption": "' + b"a" * (1 << 20) + b'"}', b""])
 def test_a_json_file_that_is_none_is_not_read(tmp_path: Path, data: bytes) -> None:
     dataset = scan_folder(folder(tmp_path / "1_thing", {"a.png": data}, ".json"))
-    assert captions(dataset) == ["thing"] and dataset.notes[0].startswith("Not read: 1 .json (a.json)")
+    assert captions(dataset) == ["thing"] and dataset.notes[-1].startswith("Not read: 1 .json (a.json)")
 
 
 ROWS = [
     {"file_name": "a.png", "text": "first"},
-    {"file_name": "deep/b.png", "caption": "second", "text": "no"},
+    {"file_name": "deep/B.PNG", "caption": "second", "text": "no"},
     {"file_name": "deep\\c.png", "text": "third"},
+    {"file_name": unicodedata.normalize("NFC", "schön.png"), "text": "fourth"},
     {"file_name": "own.png", "text": "no"},
     {"file_name": "gone.png", "text": "no"},
     {"text": "no"},
+    {"file_name": "none.png"},
     7,
 ]
 
 
 def test_a_table_of_hugging_face(tmp_path: Path) -> None:
-    names = {"a.png": None, "deep/b.png": None, "deep/c.png": None, "own.png": "own", "none.png": None}
-    root = folder(tmp_path / "1_thing", names)
+    names = dict.fromkeys(["a.png", "deep/b.png", "deep/c.png", unicodedata.normalize("NFD", "schön.png"), "none.png"])
+    root = folder(tmp_path / "1_thing", names | {"own.png": "own"})
     table = root / "metadata.jsonl"
-    table.write_text("\n".join(map(json.dumps, ROWS)) + "\n\n", encoding="utf-8")
-    wanted = {"a.png": "zorp, first", "b.png": "zorp, second", "c.png": "zorp, third", "own.png": "zorp, own"}
-    wanted["none.png"] = "zorp, thing"
+    table.write_text("\n".join(map(json.dumps, ROWS)) + '\n\n{"file_name": "a', encoding="utf-8")
     dataset = scan_folder(root, trigger="zorp")
-    assert {picture.path.name: picture.caption for picture in dataset.pictures} == wanted and dataset.notes == ()
+    assert captions(dataset) == [
+        f"zorp, {text}" for text in ("first", "second", "third", "thing", "own", "fourth")]  # fmt: skip
+    assert dataset.notes == ("5 rows of metadata.jsonl without a picture or caption.",)
     table.unlink()
     (root / "metadata.csv").write_text(
         'file_name,text\na.png,first\ndeep/b.png,"sec, ond"\ndeep/c.png,third\n', encoding="utf-8-sig"
     )
     dataset = scan_folder(root)
-    found = {picture.path.name: picture.caption for picture in dataset.pictures}
-    assert found == {"a.png": "first", "b.png": "sec, ond", "c.png": "third", "own.png": "own", "none.png": "thing"}
+    assert [p.caption for p in dataset.pictures if p.path.stem in "abc"] == ["first", "sec, ond", "third"]
+
+
+# The encoding of tables and .json files is detected too.
+@pytest.mark.parametrize("encoding", ["gbk", "utf-16"])
+def test_tables_and_json_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    text = "一个女孩，蓝色头发，站在海边"
+    table = folder(tmp_path / "table", {"a.png": None})
+    row = json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False)
+    (table / "metadata.jsonl").write_bytes(row.encode(encoding))
+    fields = json.dumps({"caption": text}, ensure_ascii=False).encode(encoding)
+    for root in (table, folder(tmp_path / "json", {"a.png": fields}, ".json")):
+        dataset = scan_folder(root)
+        assert captions(dataset) == [text]
+        assert len(dataset.notes) == 1 and "was read as" in dataset.notes[0]
+
+
+def test_the_table_of_a_project_is_read(tmp_path: Path) -> None:
+    folder(tmp_path, {"img/1_thing/a.png": None, "log/b.png": None})
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "img/1_thing/a.png", "text": "first"}')
+    assert captions(scan_folder(tmp_path)) == ["first"]
 
 
 def test_a_table_of_another_form_is_not_read_and_a_long_row_is_left_out(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", {"a.png": None, "b.png": None})
-    for text in ("not json", '{"a": 1}', "\udcff"):
-        (root / "metadata.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
+    for text in ("not json", '{"a": 1}', ""):
+        (root / "metadata.jsonl").write_text(text)
         dataset = scan_folder(root)
         assert captions(dataset) == ["", ""] and dataset.notes == ("Not read: 1 .jsonl (metadata.jsonl).",)
     rows = [{"file_name": "a.png", "text": "x" * 20_001}, {"file_name": "b.png", "text": "fine"}]

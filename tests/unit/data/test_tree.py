@@ -81,7 +81,7 @@ def test_what_nobody_reads_is_counted_and_named(root: Path) -> None:
     dataset = scan_folder(root)
     (note,) = dataset.notes
     assert note.startswith("Not read: 2 .mp4, 1 .txt, 1 .psd (b.mp4, c.mp4, notes.txt, …).")
-    assert "A caption has its picture's name." in note
+    assert "Name each caption as its picture." in note
 
 
 def test_a_format_without_its_plugin_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,10 @@ def test_a_format_without_its_plugin_is_named(root: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     "mask",
-    ["a_mask.png", "a-masklabel.png", "A_MASK.PNG", "mask/a.png", "masks/a.webp", "Mask/a_mask.png", "masks/A.png"],
+    [
+        "a_mask.png", "a-masklabel.png", "A_MASK.PNG", "mask/a.png", "masks/a.webp", "Mask/a_mask.png", "masks/A.png",
+        "a-mask.png", "a_masklabel.png", "a.mask.png", "a.jpg_mask.png", "masks/a.jpg.png", "a.jpg-masklabel.png",
+    ],
 )
 def test_a_mask_is_no_picture_and_is_remembered(root: Path, mask: str) -> None:
     dataset = scan_folder(make(root, "a.jpg", "b.jpg", mask))
@@ -110,7 +113,11 @@ def test_a_mask_is_no_picture_and_is_remembered(root: Path, mask: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "control", ["a-condlabel.png", "a_control.png", "control/a.png", "conditioning/a.jpg", "controls/a_0.png"]
+    "control",
+    [
+        "a-condlabel.png", "a_control.png", "control/a.png", "conditioning/a.jpg", "controls/a_0.png",
+        "a_condlabel.png", "a_control_0.png", "control_images/a.png",
+    ],
 )
 def test_a_control_picture_is_no_picture_and_is_remembered(root: Path, control: str) -> None:
     dataset = scan_folder(make(root, "a.jpg", control))
@@ -137,7 +144,26 @@ def test_a_mask_folder_beside_the_pictures(root: Path) -> None:
     make(root, "images/5_zorp/a.png", "images/plain/b.png", "masks/5_zorp/a.png", "masks/c.png", "masks/b.png")
     dataset = scan_folder(root)
     assert [(p.path.stem, bool(p.mask)) for p in dataset.pictures] == [("a", True), ("b", True)]
-    assert "1 file of masks or control pictures without their picture (c.png)." in dataset.notes
+    assert "1 file of masks or control pictures that fit no picture, or several (c.png)." in dataset.notes
+
+
+def test_a_mask_folder_named_after_the_pictures(root: Path) -> None:
+    make(root, "zorp/a.png", "zorp_masks/a.png", "hat/a.png", "carnival_mask/a.png")
+    dataset = scan_folder(root)
+    assert [(p.path.parent.name, bool(p.mask)) for p in dataset.pictures] == [
+        ("carnival_mask", False), ("hat", False), ("zorp", True)]  # fmt: skip
+
+
+def test_a_mask_that_fits_several_pictures_is_given_to_none(root: Path) -> None:
+    dataset = scan_folder(make(root, "5_zorp/1.png", "3_hat/1.png", "3_hat/2.png", "mask/1.png", "mask/2.png"))
+    assert [(p.path.parent.name, bool(p.mask)) for p in dataset.pictures] == [
+        ("3_hat", False), ("3_hat", True), ("5_zorp", False)]  # fmt: skip
+    assert "1 file of masks or control pictures that fit no picture, or several (1.png)." in dataset.notes
+
+
+def test_a_second_mask_is_said(root: Path) -> None:
+    dataset = scan_folder(make(root, "a.png", "a-masklabel.png", "a_mask.png"))
+    assert dataset.pictures[0].mask and "Not read: 1 .png (a_mask.png)." in dataset.notes
 
 
 def test_a_folder_of_masks_as_a_subject_stays_one(root: Path) -> None:
@@ -150,7 +176,7 @@ def test_a_mask_label_without_its_picture_is_left_out_and_named(root: Path) -> N
     dataset = scan_folder(make(root, "a.png", "gone-masklabel.png", "gone-condlabel.png"))
     assert names(dataset) == ["a.png"]
     (note,) = dataset.notes
-    assert note.startswith("2 files of masks or control pictures without their picture (gone-condlabel.png, gone")
+    assert note.startswith("2 files of masks or control pictures that fit no picture, or several (gone-condlabel.png")
 
 
 # kohya projects: kohya_ss #547, #1849
@@ -169,8 +195,9 @@ def test_a_project_gives_its_pictures_and_its_regularization_pictures(root: Path
         ("woman", 1, "reg/1_woman", False)] * 2  # fmt: skip
     assert (learned.trigger, kept.trigger, learned.name) == ("zorp", "", "zorp")
     assert learned.notes == (
-        "zorp is a kohya project: 1 picture to learn, 2 pictures of reg at the output regularization, left out: log, "
-        "model, its own files.",
+        "zorp is a kohya project: 1 picture to learn, 2 pictures for regularization at the second output, left out: "
+        "log, model, its own files.",
+        "Repeats: 20_zorp woman × 20, 1_woman × 1.",
     )
     before = folder_fingerprint(root)
     make(root, "model/sample/step_2.png")
@@ -179,13 +206,23 @@ def test_a_project_gives_its_pictures_and_its_regularization_pictures(root: Path
     assert folder_fingerprint(root) != before
 
 
-@pytest.mark.parametrize("layout", [["img", "reg"], ["IMG", "Reg"], ["img", "log"], ["img", "model"]])
+@pytest.mark.parametrize("inside", ["reg/log", "reg/1_woman/sample", "reg/model"])
+def test_what_a_run_left_in_reg_changes_nothing(root: Path, inside: str) -> None:
+    make(root, "img/10_zorp/a.png", "reg/1_woman/b.png", f"{inside}/notes.txt")
+    learned, kept = scan_project(root)
+    assert [p.path.stem for p in learned.pictures] == ["a"] and [p.path.stem for p in kept.pictures] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [["img", "reg"], ["IMG", "Reg"], ["img", "log"], ["img", "model"], ["images", "reg"], ["image", "regularization"]],
+)
 def test_a_part_of_a_project_is_enough(root: Path, layout: list[str]) -> None:
     img, other = layout
     make(root, f"{img}/10_zorp/a.png", f"{other}/1_thing/b.png")
     learned, kept = scan_project(root)
     assert [p.path.stem for p in learned.pictures] == ["a"]
-    assert [p.path.stem for p in kept.pictures] == (["b"] if other.lower() == "reg" else [])
+    assert [p.path.stem for p in kept.pictures] == (["b"] if "reg" in other.lower() else [])
 
 
 def test_repeats_folders_beside_what_a_run_leaves(root: Path) -> None:
@@ -198,7 +235,7 @@ def test_projects_below_the_folder(root: Path) -> None:
     make(root, "one/img/10_zorp/a.png", "one/log/x.png", "two/img/5_quib/b.png", "two/reg/1_thing/c.png")
     learned, kept = scan_project(root)
     assert names(learned) == ["one/img/10_zorp/a.png", "two/img/5_quib/b.png"]
-    assert names(kept) == ["two/reg/1_thing/c.png"] and len(learned.notes) == 2
+    assert names(kept) == ["two/reg/1_thing/c.png"] and len(learned.notes) == 3
 
 
 def test_a_mask_folder_of_a_project(root: Path) -> None:
@@ -210,8 +247,8 @@ def test_a_mask_folder_of_a_project(root: Path) -> None:
 def test_folders_that_are_no_project(root: Path) -> None:
     make(root, "reg/a.png", "model/b.png", "img/c.png")
     assert names(scan_folder(root / "reg")) == ["a.png"], "the root's own name says nothing"
-    make(root / "fashion", "model/a.png", "street/b.png")
-    assert names(scan_folder(root / "fashion")) == ["model/a.png", "street/b.png"]
+    make(root / "fashion", "model/a.png", "street/b.png", "10_dress/c.png", "images/d.png")
+    assert len(names(scan_folder(root / "fashion"))) == 4
     assert scan_project(root / "fashion")[1].pictures == ()
 
 
@@ -227,39 +264,34 @@ def test_a_project_without_pictures_says_what_it_is(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("2024_summer", "2024_summer is shown 2024 times per epoch"),
-        ("100_PANA", "100_PANA is shown 100 times per epoch"),
-        ("01_portraits", "01_portraits is shown 1 times per epoch"),
-        ("12_25", "12_25 is shown 12 times per epoch"),
-        ("20-zorp", "20-zorp: shown once per epoch"),
-        ("20 zorp", "20 zorp: shown once per epoch"),
-        ("20x zorp", "20x zorp: shown once per epoch"),
-        ("zorp_20", "zorp_20: shown once per epoch"),
-        ("zorp_x20", "zorp_x20: shown once per epoch"),
-        ("10_zorp", ""),
-        ("99_red balloons", ""),
-        ("0.5_style", ""),
-        ("5_", ""),
-        ("1girl", ""),
-        ("20240501_trip", ""),
-        ("zorp_2024", ""),
-        ("zorp", ""),
-        ("DSC_0042", ""),
+        ("10_zorp", "Repeats: 10_zorp × 10."),
+        ("0.5_style", "Repeats: 0.5_style × 0.5."),
+        ("5_", "Repeats: 5_ × 5."),
+        ("99_PANA", "Repeats: 99_PANA × 99."),
+        ("10_猫", "Repeats: 10_猫 × 10."),
+        *((name, f"Repeats: {name} × {n}. Rename {name} if the number is not meant as repeats.") for name, n in [
+            ("2024_summer", 2024), ("100_PANA", 100), ("01_portraits", 1), ("12_25", 12), ("80_s", 80), ("35_mm", 35),
+        ]),
+        *((name, f"Shown once per epoch: {name}. Rename to 20_name for 20 repeats.") for name in [
+            "20-zorp", "20 zorp", "20x zorp", "10zorp", "x20_zorp", "100CANON", "200-zorp", "20240101_trip", "zorp_20",
+            "zorp-20", "zorp (20)", "zorp_x20", "zorp_20x", "zorp_150", "zorp_10_repeats",
+        ]),
+        *((name, "") for name in ["1_zorp", "1girl", "zorp_2024", "zorp", "DSC_0042", "zorp_v2", "set_2"]),
     ],
-)
+)  # fmt: skip
 def test_names_with_numbers_are_said_with_the_repeats_used(root: Path, name: str, said: str) -> None:
     below = scan_folder(make(root / "set", f"{name}/a.png"))
     itself = scan_folder(root / "set" / name)
-    for dataset in (below, itself):
-        assert len(dataset.notes) == bool(said) and said in "".join(dataset.notes)
+    assert below.notes == itself.notes == ((said,) if said else ())
     assert below.pictures[0].repeats == itself.pictures[0].repeats
 
 
-def test_names_with_numbers_are_one_line(root: Path) -> None:
-    dataset = scan_folder(make(root, "2024_summer/a.png", "zorp_20/a.png", "20-zorp/a.png", "300_empty/x.txt"))
-    assert dataset.notes[0] == (
-        "2024_summer is shown 2024 times per epoch, 20-zorp, zorp_20 once. N_name in a folder's name means N repeats; "
-        "rename it if that is not meant."
+def test_names_with_numbers_are_two_lines_with_the_doubtful_ones_first(root: Path) -> None:
+    make(root, *(f"{n}_zorp/a.png" for n in range(1, 9)), "2024_summer/a.png", "zorp_20/a.png", "300_empty/x.txt")
+    assert scan_folder(root).notes[:2] == (
+        "Repeats: 2024_summer × 2024, 1_zorp × 1, 2_zorp × 2 and 6 more. Rename 2024_summer if the number is not meant "
+        "as repeats.",
+        "Shown once per epoch: zorp_20. Rename to 20_name for 20 repeats.",
     )
 
 
@@ -282,6 +314,11 @@ def test_names_that_are_not_utf8_are_named_with_the_way_out(root: Path) -> None:
     with pytest.raises(UserError, match="not UTF-8") as told:
         scan_folder(Path(os.fsdecode(gbk)))
     str(told.value).encode("utf-8")
+    inside = Path(os.fsdecode(gbk)) / "set"
+    inside.mkdir()
+    with pytest.raises(UserError) as told:
+        scan_folder(inside)
+    assert r"'\xba\xfc\xc0\xea' in" in str(told.value), "the folder to rename is named, not the one in it"
     # In the list of folders it has a name that can be sent, and choosing it says the same.
     listed = folders.dataset_folders([root])
     assert listed == [r"\xba\xfc\xc0\xea"]
@@ -291,4 +328,11 @@ def test_names_that_are_not_utf8_are_named_with_the_way_out(root: Path) -> None:
 
 def test_a_placeholder_of_a_template_is_said() -> None:
     assert folders.missing_folder("my_character") == "Choose your folder: my_character is a placeholder."
+    assert "my_character/10_x is a placeholder" in folders.missing_folder("my_character/10_x")
     assert "'mine' does not exist" in folders.missing_folder("mine")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such a path is right there")
+def test_a_path_of_a_windows_disk_is_said(root: Path) -> None:
+    with pytest.raises(UserError, match="is a path on a disk of Windows"):
+        folders.resolve_dataset_folder("C:\\Users\\me\\zorp", [root])

@@ -147,11 +147,21 @@ def test_absurd_captions_do_not_stop_the_doctor() -> None:
         found(caption)
 
 
-def test_regularization_pictures_are_not_examined_for_it() -> None:
-    own = dataset("(a)")
-    kept = own.with_pictures((replace(own.pictures[0], is_regularization=True),))
-    assert "prompt weights" not in [finding.kind for finding in examine(kept, [None]).findings]
-    assert "prompt weights" in [finding.kind for finding in examine(own, [None]).findings]
+def test_captions_of_regularization_pictures_are_trained_and_examined_too() -> None:
+    own = dataset("(a)", "a hat")
+    kept = replace(own.pictures[0], is_regularization=True)
+    for pictures in (own.pictures, (kept, own.pictures[1])):
+        found = {finding.kind: finding for finding in examine(own.with_pictures(pictures), [None, None]).findings}
+        assert len(found["prompt weights"].files) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [("a cat, [red, hat", "[red"), ("a {red hat", "a {red hat"), ("red], hat", "red]"), ("[a}", "[a}")],
+)
+def test_brackets_without_a_partner_are_named(text: str, quoted: str) -> None:
+    assert repr(quoted) in found(text)["unbalanced brackets"].what
+    assert found("[a] {b} [[c]]") == found('{"a": "[b"}') == {}
 
 
 def test_json_without_the_trigger_is_named() -> None:
