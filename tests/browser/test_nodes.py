@@ -169,7 +169,7 @@ def test_vue_nodes_hide_advanced_inputs(chromium: Any, server: ComfyServer, host
 
 
 def test_a_queued_workflow_tells_of_its_progress(server: ComfyServer, page: Any, tmp_path: Path) -> None:
-    file = ROOT / "example_workflows" / "train_and_preview.json"
+    file = ROOT / "example_workflows" / "lora_1_train_and_preview.json"
     load_workflow(page, example(file))
     trainer = {"LoRAWorkbench_LoRATrainer": {"name": "test_browser", "steps": 6, "rank": 2}}
     page.evaluate(SET_VALUES, SMALL | trainer)
