@@ -18,6 +18,9 @@ Run = io.Custom("LORA_RUN")
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
 
+# The front end rounds every number, by default to the decimals of its step. `round=False` does not stop that.
+FINEST = 1e-10
+
 
 def widgets(config: type[Settings], **overrides: dict[str, Any]) -> list[Any]:
     """Make one input for each setting: type, default, bounds and tooltip come from its knob.
@@ -57,7 +60,7 @@ def _plain_widget(field: dataclasses.Field[Any], more: dict[str, Any]) -> Any:
     if isinstance(field.default, int):
         # The front end gives an input named `seed` a new value after every queue unless this is off.
         return io.Int.Input(field.name, **common, **bounds, control_after_generate=False)
-    return io.Float.Input(field.name, **common, **bounds, round=None if rule["rounded"] else False)
+    return io.Float.Input(field.name, **common, **bounds, round=None if rule["rounded"] else FINEST)
 
 
 def valid_name(name: str | None, *, may_be_empty: bool = False) -> bool | str:

@@ -32,7 +32,7 @@ from .native import native_lora
 from .results import Row
 from .unfinished import Unfinished
 
-WORKFLOW = ROOT / "example_workflows" / "learn_a_character.json"
+WORKFLOW = ROOT / "example_workflows" / "lora_5_learn_a_character.json"
 
 
 @cache

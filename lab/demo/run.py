@@ -1,4 +1,4 @@
-"""Train a LoRA on a running ComfyUI with the template learn_a_character, and draw a sheet of the results.
+"""Train a LoRA on a running ComfyUI with the template lora_5_learn_a_character, and draw a sheet of the results.
 
     python lab demo --port PORT --base FOLDER
 
@@ -23,7 +23,7 @@ from .client import Client, ServerError
 from .sheet import Row, picture_sheet
 from .workflow import WorkflowError, find, to_prompt
 
-WORKFLOW = ROOT / "example_workflows" / "learn_a_character.json"
+WORKFLOW = ROOT / "example_workflows" / "lora_5_learn_a_character.json"
 SHEET = Path("output", "lora_workbench", "demo_sheet.png")
 
 # The rows of the sheet: title of the SaveImage node, title and note on the sheet.

@@ -71,14 +71,20 @@ def find(prompt: dict[str, Any], class_type: str, title: str | None = None) -> s
 def _source(link: int | None, links: dict[int, tuple[int, int]], nodes: dict[int, Any]) -> list[Any] | None:
     """The source of a link as [node id, output number]; None if no running node is there.
 
-    A bypassed node counts as none, although it would pass its input on: the examples have no such node.
+    A bypassed node passes on its input of the same type: the one in the place of the output, else the first.
     """
     if link is None:
         return None
     number, slot = links[link]
-    if nodes[number].get("mode", 0) in (NEVER, BYPASS):
+    node = nodes[number]
+    mode = node.get("mode", 0)
+    if mode == NEVER:
         return None
-    return [str(number), slot]
+    if mode != BYPASS:
+        return [str(number), slot]
+    inputs, wanted = node.get("inputs", []), node["outputs"][slot]["type"]
+    passed = [socket for socket in [*inputs[slot : slot + 1], *inputs] if socket["type"] == wanted]
+    return _source(passed[0].get("link"), links, nodes) if passed else None
 
 
 def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from support.browser import load_workflow, open_page
+from support.geometry import measure
 from support.server import ComfyServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,7 +171,7 @@ def test_vue_nodes_hide_advanced_inputs(chromium: Any, server: ComfyServer, host
 
 
 def test_a_queued_workflow_tells_of_its_progress(server: ComfyServer, page: Any, tmp_path: Path) -> None:
-    file = ROOT / "example_workflows" / "train_and_preview.json"
+    file = ROOT / "example_workflows" / "lora_1_train_and_preview.json"
     load_workflow(page, example(file))
     trainer = {"LoRAWorkbench_LoRATrainer": {"name": "test_browser", "steps": 6, "rank": 2}}
     page.evaluate(SET_VALUES, SMALL | trainer)
@@ -182,6 +184,9 @@ def test_a_queued_workflow_tells_of_its_progress(server: ComfyServer, page: Any,
     assert "pictures" in page.evaluate(SAYS, "LoRAWorkbench_LoadDataset")[0]
     assert page.evaluate(SAYS, "LoRAWorkbench_BucketImages")[1] == 1, "BucketImages shows no sheet"
     assert page.evaluate("() => window.app.graph._nodes.filter(node => node.has_errors).length") == 0
+    nodes, groups = measure(page, vue=False)
+    assert [(a.name, b.name) for a, b in combinations(nodes.values(), 2) if a.overlaps(b)] == []
+    assert all(any(g.holds(n) for g in groups.values()) for n in nodes.values() if n.name != "Read me")
     check_picture(page, tmp_path / "after_a_run.png")
     assert page.problems == []
 

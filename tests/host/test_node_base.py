@@ -36,7 +36,7 @@ def test_each_setting_makes_its_widget() -> None:
         "text": {"type": "STRING", "default": "a", "multiline": True},
         "kind": {"type": "COMBO", "default": "one", "options": ["one", "two"]},
         "ratio": {"type": "FLOAT", "default": 0.5, "min": 0.0, "max": 1.0, "step": 0.05},
-        "rate": {"type": "FLOAT", "default": 1e-4, "step": 1e-6, "round": False, "advanced": True},
+        "rate": {"type": "FLOAT", "default": 1e-4, "step": 1e-6, "round": 1e-10, "advanced": True},
         "seed": {"type": "INT", "default": 0, "max": 9, "control_after_generate": False},
         "is_on": {"type": "BOOLEAN", "default": False},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 # As version 0.1 shipped them: what people saved then must keep loading. These files never change.
 SAVED = sorted((ROOT / "tests" / "data" / "workflows_0.1").glob("*.json"))
 PREFIX = "LoRAWorkbench_"
+BYPASS = 4  # LiteGraph's mode of a node that passes its input on
+NAMES = {
+    "AutoCaption": "Auto Caption", "CaptionOperation": "Caption Operation", "ConcatDatasets": "Concat Datasets",
+    "RegularizationImages": "Regularization Images", "LiveCaptions": "Live Captions",
+}  # fmt: skip
+ORDER = ("name", "epochs", "learning_rate", "rank", "batch_size", "steps", "gradient_accumulation")  # of the trainer
 MOST_THUMBNAIL_BYTES = 150_000
 
 # What makes any example small enough for a test; a workflow need not have all of these nodes.
@@ -47,7 +54,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 # Each old file right after the example of its name: the server keeps the results of the last prompt.
-BOTH = sorted([*FILES, *SAVED], key=lambda file: (file.stem, file in SAVED))
+BOTH = sorted([*FILES, *SAVED], key=lambda file: (re.sub(r"^lora_\d_", "", file.stem), file in SAVED))
 
 
 def name_of(file: Path) -> str:
@@ -57,6 +64,41 @@ def name_of(file: Path) -> str:
 @pytest.fixture(params=FILES, ids=name_of)
 def file(request: pytest.FixtureRequest) -> Path:
     return request.param
+
+
+def test_names_tell_what_it_is_and_where_to_begin() -> None:
+    """ComfyUI's templates are searched by file name, and list them by it."""
+    assert [file.stem[:7] for file in FILES] == [f"lora_{number}_" for number in range(1, len(FILES) + 1)]
+    assert FILES[0].stem == "lora_1_train_and_preview"  # the fewest nodes and one folder
+    assert min(FILES, key=lambda file: len(read(file)["nodes"])) == FILES[0]
+
+
+# Templates that need more than a beginner has: a captioner, a second folder, pictures of the class.
+def test_one_folder_is_enough_to_begin() -> None:
+    for file in FILES[:2]:
+        running = [node for node in read(file)["nodes"] if node["mode"] == 0]
+        kinds = [node["type"].removeprefix(PREFIX) for node in running]
+        assert kinds.count("LoadDataset") == 1 and "AutoCaption" not in kinds
+    by_name = {file.stem: read(file) for file in FILES}
+    prepare = by_name["lora_2_prepare_a_dataset"]["nodes"]
+    (note,) = [node for node in prepare if node["type"] == "MarkdownNote"]
+    bypassed = [node for node in prepare if node["mode"] == BYPASS]
+    assert len(bypassed) == 7 and "Ctrl+B" in note["widgets_values"][0]
+    names = {node.get("title") or NAMES[node["type"].removeprefix(PREFIX)] for node in bypassed}
+    assert all(f"**{name}**" in note["widgets_values"][0] for name in names)
+
+
+# kohya_ss 735: 15 pictures at the defaults learn nothing, because nobody says how many steps they get.
+def test_fifteen_pictures_get_about_1500_steps_and_a_trigger() -> None:
+    nodes = {node["type"].removeprefix(PREFIX): node for node in read(FILES[0])["nodes"]}
+    trainer = dict(zip(ORDER, nodes["LoRATrainer"]["widgets_values"], strict=False))
+    steps = 15 * trainer["epochs"] // (trainer["batch_size"] * trainer["gradient_accumulation"])
+    assert trainer["steps"] == 0 and 1200 <= steps <= 1800
+    _, trigger, *_ = nodes["LoadDataset"]["widgets_values"]
+    prompt = next(node for node in read(FILES[0])["nodes"] if node.get("title") == "Prompt")
+    assert re.fullmatch(r"[a-z]{4,6}", trigger) and trigger in prompt["widgets_values"][0]
+    (note,) = nodes["MarkdownNote"]["widgets_values"]
+    assert f"*{trigger}*" in note and "1,500 steps" in note
 
 
 @pytest.fixture(scope="module")
@@ -152,15 +194,28 @@ def test_version_0_1_is_complete() -> None:
 
 @pytest.mark.parametrize("file", BOTH, ids=name_of)
 def test_runs_to_its_end(file: Path, object_info: dict[str, Any], server: ComfyServer) -> None:
+    run_to_its_end(read(file), file.stem, object_info, server)
+
+
+def test_the_bypassed_nodes_run_too(object_info: dict[str, Any], server: ComfyServer) -> None:
+    for file in FILES:
+        workflow = read(file)
+        if any(node["mode"] == BYPASS for node in workflow["nodes"]):
+            workflow["nodes"] = [{**node, "mode": 0} for node in workflow["nodes"]]
+            run_to_its_end(workflow, f"{file.stem}_all", object_info, server)
+
+
+def run_to_its_end(workflow: dict[str, Any], stem: str, object_info: dict[str, Any], server: ComfyServer) -> None:
+    """Run a workflow on a small model and look at what it gives."""
     from lora_workbench.lab.demo.workflow import find, to_prompt
 
-    prompt = to_prompt(read(file), object_info)
+    prompt = to_prompt(workflow, object_info)
     there = {node["class_type"] for node in prompt.values()}
     on_base = prompt[find(prompt, "CheckpointLoaderSimple")]["inputs"]["ckpt_name"] == "lora_workbench_base.safetensors"
     for class_type, values in (SMALL_BASE if on_base else SMALL).items():
         if class_type in there:
             set_values(prompt, class_type, **values)
-    name = f"test_{file.stem}"
+    name = f"test_{stem}"
     set_values(prompt, "LoRAWorkbench_LoRATrainer", name=name)
     set_values(prompt, "LoRAWorkbench_SaveLoRA", name=name, overwrite=True)
     entry = server.run(prompt, timeout=300)

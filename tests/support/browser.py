@@ -58,8 +58,8 @@ def open_page(browser: Any, url: str, *, vue: bool = False, size: tuple[int, int
     Yields:
         A Playwright page. Its attribute `problems` lists every error thrown in it.
     """
-    _set(url, "Comfy.TutorialCompleted", "true")  # or the templates open over the canvas
-    _set(url, "Comfy.VueNodes.Enabled", "true" if vue else "false")
+    set_setting(url, "Comfy.TutorialCompleted", "true")  # or the templates open over the canvas
+    set_setting(url, "Comfy.VueNodes.Enabled", "true" if vue else "false")
     page = browser.new_page(viewport={"width": size[0], "height": size[1]})
     try:
         page.set_default_timeout(TIMEOUT)
@@ -81,7 +81,8 @@ def load_workflow(page: Any, workflow: dict[str, Any]) -> None:
     page.wait_for_function("count => window.app.graph._nodes.length === count", arg=len(workflow["nodes"]))
 
 
-def _set(url: str, setting: str, value: str) -> None:
+def set_setting(url: str, setting: str, value: str) -> None:
+    """Change a setting of ComfyUI's page, in JSON. The server keeps it for every page opened from now on."""
     request = urllib.request.Request(
         f"{url}/settings/{setting}", value.encode(), {"Content-Type": "application/json"}
     )
