@@ -93,7 +93,8 @@ def _keeping_what_is_shown(execute: Callable[..., io.NodeOutput], kind: str) -> 
                 raise
         output = result.ui.as_dict() if hasattr(result.ui, "as_dict") else dict(result.ui or {})
         if text:
-            output[TEXT] = [without_folders(line, DATASETS_KEY) for line in text]  # ComfyUI's history is open to other computers
+            # ComfyUI's history is open to other computers.
+            output[TEXT] = [without_folders(line, DATASETS_KEY) for line in text]
         if output:
             result.ui = output
             shown().keep(*place, output)

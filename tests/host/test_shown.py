@@ -84,6 +84,9 @@ def test_a_picture_that_is_gone_is_left_out(shown: Any) -> None:
     assert kept.of("w")["1"]["output"] == {"images": pictures[:1], "x": [1]}
 
 
+SAID = "8 pictures, 16 per epoch, 8 different captions.\nRepeats: 2_photo × 2."
+
+
 def pictures(server: ComfyServer, folder: str) -> dict[str, Any]:
     """A prompt that examines pictures of its own, with the node `data` below it."""
     write_photos(server.base / "input" / folder / "2_photo", longest=128)
@@ -106,7 +109,7 @@ def test_a_page_asks_what_its_nodes_show(server: ComfyServer) -> None:
     entry = queue(server, prompt, workflow)
     kept = server.get(f"/lora_workbench/shown/{workflow}")
     assert kept["data"]["kind"] == "LoRAWorkbench_LoadDataset"
-    assert kept["data"]["output"]["lora_workbench_text"] == ["8 pictures, 16 per epoch, 8 different captions."]
+    assert kept["data"]["output"]["lora_workbench_text"] == [SAID]
     assert kept["report"]["output"] == entry["outputs"]["report"], "what the page was sent when the node ran"
     assert server.view(**kept["report"]["output"]["images"][0])
     assert server.get(f"/lora_workbench/shown/{uuid.uuid4()}") == {}
@@ -151,7 +154,16 @@ def test_a_result_from_the_cache_is_shown_in_another_workflow_too(server: ComfyS
 
 def test_a_prompt_without_a_workflow_has_its_texts_in_the_history_alone(server: ComfyServer) -> None:
     entry = server.run(pictures(server, "shown_api"))
-    assert entry["outputs"]["data"]["lora_workbench_text"] == ["8 pictures, 16 per epoch, 8 different captions."]
+    assert entry["outputs"]["data"]["lora_workbench_text"] == [SAID]
+
+
+def test_the_history_tells_no_path_of_the_machine(server: ComfyServer) -> None:
+    prompt = pictures(server, "shown_broken")
+    (server.base / "input" / "shown_broken" / "2_photo" / "broken.png").write_bytes(b"no picture")
+    entry = server.run(prompt)
+    (text,) = entry["outputs"]["data"]["lora_workbench_text"]
+    assert "Left out: shown_broken/2_photo/broken.png is damaged" in text
+    assert str(server.base) not in json.dumps(entry["outputs"])
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,12 @@ def test_names_tell_what_it_is_and_where_to_begin() -> None:
 
 
 # Templates that need more than a beginner has: a captioner, a second folder, pictures of the class.
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_template_has_no_id_of_its_own(file: Path) -> None:
+    # What nodes showed is kept by the id of their workflow, and every copy of a template is another workflow.
+    assert read(file)["id"] == "00000000-0000-0000-0000-000000000000"
+
+
 def test_one_folder_is_enough_to_begin() -> None:
     for file in FILES[:2]:
         running = [node for node in read(file)["nodes"] if node["mode"] == 0]

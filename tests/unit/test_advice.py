@@ -51,8 +51,8 @@ def test_a_usual_number_of_steps_is_left_in_peace(steps):
          "can be divided among them. Set scheduler cycles to at most 250."),
         ({"scheduler": "cosine_with_restarts", "scheduler_cycles": 30, "warmup_steps": 450}, "at most 25."),
         ({"save_every_steps": 501}, "Set save every steps to 166."),
-        ({"save_every_epochs": 11}, "save every epochs is 11, but the run finishes 10 epochs, so no checkpoint is saved "
-                                    "before the end. Set save every epochs to 3."),
+        ({"save_every_epochs": 11}, "save every epochs is 11, but the run finishes 10 epochs, so no checkpoint is "
+                                    "saved before the end. Set save every epochs to 3."),
     ],
     ids=str,
 )  # fmt: skip
