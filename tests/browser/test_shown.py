@@ -13,7 +13,7 @@ from support.photos import write_photos
 from support.server import ComfyServer
 
 ROOT = Path(__file__).resolve().parents[2]
-SPINE = json.loads((ROOT / "example_workflows" / "train_and_preview.json").read_text(encoding="utf-8"))
+SPINE = json.loads((ROOT / "example_workflows" / "lora_1_train_and_preview.json").read_text(encoding="utf-8"))
 RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
 
 # Dataset Report below a Load Dataset, in a graph that was cleared.
