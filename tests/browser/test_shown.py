@@ -132,7 +132,7 @@ def test_a_trained_workflow_survives_a_reload(vue: bool, chromium: Any, server: 
         wait_for_text(page, "LoRATrainer", "finished: 3 steps")
         before = [page.evaluate(SHOWS, kind) for kind in kinds]
         assert before[1][1:] == [1, True], before
-        assert before[3][0].endswith(f"{name}.safetensors"), before
+        assert f"{name}.safetensors" in before[3][0], before
         reload(page)
         for kind in kinds:
             wait_for_text(page, kind)

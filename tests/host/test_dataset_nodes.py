@@ -138,10 +138,11 @@ def test_a_kohya_project_is_learned_with_its_regularization_pictures(server):
     assert json.loads(metadata["ss_tag_frequency"])["2_zorp thing"] == {
         "zorp": 1, "一个女孩": 1, "蓝色头发": 1, "站在海边": 1, "zorp thing": 1}  # fmt: skip
     assert text_of(server, "load").splitlines()[1:] == [
-        "1 caption was read as GBK (0.txt). If they look wrong, save them as UTF-8.",
-        "project is a kohya project: 2 pictures to learn, 2 pictures of reg at the output regularization, left out: "
-        "model.",
+        "1 caption was read as GBK (0.txt). If it looks wrong, save it as UTF-8.",
+        "project is a kohya project: 2 pictures to learn, 2 pictures for regularization at the second output, left "
+        "out: model.",
         "1 mask, used if Loss Mask follows.",
+        "Repeats: 2_zorp thing × 2, 1_thing × 1.",
         "Not read: 1 .zip (1.heif.zip).",
     ]
 
