@@ -25,6 +25,7 @@ _ENDS = {
     MASK: re.compile(r"(.+)[-_. ](?:mask|masklabel)"),
     CONTROL: re.compile(r"(.+)[-_. ](?:control|condlabel)(?:_\d{1,4})?"),
 }
+_MARKS = ("mask", "control", "condlabel")  # one of them is in every such name
 _NUMBERED = re.compile(r"(.+)_\d{1,4}")
 # Without their picture they are left out, while `carnival_mask.png` is a picture then.
 _NEVER_PICTURES = ("-masklabel", "-condlabel")
@@ -103,29 +104,27 @@ def sort_files(folder: Path, names: Iterable[str]) -> Files:
     found = Files([])
     pictures: list[tuple[str, str]] = []
     for stem, end in shown:
-        path = folder / (stem + end)
         kind, owner = next(((kind, owner) for kind in _ENDS if (owner := _owner(stem, kind, names))), ("", ""))
         if kind:
-            companions[kind].setdefault(owner, []).append(path)
+            companions[kind].setdefault(owner, []).append(folder / (stem + end))
         elif key(stem).endswith(_NEVER_PICTURES):
-            found.orphans.append(path)
+            found.orphans.append(folder / (stem + end))
         else:
             pictures.append((stem, end))
     captions = _Captions(folder, split, pictures)
     for stem, end in pictures:
-        masks, controls = (
-            [path for name in (key(stem), key(stem + end)) for path in companions[kind].get(name, [])]
-            for kind in (MASK, CONTROL)
-        )
-        found.unread += masks[1:]
-        mask = masks[0] if masks else None
-        found.pictures.append(PictureFiles(folder / (stem + end), captions.of(stem, end), mask, tuple(controls)))
+        picture = PictureFiles(folder / (stem + end), captions.of(stem, end))
+        found.pictures.append(picture)
+        for name in (key(stem), key(stem + end)) if any(companions.values()) else ():
+            for mask in companions[MASK].get(name, ()):
+                found.unread += [mask] if picture.mask else []
+                picture.mask = picture.mask or mask
+            picture.controls += tuple(companions[CONTROL].get(name, ()))
     for stem, end in split:
-        path = folder / (stem + end)
-        if path.name.lower() in TABLES:
-            found.tables.append(path)
+        if (stem + end).lower() in TABLES:
+            found.tables.append(folder / (stem + end))
         elif end.lower() not in suffixes and not captions.belongs(stem, end):
-            found.unread.append(path)
+            found.unread.append(folder / (stem + end))
     return found
 
 
@@ -189,7 +188,10 @@ def _owners(stem: str, kind: str, by_key: dict[str, list[PictureFiles]]) -> list
 
 def _owner(stem: str, kind: str, names: Set[str]) -> str:
     """The key of the picture that a companion belongs to; empty if it is none, or its picture is not there."""
-    match = _ENDS[kind].fullmatch(key(stem))
+    whole = key(stem)
+    if not any(word in whole for word in _MARKS):  # most names, told faster than by the pattern
+        return ""
+    match = _ENDS[kind].fullmatch(whole)
     return match[1] if match and match[1] in names else ""
 
 

@@ -191,6 +191,8 @@ def _files(tree: Tree, sink: Sink | None) -> Iterator[tuple[PictureFiles, Folder
 def _tables(tree: Tree, sentences: list[str]) -> dict[str, str]:
     """The captions in tables, by the key of the picture's path."""
     captions: dict[str, str] = {}
+    if not tree.tables:
+        return captions
     there = {key(str(files.path)) for folder in tree.folders for files in folder.pictures}
     for path in tree.tables:
         rows, wrong, sentence = read_table(path)
