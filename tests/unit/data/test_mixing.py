@@ -136,6 +136,29 @@ def test_regularization_captions_with_the_trigger_are_refused_where_they_are_joi
     assert with_regularization(learned, prior).pictures
 
 
+def test_concat_refuses_regularization_captions_with_the_others_trigger():
+    # kohya_ss #3322
+    mixed = with_regularization(made("a", 1), made("r", 1).with_pictures(
+        (replace(made("r", 1).pictures[0], caption="a blip woman"),)))  # fmt: skip
+    with pytest.raises(UserError, match="The trigger 'blip' is in the caption of 1 regularization picture"):
+        concat([mixed, replace(made("b", 1), trigger="blip")])
+    assert concat([mixed, replace(made("b", 1), trigger="other")]).pictures
+
+
+@pytest.mark.parametrize(
+    ("caption", "word", "preserved"),
+    [
+        ("zorp，一个女孩", "", "一个女孩"),
+        ("红，zorp，蓝", "", "红，蓝"),
+        ("a hat, zorp", "", "a hat"),
+        ('{"subject": "zorp"}', 'a "big" dog', '{"subject": "a \\"big\\" dog"}'),
+    ],
+)
+def test_captions_are_whole_without_their_trigger(caption, word, preserved):
+    dataset = Dataset((Picture(Path("a.png"), (8, 8), caption),), trigger="zorp")
+    assert with_prior_preservation(dataset, word).pictures[1].caption == preserved
+
+
 def test_one_folder_at_two_resolutions():
     """sd-scripts #557."""
     photos = Dataset(
