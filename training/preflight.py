@@ -61,13 +61,13 @@ def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: Train
         )
 
 
-def announce(plan: Plan, sink: Sink) -> tuple[str, ...]:
+def announce(dataset: Dataset, config: TrainConfig, sink: Sink) -> tuple[Plan, tuple[str, ...]]:
     """Say how long the run is and what is probably not meant.
 
     Returns:
-        One sentence for each thing that is probably not meant. They stay in view.
+        The plan, and one sentence for each thing that is probably not meant. They stay in view.
     """
-    dataset, config = plan.dataset, plan.config
+    plan = Plan(dataset, config)
     length = advice.run_length(config, plan.total, plan.epochs, dataset.images_per_epoch)
     sink.tell(length)
     log.info("LoRA Workbench: %s", length)
@@ -80,7 +80,7 @@ def announce(plan: Plan, sink: Sink) -> tuple[str, ...]:
     for hint in hints:
         sink.hint(hint)
         log.warning("LoRA Workbench: %s", hint)
-    return hints
+    return plan, hints
 
 
 def _learned_and_silent(dataset: Dataset) -> tuple[list[str], list[str]]:

@@ -66,8 +66,7 @@ def train_lora(
     started_at = time.time()
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
-    plan = Plan(dataset, config)
-    hints = announce(plan, sink)
+    plan, hints = announce(dataset, config, sink)
     plan, latents, captions = encode(clip, vae, plan, cache_root, sink)
     make_room(model, latents, config)
     # The host runs nodes in inference mode; what is made there cannot be trained.
@@ -79,9 +78,8 @@ def train_lora(
         )  # fmt: skip
         setup = Setup(model, latents, captions, plan, network, precision)
         run = Run.start(config, plan, network)
-        keeper = Keeper(
-            model, plan, run, precision, sink, (latents.encoded, captions.encoded), started_at, hints, model_file
-        )
+        encoded = latents.encoded, captions.encoded
+        keeper = Keeper(model, plan, run, precision, sink, encoded, started_at, hints, model_file)
         with differentiable(
             model.model, network.by_path(), precision=precision, checkpointing=config.gradient_checkpointing
         ) as made:

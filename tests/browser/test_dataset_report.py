@@ -7,25 +7,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.browser import open_page
+from support.browser import build_report, open_page
 from support.photos import write_photos
 from support.server import ComfyServer
-
-SHOW = """folder => {
-  const graph = window.app.graph;
-  graph.clear();
-  const load = LiteGraph.createNode("LoRAWorkbench_LoadDataset");
-  const report = LiteGraph.createNode("LoRAWorkbench_DatasetReport");
-  load.pos = [40, 80];
-  report.pos = [420, 80];
-  graph.add(load);
-  graph.add(report);
-  load.widgets.find(widget => widget.name === "folder").value = folder;
-  load.connect(0, report, 0);
-  window.app.canvas.ds.offset = [0, 40];
-  window.app.canvas.ds.scale = 1;
-  window.app.canvas.draw(true, true);
-}"""
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
@@ -35,7 +19,7 @@ def test_the_panel_shows_what_was_found(vue: bool, chromium: Any, server: ComfyS
     with Image.open(photo) as image:
         image.save(photo.with_name("again.png"))
     with open_page(chromium, server.url, vue=vue) as page:
-        page.evaluate(SHOW, "report")
+        build_report(page, "report")
         panel = page.locator(".lwb-report")
         panel.get_by_text("Queue the graph to examine the dataset.").wait_for()
         page.evaluate("() => window.app.queuePrompt(0)")

@@ -180,7 +180,7 @@ def trials(options: dict[str, dict[str, Any]]) -> Iterator[dict[str, float]]:
 # A rate that the page shows as 0 and turns to 0: FluxGym 246 tells of it in a page of its own.
 @pytest.mark.parametrize("text", ["2e-4", "0.0002", "1e-6", "1.25e-5", "3E-7"])
 def test_a_typed_rate_is_kept(inputs: Inputs, text: str) -> None:
-    # A click beside the canvas' own text field cancels it.
+    # A click outside the canvas' text field cancels the input.
     for end in ("Enter", "click") if inputs.vue else ("Enter",):
         inputs.open("LoRATrainer")
         inputs.type("learning_rate", text, end)

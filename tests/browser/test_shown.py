@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import READY, load_workflow, open_page
+from support.browser import READY, build_report, load_workflow, open_page
 from support.photos import write_photos
 from support.server import ComfyServer
 
@@ -16,22 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SPINE = json.loads((ROOT / "example_workflows" / "lora_1_train_and_preview.json").read_text(encoding="utf-8"))
 RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
 
-# Dataset Report below a Load Dataset, in a graph that was cleared.
-BUILD = """folder => {
-  const graph = window.app.graph;
-  graph.clear();
-  const load = LiteGraph.createNode("LoRAWorkbench_LoadDataset");
-  const report = LiteGraph.createNode("LoRAWorkbench_DatasetReport");
-  load.pos = [40, 80];
-  report.pos = [480, 80];
-  graph.add(load);
-  graph.add(report);
-  load.widgets.find(widget => widget.name === "folder").value = folder;
-  load.connect(0, report, 0);
-  window.app.canvas.ds.offset = [0, 40];
-  window.app.canvas.ds.scale = 1;
-  window.app.canvas.draw(true, true);
-}"""
 # The text in the first node of a type, and how many of its pictures the browser could load.
 SHOWS = """async type => {
   const node = window.app.graph._nodes.find(node => node.type === `LoRAWorkbench_${type}`);
@@ -54,12 +38,6 @@ SET_VALUES = """small => {
     for (const [name, value] of Object.entries(small[node.type] ?? {}))
       node.widgets.find(widget => widget.name === name).value = value;
 }"""
-
-
-def build(page: Any, folder: str) -> None:
-    """Build the graph when the front end has opened the workflow with which it starts."""
-    page.wait_for_function("() => window.app.extensionManager?.workflow?.activeWorkflow?.changeTracker")
-    page.evaluate(BUILD, folder)
 
 
 def reload(page: Any) -> None:
@@ -85,7 +63,7 @@ def test_the_report_survives_a_reload(vue: bool, chromium: Any, server: ComfySer
     folder = f"reload_{vue}"
     write_photos(server.base / "input" / folder / "2_photo", longest=256)
     with open_page(chromium, server.url, vue=vue) as page:
-        build(page, folder)
+        build_report(page, folder)
         panel = page.locator(".lwb-report")
         panel.get_by_text("Queue the graph to examine the dataset.").wait_for()
         page.evaluate("() => window.app.queuePrompt(0)")
@@ -161,7 +139,7 @@ def test_an_error_replaces_the_last_success(vue: bool, chromium: Any, server: Co
     folder = f"reload_failed_{vue}"
     files = write_photos(server.base / "input" / folder / "2_photo", longest=256)
     with open_page(chromium, server.url, vue=vue) as page:
-        build(page, folder)
+        build_report(page, folder)
         page.evaluate("() => window.app.queuePrompt(0)")
         wait_for_text(page, "LoadDataset", "8 pictures")
         for file in files:
@@ -186,7 +164,7 @@ def test_nodes_of_a_subgraph_show_their_texts_when_it_is_opened(vue: bool, chrom
     folder = f"reload_inside_{vue}"
     write_photos(server.base / "input" / folder / "2_photo", longest=256)
     with open_page(chromium, server.url, vue=vue) as page:
-        build(page, folder)
+        build_report(page, folder)
         page.evaluate(WRAP)
         page.evaluate("""() => {
           window.app.api.addEventListener('execution_success', () => { window.done = true; });

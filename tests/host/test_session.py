@@ -233,7 +233,7 @@ def test_patches_on_the_model_stay(checkpoint, dataset, tmp_path):
 
 
 class Heard:
-    """A sink that keeps what it is told."""
+    """A sink that records every sentence."""
 
     def __init__(self):
         self.told, self.hints = [], []
@@ -322,7 +322,7 @@ def test_the_metadata_names_run_seed_and_base_model(checkpoint, dataset, tiny_ch
 
 
 def test_one_folder_at_two_resolutions(checkpoint, dataset, tmp_path):
-    """sd-scripts #557: both are trained and both are told; the latents of the first are still those of the cache."""
+    """sd-scripts #557: both are trained and in the metadata. The first still uses its cached latents."""
     from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
     from lora_workbench.training.data.mixing import concat
 

@@ -81,9 +81,33 @@ def load_workflow(page: Any, workflow: dict[str, Any]) -> None:
     page.wait_for_function("count => window.app.graph._nodes.length === count", arg=len(workflow["nodes"]))
 
 
+def build_report(page: Any, folder: str) -> None:
+    """Build the graph of Dataset Report once the front end has opened the workflow with which it starts."""
+    page.wait_for_function("() => window.app.extensionManager?.workflow?.activeWorkflow?.changeTracker")
+    page.evaluate(_REPORT_GRAPH, folder)
+
+
 def set_setting(url: str, setting: str, value: str) -> None:
     """Change a setting of ComfyUI's page, in JSON. The server keeps it for every page opened from now on."""
     request = urllib.request.Request(
         f"{url}/settings/{setting}", value.encode(), {"Content-Type": "application/json"}
     )
     urllib.request.urlopen(request, timeout=30).close()
+
+
+# Dataset Report below a Load Dataset, in a graph that was cleared.
+_REPORT_GRAPH = """folder => {
+  const graph = window.app.graph;
+  graph.clear();
+  const load = LiteGraph.createNode("LoRAWorkbench_LoadDataset");
+  const report = LiteGraph.createNode("LoRAWorkbench_DatasetReport");
+  load.pos = [40, 80];
+  report.pos = [480, 80];
+  graph.add(load);
+  graph.add(report);
+  load.widgets.find(widget => widget.name === "folder").value = folder;
+  load.connect(0, report, 0);
+  window.app.canvas.ds.offset = [0, 40];
+  window.app.canvas.ds.scale = 1;
+  window.app.canvas.draw(true, true);
+}"""

@@ -1,4 +1,4 @@
-"""How a run is told: in sentences, and in a few values."""
+"""A run in sentences, and in a few values."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from PIL import Image
+
 from ..cache.store import TensorCache, cache_key
 from ..data import images
 from ..data.dataset import Dataset, Picture
@@ -159,20 +161,7 @@ def _texts(
         while at < len(opened):
             if sink.cancelled():
                 raise Cancelled
-            try:
-                answers = captioner.caption(opened[at : at + batch])
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                if batch == 1:
-                    raise UserError(
-                        "There is not enough memory to caption one picture at a time. Free some memory, or choose a "
-                        "smaller captioner. Finished captions are in the cache."
-                    ) from error
-                smaller = batch // 2
-                problems.append(f"Not enough memory to caption {batch} pictures at a time. Continued with {smaller}.")
-                batch = smaller
-                continue
+            answers, batch = _answers(captioner, opened[at:], batch, problems)
             for (number, key), text in zip(numbers[at : at + batch], answers, strict=True):
                 texts[number] = text
                 cache.put(key, {}, text)
@@ -198,6 +187,26 @@ def _texts(
     flush()
     sink.phase("captioning", len(wanted), len(wanted))
     return texts, problems, made
+
+
+def _answers(
+    captioner: Captioner, pictures: list[Image.Image], batch: int, problems: list[str]
+) -> tuple[Sequence[str], int]:
+    """The captions of the first pictures, as many as fit into memory at a time, and that number from now on."""
+    while True:
+        try:
+            return captioner.caption(pictures[:batch]), batch
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            if batch == 1:
+                raise UserError(
+                    "There is not enough memory to caption one picture at a time. Free some memory, or choose a "
+                    "smaller captioner. Finished captions are in the cache."
+                ) from error
+        smaller = batch // 2
+        problems.append(f"Not enough memory to caption {batch} pictures at a time. Continued with {smaller}.")
+        batch = smaller
 
 
 def _key(picture: Picture, dataset: Dataset, captioner: Captioner) -> str:

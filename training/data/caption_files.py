@@ -189,7 +189,7 @@ def _is_json_file(path: Path) -> bool:
 
 
 def _unicode(data: bytes) -> str | None:
-    """The encoding of UTF-16 or UTF-32, from its mark or from the zeros beside Latin letters."""
+    """The encoding of UTF-16 or UTF-32, from its byte order mark or the zero bytes of Latin letters."""
     guess = next((name for bom, name in _BOMS.items() if data.startswith(bom)), None)
     if guess is None and b"\0" in data:
         guess = "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"

@@ -46,7 +46,7 @@ class PictureFiles:
         path: The picture.
         caption: Its caption: a text, or a .json file that may hold one.
         mask: Its mask.
-        controls: What an edit or ControlNet model is shown beside it.
+        controls: Its control pictures, for edit and ControlNet models.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class Files:
     Attributes:
         pictures: In the order of their names.
         tables: Files with the captions of many pictures.
-        orphans: Masks and control pictures whose picture is not there.
+        orphans: Masks and control pictures that fit no picture, or several.
         unread: All other files.
     """
 

@@ -52,7 +52,7 @@ class Picture:
         preserves_prior: Whether it is trained towards the model's own prediction without the LoRA (prior
             preservation) instead of towards itself.
         mask: The mask file, whose white parts are learned; `path` itself to learn its opaque parts; or None.
-        controls: Its control pictures, which an edit or ControlNet model sees beside it. Nothing uses them yet.
+        controls: Its control pictures, for edit and ControlNet models. Nothing uses them yet.
         outside: Weight of the loss where the mask is black, 0 to 1. At 1 the mask is not used.
         flip: Whether it is mirrored with probability one half each time it is shown.
         own_trigger: Its trigger, if it differs from the dataset's after a concat; None: the dataset's.

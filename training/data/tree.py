@@ -63,7 +63,7 @@ class Tree:
         skipped: One sentence for each folder or name that cannot be used.
         projects: The kohya projects, each with the folders that were left out of it.
         unread: Files that nothing reads.
-        orphans: Masks and control pictures without their picture.
+        orphans: Masks and control pictures that fit no picture, or several.
         named: Repeats by the name of each folder with pictures, and 1 for those whose name has none.
     """
 
@@ -179,7 +179,7 @@ def _left_out_of_project(names: list[str]) -> list[str] | None:
 def _attach_companions(root: Path, here: dict[Path, Files]) -> None:
     """Give the pictures of folders such as `mask` to the pictures they belong to.
 
-    `mask/10_zorp/a.png` belongs to `10_zorp/a.png`, or else to that of a folder beside `mask`: `img/10_zorp/a.png`.
+    `mask/10_zorp/a.png` belongs to `10_zorp/a.png`. If there is none, it belongs to `img/10_zorp/a.png`.
     `zorp_mask/a.png` belongs to `zorp/a.png`.
     """
     for path, files in here.items():

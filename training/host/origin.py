@@ -26,7 +26,7 @@ def model_file(graph: Any, node_id: str | None, socket: str = "model") -> Path |
         socket: Name of the input.
 
     Returns:
-        The file; None if none is found, or several, as before a merge of two models.
+        The file; None if no file or more than one is found, for example with merged models.
     """
     if graph is None or node_id is None or not graph.has_node(node_id):
         return None
