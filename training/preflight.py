@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 
 from . import advice
 from .adapters.network import LoraNetwork
+from .cache.captions import CaptionStore
 from .cache.latents import LatentStore
 from .config import TrainConfig
 from .data.dataset import Dataset
@@ -17,10 +19,11 @@ from .data.words import has_words
 from .disk import safe_name
 from .errors import UserError
 from .events import Sink, counted
-from .host.frozen import Differentiable
+from .host.frozen import Differentiable, differentiable
 from .host.model import HostModel, comes_from_the_model
 from .optimizers import optimizer_class
 from .plan import Plan, is_trained_with_words
+from .run.state import Run
 from .step import NotFinite, Setup, training_step
 
 log = logging.getLogger(__name__)
@@ -118,6 +121,44 @@ def make_room(model: HostModel, latents: LatentStore, config: TrainConfig) -> No
             "Connect the VAE that belongs to the MODEL."
         )
     model.load((config.batch_size, *shape[1:]), config.gradient_checkpointing)
+
+
+class Ready(NamedTuple):
+    """What is ready to train: the parts of a step, the run at its beginning, the model made differentiable."""
+
+    setup: Setup
+    run: Run
+    made: Differentiable
+
+
+@contextmanager
+def prepared(model: HostModel, plan: Plan, latents: LatentStore, captions: CaptionStore) -> Iterator[Ready]:
+    """Make a loaded model trainable inside the block, with a fresh LoRA and after a trial step.
+
+    Args:
+        model: Loaded on its device (`make_room`).
+        plan: The run's plan, with its settings.
+        latents: Latents of the plan's dataset.
+        captions: Every caption the plan asks for.
+
+    Raises:
+        UserError: The inputs do not fit each other, or an optimizer's package is missing.
+    """
+    config = plan.config
+    # The host runs nodes in inference mode; what is made there cannot be trained.
+    with torch.inference_mode(False), torch.enable_grad():
+        precision = compute_precision(config.precision, model.device)
+        network = LoraNetwork.create(
+            model.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=config.dropout,
+            seed=config.seed, device=model.device,
+        )  # fmt: skip
+        setup = Setup(model, latents, captions, plan, network, precision)
+        run = Run.start(config, plan, network)
+        with differentiable(
+            model.model, network.by_path(), precision=precision, checkpointing=config.gradient_checkpointing
+        ) as made:
+            rehearse(made, setup, model)
+            yield Ready(setup, run, made)
 
 
 def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:

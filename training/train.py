@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 
-from .adapters.network import LoraNetwork
 from .cache.captions import CaptionStore, store_captions
 from .cache.latents import LatentStore, cache_folders, store_latents
 from .config import TrainConfig
 from .data.dataset import Dataset
 from .events import Cancelled, Sink
-from .host.frozen import differentiable
 from .host.model import HostModel
 from .host.progress import host_interrupt, is_host_interrupt
 from .host.text import HostText
@@ -26,10 +24,8 @@ from .host.vae import HostVAE
 from .loop import train
 from .lora import LoraModel, RunSummary
 from .plan import Plan
-from .preflight import announce, check, compute_precision, make_room, rehearse
+from .preflight import announce, check, make_room, prepared
 from .run.keeper import Keeper
-from .run.state import Run
-from .step import Setup
 
 log = logging.getLogger(__name__)
 
@@ -69,38 +65,27 @@ def train_lora(
     plan, hints = announce(dataset, config, sink)
     plan, latents, captions = encode(clip, vae, plan, cache_root, sink)
     make_room(model, latents, config)
-    # The host runs nodes in inference mode; what is made there cannot be trained.
-    with torch.inference_mode(False), torch.enable_grad():
-        precision = compute_precision(config.precision, model.device)
-        network = LoraNetwork.create(
-            model.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=config.dropout,
-            seed=config.seed, device=model.device,
-        )  # fmt: skip
-        setup = Setup(model, latents, captions, plan, network, precision)
-        run = Run.start(config, plan, network)
+    with prepared(model, plan, latents, captions) as (setup, run, _):
         encoded = latents.encoded, captions.encoded
-        keeper = Keeper(model, plan, run, precision, sink, encoded, started_at, hints, model_file)
-        with differentiable(
-            model.model, network.by_path(), precision=precision, checkpointing=config.gradient_checkpointing
-        ) as made:
-            rehearse(made, setup, model)
-            keeper.open_folder(root)
-            try:
-                train(setup, run, sink, keeper.after_step)
-                cancelled = False
-            except BaseException as error:
-                cancelled = is_cancel(error)
-                if not cancelled:
-                    keeper.rescue(error)
-                    raise
-        if cancelled:
-            sink.take_cancel()
-            if run.step == 0:
-                keeper.folder.discard()
-                raise host_interrupt()
-        result = Result(*keeper.finish("cancelled" if cancelled else "finished"))
-        if cancelled and not config.keeps_on_cancel:
+        keeper = Keeper(model, plan, run, setup.precision, sink, encoded, started_at, hints, model_file)
+        keeper.open_folder(root)
+        try:
+            train(setup, run, sink, keeper.after_step)
+            cancelled = False
+        except BaseException as error:
+            cancelled = is_cancel(error)
+            if not cancelled:
+                keeper.rescue(error)
+                raise
+    if cancelled:
+        sink.take_cancel()
+        if run.step == 0:
+            keeper.folder.discard()
             raise host_interrupt()
+    with torch.inference_mode(False):
+        result = Result(*keeper.finish("cancelled" if cancelled else "finished"))
+    if cancelled and not config.keeps_on_cancel:
+        raise host_interrupt()
     return result
 
 

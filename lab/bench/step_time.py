@@ -96,20 +96,16 @@ def ours(file: Path, steps: int, precision: str, side: int, batch: int, checkpoi
     import comfy.sd
     import folder_paths
     import torch
-    from lora_workbench.training.adapters.network import LoraNetwork
     from lora_workbench.training.cache.captions import CaptionStore
     from lora_workbench.training.cache.latents import LatentStore, cache_folders
     from lora_workbench.training.config import TrainConfig
     from lora_workbench.training.data.dataset import Dataset, Picture, Placement
     from lora_workbench.training.events import SilentSink
-    from lora_workbench.training.host.frozen import differentiable
     from lora_workbench.training.host.model import HostModel
     from lora_workbench.training.host.text import HostText
     from lora_workbench.training.loop import train
     from lora_workbench.training.plan import Plan
-    from lora_workbench.training.preflight import compute_precision, rehearse
-    from lora_workbench.training.run.state import Run
-    from lora_workbench.training.step import Setup
+    from lora_workbench.training.preflight import prepared
 
     with torch.inference_mode():
         model = HostModel(comfy.sd.load_diffusion_model(str(file)))
@@ -120,22 +116,16 @@ def ours(file: Path, steps: int, precision: str, side: int, batch: int, checkpoi
     place = Placement((side, side), (side, side), (0, 0))
     dataset = Dataset((Picture(Path("a.png"), (side, side), "a", repeats=batch, placement=place),), bucket_step=64)
     marks = [now()]
-    config = TrainConfig(steps=steps, batch_size=batch, precision=precision, gradient_checkpointing=checkpointing)
-    dtype = compute_precision(precision, model.device)
-    with PeakMemory() as memory, torch.inference_mode(False), torch.enable_grad():
-        network = LoraNetwork.create(
-            model.targets(), rank=16, alpha=16.0, dropout=0.0, seed=0, device=model.device
-        )
-        plan = Plan(dataset, config)
-        setup = Setup(
-            model, LatentStore(latents, dataset, {(0, False): "a"}, 0),
-            CaptionStore(captions, {"a": "b"}, {}, 0, HostText.unpack), plan, network, dtype,
-        )  # fmt: skip
-        run = Run.start(config, plan, network)
-        with differentiable(model.model, network.by_path(), precision=dtype, checkpointing=checkpointing) as made:
-            rehearse(made, setup, model)
-            marks[0] = now()
-            train(setup, run, SilentSink(), lambda *_: marks.append(now()))
+    config = TrainConfig(
+        steps=steps, rank=16, batch_size=batch, precision=precision, gradient_checkpointing=checkpointing
+    )
+    stores = (
+        LatentStore(latents, dataset, {(0, False): "a"}, 0),
+        CaptionStore(captions, {"a": "b"}, {}, 0, HostText.unpack),
+    )
+    with PeakMemory() as memory, prepared(model, Plan(dataset, config), *stores) as (setup, run, _):
+        marks[0] = now()
+        train(setup, run, SilentSink(), lambda *_: marks.append(now()))
     return report(marks, memory)
 
 

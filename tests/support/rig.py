@@ -23,6 +23,7 @@ class Rig:
     network: Any
     setup: Any
     run: Any
+    made: Any
     sink: Any
     after_step: Callable[..., None] | None
 
@@ -98,19 +99,15 @@ def rig(
         patcher: A MODEL to use instead of a freshly built one.
         settings: Fields of TrainConfig.
     """
-    from lora_workbench.training.adapters.network import LoraNetwork
     from lora_workbench.training.cache.captions import CaptionStore
     from lora_workbench.training.cache.latents import LatentStore, cache_folders
     from lora_workbench.training.config import TrainConfig
     from lora_workbench.training.data.dataset import Dataset, Picture, Placement
     from lora_workbench.training.events import SilentSink
-    from lora_workbench.training.host.frozen import differentiable
     from lora_workbench.training.host.model import HostModel
     from lora_workbench.training.host.text import HostText
     from lora_workbench.training.plan import Plan
-    from lora_workbench.training.preflight import compute_precision, rehearse
-    from lora_workbench.training.run.state import Run
-    from lora_workbench.training.step import Setup
+    from lora_workbench.training.preflight import prepared
 
     patcher = patcher or small_models.build(name, models)
     model = HostModel(patcher)
@@ -130,29 +127,13 @@ def rig(
         resolution=side,
     )
     config = TrainConfig(**{"precision": "fp32", "learning_rate": 1e-3, "rank": 4, "batch_size": 2, **settings})
-    dtype = compute_precision(config.precision, model.device)
     with torch.inference_mode():
         model.load((config.batch_size, *shape[1:]), config.gradient_checkpointing)
-        with torch.inference_mode(False), torch.enable_grad():
-            network = LoraNetwork.create(
-                model.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=config.dropout,
-                seed=config.seed, device=model.device,
-            )
-            plan = Plan(dataset, config)
-            setup = Setup(
-                model,
-                LatentStore(latents, dataset, {(n, False): f"latent{n}" for n in range(pictures)}, 0),
-                CaptionStore(captions, {f"c{n}": f"caption{n}" for n in range(pictures)}, {}, 0, HostText.unpack),
-                plan,
-                network,
-                dtype,
-            )
-            run = Run.start(config, plan, network)
-            with differentiable(
-                model.model, network.by_path(), precision=dtype, checkpointing=config.gradient_checkpointing
-            ) as made:
-                rehearse(made, setup, model)
-                yield Rig(patcher, model, network, setup, run, sink or SilentSink(), after_step)
+        keys = {(n, False): f"latent{n}" for n in range(pictures)}
+        texts = {f"c{n}": f"caption{n}" for n in range(pictures)}
+        stores = LatentStore(latents, dataset, keys, 0), CaptionStore(captions, texts, {}, 0, HostText.unpack)
+        with prepared(model, Plan(dataset, config), *stores) as (setup, run, made):
+            yield Rig(patcher, model, setup.network, setup, run, made, sink or SilentSink(), after_step)
 
 
 def trained(name: str, models: Path, work: Path, **settings: Any) -> list[torch.Tensor]:
