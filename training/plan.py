@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 
-from .captions.live import caption_for
+from .captions.live import caption_for, one_line
 from .config import TrainConfig
-from .data.batches import Batch, epoch_batches, steps_of
+from .data.batches import Batch, Length, epoch_batches, steps_of
 from .data.dataset import Dataset, Picture
 from .data.words import has_words
 
@@ -22,14 +22,17 @@ class Plan:
     Args:
         dataset: Bucketed.
         config: The run's settings.
+        lengths: Token counts of each of `whole_captions(dataset)`. Captions of one length share a batch. Empty: all
+            captions count as equal.
     """
 
-    def __init__(self, dataset: Dataset, config: TrainConfig) -> None:
-        self.dataset, self.config = dataset, config
+    def __init__(self, dataset: Dataset, config: TrainConfig, lengths: Mapping[str, Length] | None = None) -> None:
+        self.dataset, self.config, self.lengths = dataset, config, lengths or {}
 
     def steps(self, epoch: int) -> list[list[Batch]]:
         """The optimizer steps of an epoch, each a list of micro-batches."""
-        batches = epoch_batches(self.dataset, self.config.batch_size, self.config.seed, epoch)
+        lengths = [self.lengths[caption] for caption in whole_captions(self.dataset)] if self.lengths else []
+        batches = epoch_batches(self.dataset, self.config.batch_size, self.config.seed, epoch, lengths)
         return steps_of(batches, self.config.gradient_accumulation)
 
     @cached_property
@@ -89,14 +92,19 @@ class Plan:
         return list(asked)
 
     def largest(self) -> tuple[int, Batch]:
-        """The first micro-batch of the first epoch that has the most pixels, and its number."""
+        """The first micro-batch of the first epoch that has the most pixels, then tokens, and its number."""
 
-        def pixels(numbered: tuple[int, Batch]) -> int:
+        def size(numbered: tuple[int, Batch]) -> tuple[int, int]:
             _, batch = numbered
-            return len(batch) * batch.bucket[0] * batch.bucket[1]
+            return len(batch) * batch.bucket[0] * batch.bucket[1], sum(batch.length)
 
         first = [batch for step in self.steps(0)[: self.total] for batch in step]
-        return max(enumerate(first), key=pixels)
+        return max(enumerate(first), key=size)
+
+
+def whole_captions(dataset: Dataset) -> list[str]:
+    """Each picture's whole caption, as it is trained without a policy. A policy's draws can be shorter."""
+    return [one_line(picture.caption, dataset.trigger_of(picture)) for picture in dataset.pictures]
 
 
 def is_trained_with_words(picture: Picture, dataset: Dataset) -> bool:

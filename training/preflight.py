@@ -14,6 +14,7 @@ from .adapters.network import LoraNetwork
 from .cache.captions import CaptionStore
 from .cache.latents import LatentStore
 from .config import TrainConfig
+from .data.batches import Length
 from .data.dataset import Dataset
 from .data.words import has_words
 from .disk import safe_name
@@ -22,7 +23,7 @@ from .events import Sink, counted
 from .host.frozen import Differentiable, differentiable
 from .host.model import HostModel, comes_from_the_model
 from .optimizers import optimizer_class
-from .plan import Plan, is_trained_with_words
+from .plan import Plan, is_trained_with_words, whole_captions
 from .run.state import Run
 from .step import NotFinite, Setup, training_step
 
@@ -64,16 +65,27 @@ def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: Train
         )
 
 
-def announce(dataset: Dataset, config: TrainConfig, sink: Sink) -> tuple[Plan, tuple[str, ...]]:
+def announce(
+    dataset: Dataset, config: TrainConfig, sink: Sink, length: Callable[[str], Length] | None = None
+) -> tuple[Plan, tuple[str, ...]]:
     """Say how long the run is and what is probably not meant.
+
+    Args:
+        dataset: Bucketed.
+        config: The run's settings.
+        sink: Receives the sentences.
+        length: Counts a caption's tokens, for batches of more than one picture. None: all captions count as equal.
 
     Returns:
         The plan, and one sentence for each thing that is probably not meant. They stay in view.
     """
-    plan = Plan(dataset, config)
-    length = advice.run_length(config, plan.total, plan.epochs, dataset.images_per_epoch)
-    sink.tell(length)
-    log.info("LoRA Workbench: %s", length)
+    lengths = {}
+    if length and config.batch_size > 1:
+        lengths = {caption: length(caption) for caption in dict.fromkeys(whole_captions(dataset))}
+    plan = Plan(dataset, config, lengths)
+    extent = advice.run_length(config, plan.total, plan.epochs, dataset.images_per_epoch)
+    sink.tell(extent)
+    log.info("LoRA Workbench: %s", extent)
     hints = advice.hints(config, plan.total, plan.epochs, plan.finished_epochs)
     learned, silent = _learned_and_silent(dataset)
     if silent and learned != silent and not config.train_without_captions:

@@ -62,7 +62,7 @@ def train_lora(
     started_at = time.time()
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
-    plan, hints = announce(dataset, config, sink)
+    plan, hints = announce(dataset, config, sink, HostText(clip).length)
     plan, latents, captions = encode(clip, vae, plan, cache_root, sink)
     make_room(model, latents, config)
     with prepared(model, plan, latents, captions) as (setup, run, _):
@@ -102,7 +102,7 @@ def encode(
     with stops_the_queue(sink):
         latents = store_latents(dataset, HostVAE(vae), latent_cache, sink)
         if latents.dataset != dataset:
-            plan = Plan(latents.dataset, plan.config)
+            plan = Plan(latents.dataset, plan.config, plan.lengths)
         captions = store_captions(plan.captions(), HostText(clip), caption_cache, sink)
     for sentence in latents.dataset.skipped[len(dataset.skipped) :]:
         log.warning("LoRA Workbench: left out: %s", sentence)

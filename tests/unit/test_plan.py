@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.data.dataset import CaptionPolicy, Dataset, Picture, Placement
-from lora_workbench.training.plan import Plan, is_trained_with_words
+from lora_workbench.training.plan import Plan, is_trained_with_words, whole_captions
 
 SMALL, LARGE = (Placement((side, side), (side, side), (0, 0)) for side in (256, 512))
 
@@ -84,6 +84,27 @@ def test_images_per_step():
     plan = Plan(dataset(), TrainConfig(epochs=1, batch_size=4))
     assert plan.images_per_step == 14 / 4
     assert Plan(replace(dataset(), pictures=dataset().pictures[:1]), TrainConfig()).images_per_step == 1
+
+
+@pytest.mark.parametrize("policy", [None, CaptionPolicy(shuffle=True)])
+@pytest.mark.parametrize("repeats", [2, 0.4])
+def test_captions_of_one_length_share_a_batch(policy, repeats):
+    data = dataset(repeats, policy)
+    whole = whole_captions(data)
+    lengths = {caption: (20 + 10 * (index % 2),) for index, caption in enumerate(whole)}
+    plan = Plan(data, TrainConfig(epochs=5, batch_size=3), lengths)
+    assert all(batch.length == lengths[whole[index]] for _, batch in plan.micro_batches() for index in batch.indices)
+    assert plan.total == sum(len(plan.steps(epoch)) for epoch in range(5))
+    # A picture that could not be encoded is left out later.
+    fewer = Plan(data.with_pictures(data.pictures[1:]), plan.config, plan.lengths)
+    shown = [(batch, index + 1) for _, batch in fewer.micro_batches() for index in batch.indices]
+    assert all(batch.length == lengths[whole[index]] for batch, index in shown)
+
+
+def test_of_equal_pixels_the_longest_captions_are_rehearsed():
+    data = dataset().with_pictures(replace(picture, placement=SMALL) for picture in dataset().pictures)
+    lengths = {caption: (200 if index == 5 else 20,) for index, caption in enumerate(whole_captions(data))}
+    assert Plan(data, TrainConfig(batch_size=2), lengths).largest()[1].indices == (5, 5)
 
 
 EMPTYING = CaptionPolicy(tag_dropout=1.0, keep_tokens=0)

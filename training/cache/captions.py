@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..events import Cancelled, Sink
-from .store import TensorCache, cache_key
+from .store import NotFiniteTensor, TensorCache, cache_key, is_finite
 
 
 class CaptionEncoder(Protocol):
@@ -65,6 +65,7 @@ def store_captions(captions: list[str], text: CaptionEncoder, cache: TensorCache
 
     Raises:
         Cancelled: The user pressed cancel between two captions.
+        UserError: A caption's encoding is not finite. Nothing of it is cached.
     """
     distinct = list(dict.fromkeys(captions))
     keys: dict[str, str] = {}
@@ -82,9 +83,17 @@ def store_captions(captions: list[str], text: CaptionEncoder, cache: TensorCache
         encoded += 1
         # The key does not cover the content of an embedding file.
         packed = text.pack(conditioning) if "embedding:" not in caption else None
-        if packed is None:
-            loose[caption] = conditioning
-        else:
-            cache.put(key, *packed)
+        try:
+            if packed is not None:
+                cache.put(key, *packed)
+            elif is_finite(conditioning):
+                loose[caption] = conditioning
+            else:
+                raise NotFiniteTensor
+        except NotFiniteTensor as error:
+            raise UserError(
+                f"The CLIP's encoding of the caption {caption[:40]!r} is not finite. Start ComfyUI with "
+                "--fp32-text-enc, or connect another CLIP."
+            ) from error
     sink.phase("encoding captions", len(distinct), len(distinct))
     return CaptionStore(cache, keys, loose, encoded, text.unpack)

@@ -15,15 +15,18 @@ from ..data.masks import latent_mask
 from ..disk import content_hash
 from ..errors import UnreadableImage, UserError
 from ..events import Cancelled, Sink, counted
-from .store import TensorCache, cache_key
+from .store import NotFiniteTensor, TensorCache, cache_key
 
 
 class PictureEncoder(Protocol):
     """Turns pixels into latents."""
 
     identity: str
+    name: str
+    dtype: str
 
     def encode(self, pixels: np.ndarray) -> Tensor: ...  # noqa: D102 - see training/host/vae.py
+    def encode_in_fp32(self, pixels: np.ndarray) -> Tensor | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,14 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
     A latent's key covers the picture's content hash, its crop, the background and the VAE. So a moved or renamed file
     is found again, and an edited one is encoded again.
 
+    A latent that is not finite is encoded once more in fp32, and the first such picture is named. A picture that fails
+    in fp32 too is left out.
+
     Raises:
         Cancelled: The user pressed cancel between two pictures.
-        UserError: No picture could be read.
+        UserError: No picture could be encoded.
     """
+    writer = _Writer(dataset, vae, cache, sink)
     kept: list[Picture] = []
     skipped = list(dataset.skipped)
     keys: dict[tuple[int, bool], str] = {}
@@ -87,8 +94,8 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
             wanted = {flipped: _latent_key(picture, flipped, dataset, vae) for flipped in flips}
             missing = {flipped: key for flipped, key in wanted.items() if key not in cache}
             if missing:
-                encoded += _encode(picture, missing, dataset, vae, cache)
-            masked = _store_masks(picture, wanted, dataset, vae, cache) if picture.is_masked else {}
+                encoded += writer.encode(picture, missing)
+            masked = _store_masks(picture, wanted, writer) if picture.is_masked else {}
         except UnreadableImage as error:
             skipped.append(str(error))
             continue
@@ -97,7 +104,7 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
         masks |= {(len(kept), flipped): key for flipped, key in masked.items()}
         kept.append(picture)
     if not kept:
-        raise UserError(f"None of the {counted(len(dataset.pictures), 'picture')} can be read. {skipped[-1]}")
+        raise UserError(f"None of the {counted(len(dataset.pictures), 'picture')} can be encoded. {skipped[-1]}")
     sink.phase("encoding pictures", len(dataset.pictures), len(dataset.pictures))
     # One file can be there at several resolutions.
     trained = replace(dataset, pictures=tuple(kept), skipped=tuple(dict.fromkeys(skipped)))
@@ -110,22 +117,54 @@ def _latent_key(picture: Picture, flipped: bool, dataset: Dataset, vae: PictureE
     )
 
 
-def _encode(
-    picture: Picture, missing: dict[bool, str], dataset: Dataset, vae: PictureEncoder, cache: TensorCache
-) -> int:
-    assert picture.placement is not None, "not bucketed"
-    whole = images.read_picture(picture, dataset.background)
-    placed = images.place(whole, picture.placement, dataset.background)
-    pixels = images.to_array(placed)
-    for flipped, key in missing.items():
-        shown = np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
-        cache.put(key, {"latent": vae.encode(shown)})
-    return len(missing)
+class _Writer:
+    """Encodes pictures into the cache: in the VAE's own precision, and in fp32 what is not finite there."""
+
+    def __init__(self, dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sink: Sink) -> None:
+        self.dataset, self.vae, self.cache, self.sink = dataset, vae, cache, sink
+        self._has_told = False
+
+    def encode(self, picture: Picture, missing: dict[bool, str]) -> int:
+        """Encode a picture, mirrored or not, under the keys given. Returns their number.
+
+        Raises:
+            UnreadableImage: The file cannot be read, or its latent is not finite in fp32 either.
+        """
+        assert picture.placement is not None, "not bucketed"
+        whole = images.read_picture(picture, self.dataset.background)
+        placed = images.place(whole, picture.placement, self.dataset.background)
+        pixels = images.to_array(placed)
+        for flipped, key in missing.items():
+            shown = np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
+            try:
+                self.cache.put(key, {"latent": self.vae.encode(shown)})
+            except NotFiniteTensor:
+                self._put_in_fp32(picture, key, shown)
+        return len(missing)
+
+    def _put_in_fp32(self, picture: Picture, key: str, shown: np.ndarray) -> None:
+        # Each picture is tried in half precision first, so that its latent does not depend on the others.
+        again = self.vae.encode_in_fp32(shown)
+        precisions = self.vae.dtype if again is None else "fp32"
+        try:
+            if again is None:
+                raise NotFiniteTensor
+            self.cache.put(key, {"latent": again})
+        except NotFiniteTensor as error:
+            raise UnreadableImage(
+                f"{picture.path} cannot be encoded: its latent from this VAE ({self.vae.name}) is not finite in "
+                f"{precisions}. Connect another VAE."
+            ) from error
+        if not self._has_told:
+            self._has_told = True
+            self.sink.tell(
+                f"The latent of {picture.path.name} is not finite with this VAE ({self.vae.name}) in {self.vae.dtype}. "
+                "It and others like it are encoded in fp32. A VAE fixed for half precision, or starting ComfyUI with "
+                "--fp32-vae, is faster."
+            )
 
 
-def _store_masks(
-    picture: Picture, latents: dict[bool, str], dataset: Dataset, vae: PictureEncoder, cache: TensorCache
-) -> dict[bool, str]:
+def _store_masks(picture: Picture, latents: dict[bool, str], writer: _Writer) -> dict[bool, str]:
     """Make the masks that are not cached yet. Returns their keys by whether they are mirrored."""
     assert picture.mask is not None, "not masked"
     try:
@@ -135,6 +174,7 @@ def _store_masks(
             f"The mask {picture.mask} of {picture.path.name} cannot be read ({error.strerror}). Restore it, or queue "
             "again without it."
         ) from error
+    cache = writer.cache
     keys = {}
     for flipped, latent in latents.items():
         is_alpha = picture.mask == picture.path
@@ -142,7 +182,7 @@ def _store_masks(
         if key not in cache:
             cached = cache.get(latent)
             if cached is None:  # its file was damaged
-                _encode(picture, {flipped: latent}, dataset, vae, cache)
+                writer.encode(picture, {flipped: latent})
                 cached = cache.get(latent)
                 assert cached is not None, "just encoded"
             height, width = cached[0]["latent"].shape[-2:]

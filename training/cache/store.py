@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,10 +16,28 @@ from torch import Tensor
 from ..disk import disk_trouble, write_whole
 from ..errors import UserError
 
+# The format number of an entry. Entries without one are from before tensors were checked.
+FORMAT = "2"
+
+
+class NotFiniteTensor(ValueError):
+    """A tensor holds NaN or infinity, so it is not cached."""
+
 
 def cache_key(*parts: object) -> str:
     """Hash the parts that a cached value depends on. The first names the kind of value and its version."""
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no tensor in a value, its lists and its dicts holds NaN or infinity."""
+    if isinstance(value, Tensor):
+        # torch has no isfinite for eight bits.
+        narrow = value.is_floating_point() and value.element_size() == 1
+        return bool(torch.isfinite(value.float() if narrow else value).all())
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    return not isinstance(value, (list, tuple)) or all(map(is_finite, value))
 
 
 class TensorCache:
@@ -26,6 +45,9 @@ class TensorCache:
 
     Writes are atomic, so two runs can share the folder. A file damaged by a power failure is recomputed. The folder can
     be deleted at any time.
+
+    Every tensor in it is finite: `put` refuses others. An entry of an older format is checked when it is first asked
+    for. It gets the format number, or is removed, so that it is computed again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,33 +57,70 @@ class TensorCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def __contains__(self, key: str) -> bool:
-        return self._path(key).is_file()
+        """Whether a key has a readable entry. Of an entry in the present format, only the header is read."""
+        path = self._path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                if _format_of(file) == FORMAT:
+                    return True
+        except FileNotFoundError:
+            return False
+        except (OSError, SafetensorError, ValueError):
+            _remove(path)
+            return False
+        return self.get(key) is not None
 
     def put(self, key: str, tensors: dict[str, Tensor], note: Any = None) -> None:
         """Store tensors, with a note of anything that JSON can represent.
 
         Raises:
+            NotFiniteTensor: A tensor holds NaN or infinity. Nothing is stored.
             UserError: The disk is full or the folder cannot be written.
         """
+        for name, tensor in tensors.items():
+            if not is_finite(tensor):
+                raise NotFiniteTensor(f"the tensor {name} is not finite")
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        metadata = {"format": FORMAT, "note": json.dumps(note)}
         try:
-            write_whole(self._path(key), lambda part: save_file(plain, part, {"note": json.dumps(note)}))
+            write_whole(self._path(key), lambda part: save_file(plain, part, metadata))
         except (OSError, SafetensorError) as error:
             raise UserError(disk_trouble(error, self.folder)) from error
 
     def get(self, key: str) -> tuple[dict[str, Tensor], Any] | None:
-        """Return (tensors, note) of a key, or None if its file is missing or unreadable.
+        """Return (tensors, note) of a key, or None if its file is missing, unreadable or not finite.
 
-        An unreadable file, such as after a power failure, is removed, so that it is recomputed.
+        An unreadable file, such as after a power failure, is removed, so that it is recomputed. So is an entry of an
+        older format that is not finite.
         """
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-                return tensors, json.loads((file.metadata() or {}).get("note", "null"))
+                note = json.loads((file.metadata() or {}).get("note", "null"))
+                if _format_of(file) == FORMAT:
+                    return tensors, note
+                # The tensors share the file's memory, and Windows replaces no file in use.
+                tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError):
-            with contextlib.suppress(OSError):
-                path.unlink()
+            _remove(path)
             return None
+        try:
+            self.put(key, tensors, note)
+        except NotFiniteTensor:
+            _remove(path)
+            return None
+        except UserError:
+            pass  # the entry is good; without its number it is checked again next time
+        return tensors, note
+
+
+def _format_of(file: Any) -> str | None:
+    return (file.metadata() or {}).get("format")
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -14,33 +14,43 @@ from ..draws import generator
 from ..errors import SettingError
 from .dataset import Dataset
 
+Length = tuple[int, ...]  # a caption's token counts, one for each chunk of each tokenizer
+_Key = tuple[tuple[int, int], Length]
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one bucket that go through the model together.
+    """Pictures of one bucket and one caption length that go through the model together.
 
     Attributes:
         indices: Indices into `dataset.pictures`. A repeated picture can occur twice.
         flips: Whether each picture is mirrored.
         bucket: Their (width, height) in pixels.
+        length: Token counts of their captions; empty if not counted.
     """
 
     indices: tuple[int, ...]
     flips: tuple[bool, ...]
     bucket: tuple[int, int]
+    length: Length = ()
 
     def __len__(self) -> int:
-        """Number of pictures. The last batch of a bucket can be short."""
+        """Number of pictures. The last batch of a bucket and caption length can be short."""
         return len(self.indices)
 
 
-def epoch_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int) -> list[Batch]:
-    """Batch one epoch: every picture `repeats` times, shuffled, each batch from one bucket.
+def epoch_batches(
+    dataset: Dataset, batch_size: int, seed: int, epoch: int, lengths: Sequence[Length] = ()
+) -> list[Batch]:
+    """Batch one epoch: every picture `repeats` times, shuffled, each batch of one key.
+
+    The key has two parts: the bucket and the caption length. Latents of one bucket have one shape, and so have
+    conditionings of one length. So a batch is one forward.
 
     Pictures with fractional repeats take turns. Of twenty pictures with 0.25 repeats, each epoch shows five, and four
     epochs show all twenty.
 
-    Pictures are shuffled within their bucket, then the batches are shuffled. Order and mirroring have separate
+    Pictures are shuffled within their key, then the batches are shuffled. Order and mirroring have separate
     generators, so turning mirroring on does not change the order. Short batches are kept.
 
     Args:
@@ -48,21 +58,22 @@ def epoch_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int) -> l
         batch_size: Maximum number of pictures in a batch.
         seed: The run's seed.
         epoch: Number of the epoch. Each epoch has its own order.
+        lengths: Caption length of each picture; empty if all are equal.
 
     Raises:
         SettingError: The batch size is below 1.
     """
     order = generator(seed, "order", epoch)
-    chunks: list[tuple[tuple[int, ...], tuple[int, int]]] = []
-    for bucket, indices in _indices_by_bucket(dataset, batch_size, epoch).items():
+    chunks: list[tuple[tuple[int, ...], _Key]] = []
+    for key, indices in _indices_by_key(dataset, batch_size, epoch, lengths).items():
         shuffled = [indices[at] for at in torch.randperm(len(indices), generator=order).tolist()]
-        chunks += [(tuple(shuffled[at : at + batch_size]), bucket) for at in range(0, len(shuffled), batch_size)]
+        chunks += [(tuple(shuffled[at : at + batch_size]), key) for at in range(0, len(shuffled), batch_size)]
     chunks = [chunks[at] for at in torch.randperm(len(chunks), generator=order).tolist()]
     draws = torch.rand(sum(len(chunk) for chunk, _ in chunks), generator=generator(seed, "flip", epoch))
     heads = iter((draws < 0.5).tolist())
     return [
-        Batch(chunk, tuple(next(heads) and dataset.pictures[index].flip for index in chunk), bucket)
-        for chunk, bucket in chunks
+        Batch(chunk, tuple(next(heads) and dataset.pictures[index].flip for index in chunk), *key)
+        for chunk, key in chunks
     ]
 
 
@@ -77,11 +88,11 @@ def steps_of(batches: Sequence[Batch], accumulation: int) -> list[list[Batch]]:
     return [list(batches[start : start + accumulation]) for start in range(0, len(batches), accumulation)]
 
 
-def _indices_by_bucket(dataset: Dataset, batch_size: int, epoch: int) -> dict[tuple[int, int], list[int]]:
-    """Picture indices by bucket, each as often as this epoch shows it, buckets sorted by size."""
+def _indices_by_key(dataset: Dataset, batch_size: int, epoch: int, lengths: Sequence[Length]) -> dict[_Key, list[int]]:
+    """Picture indices by bucket and caption length, each as often as this epoch shows it, keys sorted."""
     if batch_size < 1:
         raise SettingError(f"batch size is {batch_size}. Set it to 1 or more.")
-    indices: dict[tuple[int, int], list[int]] = {}
+    indices: dict[_Key, list[int]] = {}
     ranks: Counter[Fraction] = Counter()
     totals = Counter(_exact(picture.repeats) for picture in dataset.pictures)
     for index, picture in enumerate(dataset.pictures):
@@ -89,8 +100,9 @@ def _indices_by_bucket(dataset: Dataset, batch_size: int, epoch: int) -> dict[tu
         repeats = _exact(picture.repeats)
         times = _times(repeats, Fraction(ranks[repeats], totals[repeats]), epoch)
         ranks[repeats] += 1
-        indices.setdefault(picture.placement.bucket, []).extend([index] * times)
-    return {bucket: found for bucket, found in sorted(indices.items()) if found}
+        key = picture.placement.bucket, lengths[index] if lengths else ()
+        indices.setdefault(key, []).extend([index] * times)
+    return {key: found for key, found in sorted(indices.items()) if found}
 
 
 def _exact(repeats: float) -> Fraction:

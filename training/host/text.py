@@ -40,6 +40,16 @@ class HostText:
         """Encode one caption as the CLIPTextEncode node does."""
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))  # type: ignore[no-any-return]
 
+    def length(self, caption: str) -> tuple[int, ...]:
+        """Count the tokens of each chunk that the encoder reads, padding included, without encoding.
+
+        Captions with equal counts have conditionings of one length, so they run in one forward.
+        """
+        tokens = self.clip.tokenize(caption)
+        # Some tokenizers add other values, such as settings of audio models.
+        lists = [tokens[name] for name in sorted(tokens) if isinstance(tokens[name], list)]
+        return tuple(len(chunk) for chunks in lists for chunk in chunks)
+
     @staticmethod
     def pack(conditioning: Conditioning) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Take the first entry of a conditioning apart for the cache.

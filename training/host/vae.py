@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.sd
 import numpy as np
 import torch
 from torch import Tensor
 
 from .identity import weights_identity
+
+log = logging.getLogger(__name__)
+
+_SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 class HostVAE:
@@ -19,6 +25,10 @@ class HostVAE:
     def __init__(self, vae: Any) -> None:
         self.vae = vae
         self.identity = weights_identity(vae.first_stage_model)
+        self.name = type(vae.first_stage_model).__name__
+        precision = getattr(vae, "vae_dtype", torch.float32)
+        self.dtype = _SHORT.get(precision, str(precision).removeprefix("torch."))
+        self._copy: Any = None
 
     def encode(self, pixels: np.ndarray) -> Tensor:
         """Encode one picture.
@@ -27,13 +37,48 @@ class HostVAE:
             pixels: [H, W, 3], 0 to 1.
 
         Returns:
-            Latents [1, C, (T,) h, w] on the CPU in fp32, not yet scaled for a model.
+            Latents [1, C, (T,) h, w] on the CPU in fp32, not yet scaled for a model. They may be not finite.
         """
-        # Some of the host's autoencoders sample. A fixed seed keeps cache and run repeatable. The state of the global
-        # generator, which other nodes may use, is restored.
-        with _seeded():
-            latent: Tensor = self.vae.encode(torch.from_numpy(pixels)[None])
-        return latent.float().cpu()
+        return _encoded(self.vae, pixels)
+
+    def encode_in_fp32(self, pixels: np.ndarray) -> Tensor | None:
+        """Encode one picture with a copy of the VAE in fp32, made on the first call; the VAE itself is not touched.
+
+        Returns:
+            As `encode`; None if the VAE is in fp32 already or cannot be copied.
+        """
+        if self.dtype == "fp32":
+            return None
+        if self._copy is None:
+            self._copy = _in_fp32(self.vae)
+        return None if self._copy is None else _encoded(self._copy, pixels)
+
+
+def _encoded(vae: Any, pixels: np.ndarray) -> Tensor:
+    # Some of the host's autoencoders sample. A fixed seed keeps cache and run repeatable. The state of the global
+    # generator, which other nodes may use, is restored.
+    with _seeded():
+        latent: Tensor = vae.encode(torch.from_numpy(pixels)[None])
+    return latent.float().cpu()
+
+
+def _in_fp32(vae: Any) -> Any:
+    """Build the same VAE from its weights in fp32, as the host loads a saved one; None if that is another VAE.
+
+    The module itself cannot be copied: with dynamic memory, it holds handles of the host's pages.
+    """
+    if type(vae) is not comfy.sd.VAE:
+        return None  # another node's; what its own code does with fp32 is unknown
+    with torch.inference_mode():
+        weights = {name: tensor.float().cpu() for name, tensor in vae.get_sd().items()}
+        layout = {name: tensor.shape for name, tensor in weights.items()}
+        try:
+            copy = comfy.sd.VAE(sd=weights, device=vae.device, dtype=torch.float32)
+            same = {name: tensor.shape for name, tensor in copy.get_sd().items()} == layout
+        except (AttributeError, KeyError, RuntimeError) as error:  # the host cannot tell what the weights are of
+            log.warning("LoRA Workbench: the VAE cannot be loaded in fp32 (%s)", error)
+            return None
+    return copy if same and type(copy.first_stage_model) is type(vae.first_stage_model) else None
 
 
 @contextmanager

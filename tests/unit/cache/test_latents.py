@@ -26,6 +26,8 @@ PLACE = Placement((64, 64), (96, 64), (16, 0))
 class CountingEncoder:
     """Stands in for the VAE: returns the mean of 8 × 8 blocks and counts its calls."""
 
+    name, dtype = "Blocks", "fp32"
+
     def __init__(self, identity: str = "vae") -> None:
         self.identity, self.calls = identity, 0
 
@@ -33,6 +35,9 @@ class CountingEncoder:
         self.calls += 1
         assert pixels.shape == (64, 64, 3) and pixels.dtype == np.float32
         return torch.from_numpy(pixels.reshape(8, 8, 8, 8, 3).mean((1, 3))).permute(2, 0, 1)[None]
+
+    def encode_in_fp32(self, pixels: np.ndarray) -> torch.Tensor | None:
+        return None
 
 
 class CancelledSink(SilentSink):
@@ -95,7 +100,7 @@ def test_a_truncated_file_is_skipped_and_a_dataset_of_them_is_an_error(tmp_path)
     store = store_latents(data, CountingEncoder(), TensorCache(tmp_path / "cache"), SilentSink())
     assert [p.path.name for p in store.dataset.pictures] == ["a.png"] and "b.png" in store.dataset.skipped[0]
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match="None of the 2 pictures can be read"):
+    with pytest.raises(UserError, match="None of the 2 pictures can be encoded"):
         store_latents(data, CountingEncoder(), TensorCache(tmp_path / "other"), SilentSink())
 
 
@@ -162,7 +167,7 @@ def test_a_cache_that_cannot_be_written_says_why_and_leaves_nothing(tmp_path, mo
 
 
 def test_a_damaged_latent_is_encoded_again(tmp_path):
-    """As after a power failure: the run that finds it stops, and the next run encodes it again."""
+    """As after a power failure: the run that finds it while training stops, and the next run encodes it again."""
     cache, _ = cache_folders(tmp_path / "cache")
     pictures = dataset(tmp_path)
     store = store_latents(pictures, CountingEncoder(), cache, SilentSink())

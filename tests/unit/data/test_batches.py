@@ -90,6 +90,28 @@ def test_steps_group_batches_and_keep_the_rest() -> None:
     assert batches.steps_of([], 3) == []
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+def test_a_batch_has_one_caption_length(batch_size: int) -> None:
+    dataset = _dataset()
+    lengths = [(77,) if index % 2 else (77, 77) for index in range(len(dataset.pictures))]
+    dealt = batches.epoch_batches(dataset, batch_size, 3, 1, lengths)
+    seen = Counter(index for batch in dealt for index in batch.indices)
+    assert seen == {index: picture.repeats for index, picture in enumerate(dataset.pictures)}
+    for batch in dealt:
+        assert {lengths[index] for index in batch.indices} == {batch.length}
+        assert {dataset.pictures[index].placement.bucket for index in batch.indices} == {batch.bucket}
+    short = Counter((batch.bucket, batch.length) for batch in dealt if len(batch) < batch_size)
+    assert max(short.values(), default=0) <= 1
+    assert dealt == batches.epoch_batches(dataset, batch_size, 3, 1, lengths)
+
+
+def test_equal_lengths_change_no_order() -> None:
+    dataset = _dataset(flip=True)
+    plain = batches.epoch_batches(dataset, 4, 3, 1)
+    equal = batches.epoch_batches(dataset, 4, 3, 1, [(77,)] * len(dataset.pictures))
+    assert plain == [replace(batch, length=()) for batch in equal]
+
+
 def test_invalid_values_are_rejected() -> None:
     with pytest.raises(SettingError, match="batch size is 0"):
         batches.epoch_batches(_dataset(), 0, 0, 0)
