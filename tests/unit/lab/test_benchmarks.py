@@ -172,14 +172,53 @@ def test_rows_hold_each_seed_and_mean_least_and_most(bench: Any, results: Any, m
     assert bench.learning.unpacked(*kept) == found["LoRA Workbench"][700], "all of an unfinished run is kept"
 
 
-def test_a_step_is_told_as_ratios_of_the_same_precision(bench: Any, results: Any) -> None:
+def test_a_step_is_told_as_ratios_of_the_same_precision(results: Any) -> None:
+    from lora_workbench.lab.bench.step_time import ratios
+
     times = {("floor", "fp32"): 2.0, ("ours", "fp32"): 2.5, ("host", "fp32"): 10.0, ("ours", "bf16"): 1.0}
-    measured = {key: {"seconds": time, "growth": int(10 * time)} for key, time in times.items()}
-    assert bench.run.ratios(measured, ("host", "fp32")) == {
+    measured = {key: {"time": time, "growth": int(10 * time)} for key, time in times.items()}
+    assert ratios(measured, ("host", "fp32")) == {
         "time_of_floor": 5, "time_of_host": 1, "time_of_ours": 4, "memory_of_host": 1, "memory_of_ours": 4,
     }  # fmt: skip
-    assert bench.run.ratios(measured, ("ours", "bf16")) == {"time_of_ours": 1, "memory_of_ours": 1}
-    assert set(bench.run.ratios(measured, ("ours", "fp32"))) < set(results("step")[0])
+    assert ratios(measured, ("ours", "bf16")) == {"time_of_ours": 1, "memory_of_ours": 1}
+    assert set(ratios(measured, ("ours", "fp32"))) < set(results("step")[0])
+
+
+def test_a_step_is_paired_with_the_frozen_models(results: Any, monkeypatch: Any, capsys: Any) -> None:
+    """The median ratio counts; a case that fails has no row and stops no other."""
+    from lora_workbench.lab.bench import step_time
+
+    class Process:
+        failed = ""
+        result = {"growth": 2**30}
+
+        def __init__(self, _command: str, name: str, *_: object) -> None:
+            self.name, self.taken = name, 0
+
+        def ready(self) -> bool:
+            return True
+
+        def step(self) -> dict[str, float] | None:
+            self.taken += 1
+            if self.name == "host":
+                self.failed = "out of memory"
+                return None
+            return {"seconds": 2.0 if self.name == "floor" else 2.0 + self.taken}
+
+        def finish(self) -> None: ...
+
+        stop = finish
+
+    monkeypatch.setattr(step_time, "Alive", Process)
+    monkeypatch.setattr(step_time, "measured_on", lambda: {"comfyui": "1", "gpu": "", "machine": "a machine"})
+    monkeypatch.setattr(step_time, "host_version", lambda: "0.3.75")
+    rows = {(row["trainer"], row["precision"]): row for row in step_time.step_benchmark(3, ["ours", "host"])}
+    assert len(rows) == 4 and not any(trainer.startswith("TrainLoraNode") for trainer, _ in rows)
+    row = rows["LoRA Workbench", "fp32"]
+    assert (row["pairs"], row["least"], row["time_of_floor"], row["most"]) == (3, 2.0, 2.5, 3.0), "the first warms up"
+    assert row["memory_of_ours"] == 1 and set(row) <= set(results("step")[0])
+    assert rows["frozen model, no trainer", "fp32"]["time_of_floor"] == 1
+    assert "out of memory" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("slower_at_first", [1.0, 1.3])
