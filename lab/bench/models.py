@@ -62,7 +62,11 @@ SHAPES = {
     "sd15": Shape("SD15", SD15_CONFIG, 768),
     "sd15-narrow": Shape("SD15", SD15_CONFIG | _NARROW, 64),
     "sdxl": Shape("SDXL", SDXL_CONFIG, 2048, pooled=1280),
-    "sdxl-narrow": Shape("SDXL", SDXL_CONFIG | _NARROW | {"num_head_channels": 16}, 64, pooled=1280),
+    # With fewer layers too: it is only there to see that everything works.
+    "sdxl-narrow": Shape(
+        "SDXL", SDXL_CONFIG | _NARROW | {"num_head_channels": 16, "transformer_depth": [0, 0, 1, 1, 1, 1],
+        "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1], "transformer_depth_middle": 1}, 64, pooled=1280,
+    ),
     "zimage": Shape("ZImage", ZIMAGE_CONFIG, 2560, 128, 16, sigma=0.5),
     "zimage-narrow": Shape(
         "ZImage", ZIMAGE_CONFIG | {"dim": 256, "n_heads": 2, "n_kv_heads": 2, "n_layers": 2, "cap_feat_dim": 64},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -262,3 +264,21 @@ def test_stored_rows_replace_those_of_the_same_host(tmp_path: Path) -> None:
     assert read("step", tmp_path) == rows and len(list(tmp_path.iterdir())) == 1
     columns = {"CPU": Column({"gpu": ""}, "time", 2), "H100": Column({"gpu": "H100"}, "time", 0)}
     assert table(rows, "trainer", columns) == "| trainer | CPU | H100 |\n| --- | --- | --- |\n| ours | 1.50 | 2 |"
+
+
+def test_a_process_ends_with_its_time_and_with_what_it_started(tmp_path: Path) -> None:
+    from lora_workbench.lab.bench.gpu import result_of, told_by_tests, within
+
+    late = tmp_path / "late"
+    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(late)!r}).touch()"
+    script = f"import subprocess, sys; print('a PASSED', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    started = time.monotonic()
+    found = within([sys.executable, "-c", script], 1)
+    assert time.monotonic() - started < 2.5
+    assert result_of(found, 1) == {"failed": "it took more than 1 s"}
+    assert told_by_tests(found) == "1 passed before its time was over"
+    time.sleep(max(0, started + 4 - time.monotonic()))
+    assert not late.exists()
+    wrong = "import sys; sys.stderr.write('MemoryError: out of memory\\na bar\\n'); sys.exit(1)"
+    assert result_of(within([sys.executable, "-c", wrong], 9), 9) == {"failed": "MemoryError: out of memory"}
+    assert result_of(within([sys.executable, "-c", "print('RESULT {\"seconds\": 2}')"], 9), 9) == {"seconds": 2}
