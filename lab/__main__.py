@@ -3,6 +3,7 @@
     prepare        write the base model and the demo's pictures into a ComfyUI
     demo           train the demo's LoRA on a running ComfyUI and draw the sheet
     bench          run the benchmarks
+    gpu            check and measure the engine on a GPU machine
     train          train the base model from nothing
     evaluate       measure the base model
     docs           bring the tables of the help pages up to date
@@ -21,11 +22,13 @@ MODULES = {
     "prepare": "demo.prepare",
     "demo": "demo.run",
     "bench": "bench.run",
+    "gpu": "bench.gpu",
     "train": "base_model.train",
     "evaluate": "judge.evaluate",
     "docs": "help_pages",
     # Single cases of the benchmarks, each in a process of its own.
     "step_time": "bench.step_time",
+    "launches": "bench.launches",
     "dataset_scale": "bench.dataset_scale",
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..pack import ROOT
 from .defaults import defaults_table
 from .learning import THRESHOLD
-from .results import Column, Row, read, table, write_table
+from .results import Column, Row, launches_table, read, table, write_table
 
 BENCHMARKS, DEFAULTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "defaults.md"
 CHARACTERS = ("zorp", "gub")
@@ -48,6 +48,7 @@ def tables() -> dict[tuple[Path, str], str]:
     """Each table by its page and the name in its marker comments."""
     return {
         (BENCHMARKS, "step"): step_table(read("step")),
+        (BENCHMARKS, "launches"): launches_table(_of_last(read("launches"))),
         (BENCHMARKS, "learning"): learning_table(read("learning")),
         (BENCHMARKS, "dataset"): dataset_table(read("dataset")),
         (DEFAULTS, "defaults"): defaults_table(read("defaults")),
@@ -62,6 +63,11 @@ def write_pages() -> None:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
+
+
+def _of_last(rows: list[Row]) -> list[Row]:
+    where = _last(rows)
+    return [row for row in rows if all(row[key] == value for key, value in where.items())]
 
 
 def _last(rows: list[Row]) -> dict[str, str]:

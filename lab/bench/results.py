@@ -64,6 +64,15 @@ def table(rows: Iterable[Row], name: str, columns: Mapping[str, Column]) -> str:
     return "\n".join(lines)
 
 
+def launches_table(rows: Iterable[Row]) -> str:
+    """A Markdown table of what a step costs, with one line for each quantity."""
+    lines = ["| quantity | frozen model | LoRA Workbench | goal |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        cells = [f"{float(row[name]):.6g}" if row[name] != "" else "" for name in ("frozen", "ours", "goal")]
+        lines.append(f"| {row['quantity']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def write_table(page: Path, name: str, text: str) -> None:
     """Replace one table of a page, between its two marker comments.
 

@@ -1,12 +1,14 @@
 """The benchmarks: each prints what one run measured.
 
-    python dev.py bench [step] [dataset] [learning] [defaults] [--write]
+    python dev.py bench [step] [launches] [dataset] [learning] [defaults] [--write]
     python dev.py bench pages
+    python dev.py bench gpu [--help]
 
-step: time and memory of a training step, ten minutes. dataset: reading and examining ten thousand pictures, a minute.
-learning: what a LoRA learns and spoils, two or three hours on two cores. defaults: the effect of each setting, longer
-still and only run by name. `--write` stores the rows in lab/bench/results/ and rewrites the tables of docs/.
-pages: rewrite the tables of docs/ from the stored rows, without measuring.
+step: time and memory of a training step, a quarter of an hour. launches: what a step costs besides arithmetic, two
+minutes. dataset: reading and examining ten thousand pictures, a minute. learning: what a LoRA learns and spoils, two or
+three hours on two cores. defaults: the effect of each setting, longer still and only run by name. `--write` stores the
+rows in lab/bench/results/ and rewrites the tables of docs/. pages: rewrite the tables of docs/ from the stored rows,
+without measuring. gpu: check and measure on a GPU machine.
 """
 
 from __future__ import annotations
@@ -22,24 +24,8 @@ from pathlib import Path
 
 from ..pack import ROOT
 from .host import start_host
-from .machine import gpu_name, host_version, measured_on
-from .results import Column, Row, store, table
-
-CASES = [
-    ("floor", "fp32", "frozen model, no trainer"),
-    ("ours", "fp32", "LoRA Workbench"),
-    ("host", "fp32", "TrainLoraNode"),
-    ("host-bypass", "fp32", "TrainLoraNode, bypass mode"),
-    ("ours-batch4", "fp32", "LoRA Workbench, batch of 4"),
-    ("ours-checkpointing", "fp32", "LoRA Workbench, gradient checkpointing"),
-    ("floor", "bf16", "frozen model, no trainer, bf16"),
-    ("ours", "bf16", "LoRA Workbench, bf16"),
-    ("host", "bf16", "TrainLoraNode, bf16"),
-]
-
-
-# These lie close together. They alternate, and the best run of each counts, so one slow moment decides nothing.
-IN_TURNS = [("floor", "fp32"), ("ours", "fp32")]
+from .machine import measured_on
+from .results import Column, Row, launches_table, store, table
 
 
 def measure(command: str, *arguments: object) -> dict | None:
@@ -51,41 +37,6 @@ def measure(command: str, *arguments: object) -> dict | None:
             return json.loads(line.removeprefix("RESULT "))
     print(done.stderr[-2000:], file=sys.stderr)
     return None
-
-
-def step_benchmark(steps: int, turns: int) -> list[Row]:
-    """Step time and memory growth of one SD1.5 training step; a case that failed has no row."""
-    side = 512 if gpu_name() else 256
-    cases = [c for c in CASES if c[0] != "host-bypass" or host_version() != "0.3.75"]  # bypass mode is newer
-    file = ROOT / ".host" / "bench" / "sd15_full.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    results: dict[tuple[str, str], dict] = {}
-    texts = {(case, precision): text for case, precision, text in cases}
-    for case, precision in IN_TURNS * turns + [key for key in texts if key not in IN_TURNS]:
-        print(f"measuring: {texts[case, precision]} …", flush=True)
-        found = measure("step_time", case, file, "--steps", steps, "--precision", precision, "--side", side)
-        if found:
-            results[case, precision] = min(found, results.get((case, precision), found), key=lambda r: r["seconds"])
-            print(f"  {found['seconds']:.3f} s a step, memory +{found['growth'] / 2**30:.2f} GiB", flush=True)
-    rows: list[Row] = []
-    about = {**measured_on(), "side": side, "steps": steps}
-    for key in (key for key in texts if key in results):
-        runs = turns if key in IN_TURNS else 1
-        case = {"turns": runs, "trainer": texts[key], "precision": key[1]}
-        rows.append({**about, **case, **ratios(results, key)})
-    return rows
-
-
-def ratios(results: dict[tuple[str, str], dict], key: tuple[str, str]) -> dict[str, float]:
-    """Time and memory of one case as ratios of the cases it is compared with, in the same precision."""
-    found = {}
-    for name, quantity, other in (
-        ("time_of_floor", "seconds", "floor"), ("time_of_host", "seconds", "host"), ("time_of_ours", "seconds", "ours"),
-        ("memory_of_host", "growth", "host"), ("memory_of_ours", "growth", "ours"),
-    ):  # fmt: skip
-        if (other, key[1]) in results:
-            found[name] = round(results[key][quantity] / results[other, key[1]][quantity], 3)
-    return found
 
 
 def dataset_benchmark(count: int, host_count: int = 100) -> list[Row]:
@@ -115,7 +66,7 @@ def dataset_benchmark(count: int, host_count: int = 100) -> list[Row]:
     ]  # fmt: skip
 
 
-WHAT = ("step", "dataset", "learning", "defaults")
+WHAT = ("step", "launches", "dataset", "learning", "defaults")
 # The first seed of the learning benchmark. Settings were chosen on the seeds from 0 on. Results on the seeds from 100,
 # 200, 300, 400 and 500 on were seen while settings still changed, those from 600 on while the judge still changed.
 FIRST_REPORTED = 700
@@ -135,11 +86,19 @@ def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[list[Row], t
         (rows, columns, table): stored rows that agree with the new ones in these columns are replaced.
     """
     if what == "step":
-        rows = step_benchmark(args.steps, args.turns)
+        from .step_time import step_benchmark
+
+        rows = step_benchmark(args.pairs, args.only)
         columns = {name: Column({}, name, 2) for name in ("time_of_floor", "memory_of_host")}
         yield rows, HOST, table(rows, "trainer", columns)
         return
     start_host()
+    if what == "launches":
+        from .launches import launches_benchmark
+
+        rows = launches_benchmark(5 * args.pairs, "sd15" if args.full else "sd15-narrow")
+        yield rows, HOST, launches_table(rows)
+        return
     count, scenes = AMOUNTS.get(what, (0, 0))
     count, scenes = args.count or count, args.scenes or scenes
     if what == "dataset":
@@ -161,16 +120,21 @@ def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[list[Row], t
 
 def main() -> None:
     """Run the named benchmarks; all but defaults by default."""
+    if sys.argv[1:2] == ["gpu"]:
+        from . import gpu
+
+        del sys.argv[1]
+        return gpu.main()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", metavar="|".join((*WHAT, "pages")))
-    parser.add_argument("--steps", type=int, default=6, help="step: steps of each case")
-    parser.add_argument("--turns", type=int, default=3, help="step: runs of the cases that lie close together")
+    parser.add_argument("--pairs", type=int, default=12, help="step, launches: how often cases are compared")
+    parser.add_argument("--full", action="store_true", help="launches: count on the full-size model, 8 GB")
     parser.add_argument("--pictures", type=int, default=10_000, help="dataset: how many")
     parser.add_argument("--seeds", type=int, default=3, help="learning, defaults: runs of each case")
     parser.add_argument("--count", type=int, help="learning, defaults: pictures for what is obeyed")
     parser.add_argument("--scenes", type=int, help="learning, defaults: prompts for what is lost")
     parser.add_argument("--concepts", nargs="+", default=["zorp", "gub"], help="learning: these characters")
-    parser.add_argument("--only", nargs="+", default=[], help="defaults: these settings")
+    parser.add_argument("--only", nargs="+", default=[], help="step: these cases; defaults: these settings")
     parser.add_argument("--write", action="store_true", help="store the rows and rewrite the tables of docs/")
     args = parser.parse_args()
     for what in args.what:
@@ -180,7 +144,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
     from .pages import write_pages
 
-    for what in args.what or WHAT[:3]:
+    for what in args.what or WHAT[:-1]:
         if what == "pages":
             write_pages()
             continue

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -78,3 +81,31 @@ def counted_rounds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(native.TrainLoraNode, "execute", classmethod(execute))
     return done
+
+
+def test_the_check_of_a_gpu_machine_runs_without_one(comfy_host: Any, tmp_path: Path) -> None:
+    """On narrow models; a case that fails has a row that says why and stops no other."""
+    from lora_workbench.lab.bench.gpu import Check
+
+    check = Check(tmp_path, True, time.monotonic() + 300)
+    cases = ("no such case", "frozen model", "frozen model, CUDA graph", "LoRA Workbench", "TrainLoraNode")
+    environment = os.environ | {"COMFYUI_PATH": str(comfy_host.path)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", environment)
+        for case in cases:
+            check.measure("SD1.5 512", case)
+        check.measure("Z-Image 1024", "LoRA Workbench, gradient checkpointing")
+        check.until = time.monotonic() + 1
+        check.measure("SDXL 1024", "LoRA Workbench")
+        check.write()
+    told = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    rows = {(row["model"], row["trainer"]): row for row in told["steps"]}
+    assert "no such case" in rows["SD1.5 512", "no such case"]["failed"]
+    for key in [("SD1.5 512", case) for case in ("frozen model", "LoRA Workbench", "TrainLoraNode")] + [
+        ("Z-Image 1024", "LoRA Workbench, gradient checkpointing")
+    ]:
+        assert rows[key]["seconds"] > 0 and rows[key]["peak"] > 0, rows[key]
+    assert "NVIDIA" in rows["SD1.5 512", "frozen model, CUDA graph"].get("skipped", "NVIDIA")
+    assert rows["SDXL 1024", "LoRA Workbench"]["skipped"] == "no time was left"
+    page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert page.count("| SD1.5 512 |") == len(cases) and "SDXL 1024, LoRA Workbench: skipped: no time was left" in page

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -172,14 +174,53 @@ def test_rows_hold_each_seed_and_mean_least_and_most(bench: Any, results: Any, m
     assert bench.learning.unpacked(*kept) == found["LoRA Workbench"][700], "all of an unfinished run is kept"
 
 
-def test_a_step_is_told_as_ratios_of_the_same_precision(bench: Any, results: Any) -> None:
+def test_a_step_is_told_as_ratios_of_the_same_precision(results: Any) -> None:
+    from lora_workbench.lab.bench.step_time import ratios
+
     times = {("floor", "fp32"): 2.0, ("ours", "fp32"): 2.5, ("host", "fp32"): 10.0, ("ours", "bf16"): 1.0}
-    measured = {key: {"seconds": time, "growth": int(10 * time)} for key, time in times.items()}
-    assert bench.run.ratios(measured, ("host", "fp32")) == {
+    measured = {key: {"time": time, "growth": int(10 * time)} for key, time in times.items()}
+    assert ratios(measured, ("host", "fp32")) == {
         "time_of_floor": 5, "time_of_host": 1, "time_of_ours": 4, "memory_of_host": 1, "memory_of_ours": 4,
     }  # fmt: skip
-    assert bench.run.ratios(measured, ("ours", "bf16")) == {"time_of_ours": 1, "memory_of_ours": 1}
-    assert set(bench.run.ratios(measured, ("ours", "fp32"))) < set(results("step")[0])
+    assert ratios(measured, ("ours", "bf16")) == {"time_of_ours": 1, "memory_of_ours": 1}
+    assert set(ratios(measured, ("ours", "fp32"))) < set(results("step")[0])
+
+
+def test_a_step_is_paired_with_the_frozen_models(results: Any, monkeypatch: Any, capsys: Any) -> None:
+    """The median ratio counts; a case that fails has no row and stops no other."""
+    from lora_workbench.lab.bench import step_time
+
+    class Process:
+        failed = ""
+        result = {"growth": 2**30}
+
+        def __init__(self, _command: str, name: str, *_: object) -> None:
+            self.name, self.taken = name, 0
+
+        def ready(self) -> bool:
+            return True
+
+        def step(self) -> dict[str, float] | None:
+            self.taken += 1
+            if self.name == "host":
+                self.failed = "out of memory"
+                return None
+            return {"seconds": 2.0 if self.name == "floor" else 2.0 + self.taken}
+
+        def finish(self) -> None: ...
+
+        stop = finish
+
+    monkeypatch.setattr(step_time, "Alive", Process)
+    monkeypatch.setattr(step_time, "measured_on", lambda: {"comfyui": "1", "gpu": "", "machine": "a machine"})
+    monkeypatch.setattr(step_time, "host_version", lambda: "0.3.75")
+    rows = {(row["trainer"], row["precision"]): row for row in step_time.step_benchmark(3, ["ours", "host"])}
+    assert len(rows) == 4 and not any(trainer.startswith("TrainLoraNode") for trainer, _ in rows)
+    row = rows["LoRA Workbench", "fp32"]
+    assert (row["pairs"], row["least"], row["time_of_floor"], row["most"]) == (3, 2.0, 2.5, 3.0), "the first warms up"
+    assert row["memory_of_ours"] == 1 and set(row) <= set(results("step")[0])
+    assert rows["frozen model, no trainer", "fp32"]["time_of_floor"] == 1
+    assert "out of memory" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("slower_at_first", [1.0, 1.3])
@@ -223,3 +264,21 @@ def test_stored_rows_replace_those_of_the_same_host(tmp_path: Path) -> None:
     assert read("step", tmp_path) == rows and len(list(tmp_path.iterdir())) == 1
     columns = {"CPU": Column({"gpu": ""}, "time", 2), "H100": Column({"gpu": "H100"}, "time", 0)}
     assert table(rows, "trainer", columns) == "| trainer | CPU | H100 |\n| --- | --- | --- |\n| ours | 1.50 | 2 |"
+
+
+def test_a_process_ends_with_its_time_and_with_what_it_started(tmp_path: Path) -> None:
+    from lora_workbench.lab.bench.gpu import result_of, told_by_tests, within
+
+    late = tmp_path / "late"
+    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(late)!r}).touch()"
+    script = f"import subprocess, sys; print('a PASSED', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    started = time.monotonic()
+    found = within([sys.executable, "-c", script], 1)
+    assert time.monotonic() - started < 2.5
+    assert result_of(found, 1) == {"failed": "it took more than 1 s"}
+    assert told_by_tests(found) == "1 passed before its time was over"
+    time.sleep(max(0, started + 4 - time.monotonic()))
+    assert not late.exists()
+    wrong = "import sys; sys.stderr.write('MemoryError: out of memory\\na bar\\n'); sys.exit(1)"
+    assert result_of(within([sys.executable, "-c", wrong], 9), 9) == {"failed": "MemoryError: out of memory"}
+    assert result_of(within([sys.executable, "-c", "print('RESULT {\"seconds\": 2}')"], 9), 9) == {"seconds": 2}
