@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .adapters.network import LoraNetwork
+from .adapters.network import Network
 from .config import SOURCES, OptimizerSettings
 from .errors import UserError
 
@@ -33,7 +33,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
         ) from error
 
 
-def make_optimizer(config: OptimizerSettings, network: LoraNetwork) -> Optimizer:
+def make_optimizer(config: OptimizerSettings, network: Network) -> Optimizer:
     """Make the optimizer a config asks for.
 
     With LoRA+ (Hayou et al. 2024, arXiv:2402.12354) `up` has a rate of its own, in a second group; the first group's is
@@ -43,10 +43,13 @@ def make_optimizer(config: OptimizerSettings, network: LoraNetwork) -> Optimizer
     if is_schedule_free(config):
         settings["warmup_steps"] = config.warmup_steps  # it warms up by itself
     make: Any = optimizer_class(config.optimizer)
-    groups: list[Any] = list(network.parameters())
-    if config.lora_plus != 1:
-        down, up = network.parameter_groups()
-        groups = [{"params": down}, {"params": up, "lr": config.learning_rate * config.lora_plus}]
+    rates = {"up": config.learning_rate * config.lora_plus}
+    groups = [
+        {"params": tensors, "lr": rates.get(group, config.learning_rate)}
+        for group, tensors in network.flat.trained(is_per_tensor=SOURCES[config.optimizer].per_tensor).items()
+    ]
+    if config.optimizer == "AdamW":
+        settings["fused"] = network.flat.master.device.type in ("cuda", "cpu")
     optimizer: Optimizer = make(groups, lr=config.learning_rate, weight_decay=config.weight_decay, **settings)
     return optimizer
 

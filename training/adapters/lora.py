@@ -2,50 +2,47 @@
 
     y = f(x) + (alpha / rank) · up(drop(down(x)))                        (Hu et al. 2021, arXiv:2106.09685)
 
-`W + ΔW` is never formed, so a step costs little more than the frozen model's own. A `Frozen` lends the weights for one
-operation, because the host may keep them as inference tensors, on the CPU, quantized or paged out. Backward borrows
-them again instead of saving them.
+`W + ΔW` is never formed, so a step costs little more than the frozen model's own.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..draws import generator
-from .frozen import Frozen, FrozenConv, compute_dtype
+from .flat import Part, View
 
 
-class LoraLayer:
-    """The trainable pair of one layer.
+class LoraAdapter:
+    """The trainable pair of one layer; an `Adapter`.
 
     Attributes:
         path: Path of the frozen layer inside the host's model.
-        down: [rank, in] for a linear layer, [rank, in, 1, 1] for a 1×1 convolution; fp32.
-        up: [out, rank] or [out, rank, 1, 1]; fp32, initially zero so that training starts at the base model.
-        scale: alpha / rank.
+        down: [rank, in] for a linear layer, [rank, in, 1, 1] for a 1×1 convolution; in the run's buffers.
+        up: [out, rank] or [out, rank, 1, 1]; initially zero so that training starts at the base model.
+        alpha: Its output is scaled by alpha / rank.
         is_off: Whether the frozen layer currently runs without the pair.
     """
 
-    def __init__(self, path: str, down: Tensor, up: Tensor, scale: float, dropout: float) -> None:
-        self.path = path
-        self.down = down.requires_grad_(True)
-        self.up = up.requires_grad_(True)
-        self.scale = scale
-        self.dropout = dropout
+    down: View
+    up: View
+
+    def __init__(self, path: str, down: Tensor, up: Tensor, alpha: float, dropout: float) -> None:
+        self.path, self.alpha, self.dropout = path, alpha, dropout
+        self._start = (down, up)
+        self.scale = alpha / down.shape[0]
         self.index = 0
         self.is_off = False
         self._draw = (0, 0)
+        self._is_conv = down.ndim > 2
 
     @classmethod
     def fresh(
-        cls, path: str, module: nn.Module, rank: int, alpha: float, dropout: float, start: torch.Generator,
-        device: torch.device,
-    ) -> LoraLayer:  # fmt: skip
+        cls, path: str, module: nn.Module, rank: int, alpha: float, dropout: float, start: torch.Generator
+    ) -> LoraAdapter:
         """A pair that changes nothing yet.
 
         `down` is drawn from U(-1/√in, 1/√in) (kaiming uniform with a = √5, as kohya and PEFT draw it), `up` is zero.
@@ -58,115 +55,90 @@ class LoraLayer:
             down_shape, up_shape = (rank, fan_in), (fan_out, rank)
         bound = 1 / math.sqrt(down_shape[1])
         down = torch.rand(down_shape, generator=start) * (2 * bound) - bound
-        return cls(path, down.to(device), torch.zeros(up_shape).to(device), alpha / rank, dropout)
+        return cls(path, down, torch.zeros(up_shape), alpha, dropout)
 
-    def saved_tensors(self, name: str, alpha: float) -> dict[str, Tensor]:
-        """The tensors of a LoRA file: fp32 copies on the CPU, which later training steps leave alone.
+    def parts(self) -> list[Part]:
+        """Its two matrices as they start. LoRA+ tells the random one (down) from the zero one (up)."""
+        down, up = self._start
+        return [Part("down", down), Part("up", up)]
 
-        Args:
-            name: What the layer is called in the file.
-            alpha: The network's alpha.
-        """
-        return {
-            f"{name}.lora_down.weight": self.down.detach().float().cpu().clone(),
-            f"{name}.lora_up.weight": self.up.detach().float().cpu().clone(),
-            f"{name}.alpha": torch.tensor(float(alpha)),
-        }
+    def place(self, views: list[View]) -> None:
+        """Take the places of its matrices in the run's buffers."""
+        self.down, self.up = views
+        del self._start
+        pairs = ((v.used.flatten(1), v.grad.flatten(1)) for v in views)
+        (self._down, self._down_grad), (self._up, self._up_grad) = pairs
 
     def begin_micro_step(self, seed: int, micro_step: int) -> None:
         """Fix the dropout draws until the next call, so that a recomputed block drops the same values."""
         self._draw = (seed, micro_step)
 
-    def keep_mask(self, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
+    def _keep_mask(self, inner: Tensor) -> Tensor | None:
         """Draw which inner values to keep, scaled to preserve their mean; None without dropout."""
         if not self.dropout:
             return None
         seed, micro_step = self._draw
-        draws = torch.rand(
-            shape, device=device, generator=generator(seed, "dropout", micro_step, self.index, device=device)
-        )
-        return (draws >= self.dropout).float() / (1 - self.dropout)
+        source = generator(seed, "dropout", micro_step, self.index, device=inner.device)
+        draws = torch.rand(inner.shape, device=inner.device, generator=source)
+        return (draws >= self.dropout).to(inner.dtype) / (1 - self.dropout)
 
+    def add_output(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+        """Add scale · up(keep ⊙ down(x)) to y [..., out] or [B, out, H, W], in place.
 
-class AdaptedLinear(torch.autograd.Function):
-    """A frozen linear layer with or without its LoRA, as one operation.
-
-    Forward adds the LoRA's output in place to the layer's. Backward adds its gradient in place to the input's. Saved
-    for backward are the input and its projection by `down`, and only with a LoRA. The frozen weight is borrowed again,
-    never saved.
-    """
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        x: Tensor,
-        down: Tensor | None,
-        up: Tensor | None,
-        frozen: Frozen,
-        layer: LoraLayer | None,
-    ) -> Tensor:
-        """Compute `x Wᵀ + b + scale · keep ⊙ (x downᵀ) upᵀ` for x of shape [..., in]."""
-        ctx.frozen, ctx.layer = frozen, layer
-        ctx.input_dtype = x.dtype
-        x = x.to(compute_dtype(x))
-        rows = x.reshape(-1, x.shape[-1])
-        with frozen.lend(x) as (weight, bias):
-            # Into a new tensor: some models add to the result in place, which autograd forbids on a view.
-            y = x.new_empty(*x.shape[:-1], weight.shape[0])
-            flat = y.view(-1, weight.shape[0])
-            if bias is None:
-                torch.mm(rows, weight.t(), out=flat)
-            else:
-                torch.addmm(bias, rows, weight.t(), out=flat)
-        if layer is None or down is None or up is None:
-            return y
-        inner = rows @ down.to(x.dtype).t()
-        keep = layer.keep_mask(inner.shape, x.device)
+        Returns:
+            The inner values, after dropout, and which were kept.
+        """
+        if self._is_conv:
+            inner = torch.matmul(self._down, x.flatten(2))
+        else:
+            inner = x.reshape(-1, x.shape[-1]) @ self._down.t()
+        keep = self._keep_mask(inner)
         if keep is not None:
-            keep = keep.to(x.dtype)
             inner = inner * keep
-        flat.addmm_(inner, up.to(x.dtype).t(), alpha=layer.scale)
-        ctx.save_for_backward(rows, inner, down, up, keep)
-        return y
+        if self._is_conv:
+            up = self._up.expand(len(x), *self._up.shape)
+            y.flatten(2).baddbmm_(up, inner, alpha=self.scale)
+        else:
+            y.view(-1, y.shape[-1]).addmm_(inner, self._up.t(), alpha=self.scale)
+        return inner, keep
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Return the gradients of x, down and up."""
-        grad_x = grad_down = grad_up = None
-        if ctx.needs_input_grad[0]:
-            with ctx.frozen.lend(grad) as (weight, _):
-                grad_x = grad @ weight
-        saved = ctx.saved_tensors  # in a checkpointed block it may be accessed only once
-        if saved:
-            rows, inner, down, up, keep = saved
-            flat = grad.reshape(-1, grad.shape[-1])
-            # The scale is applied to the small results, not to a copy of the whole gradient.
-            grad_up = (flat.t() @ inner).to(up.dtype).mul_(ctx.layer.scale)
-            grad_inner = (flat @ up.to(grad.dtype)).mul_(ctx.layer.scale)
-            if keep is not None:
-                grad_inner = grad_inner * keep
-            grad_down = (grad_inner.t() @ rows).to(down.dtype)
-            if grad_x is not None:
-                grad_x.view(-1, grad_x.shape[-1]).addmm_(grad_inner, down.to(grad.dtype))
+    def add_gradients(
+        self, grad: Tensor, x: Tensor, kept: tuple[Tensor | None, ...], grad_x: Tensor | None
+    ) -> None:
+        """Add to the gradients of both matrices, and to that of x unless None, in place."""
+        inner, keep = kept
+        assert inner is not None
+        if self._is_conv:
+            self._add_gradients_of_conv(grad.flatten(2), x.flatten(2), inner, keep, grad_x)
+            return
+        rows, flat = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        self._up_grad.addmm_(flat.t(), inner, alpha=self.scale)
+        # The scale is applied to the small result, not to a copy of the whole gradient.
+        grad_inner = torch.addmm(inner, flat, self._up, beta=0, alpha=self.scale)
+        if keep is not None:
+            grad_inner.mul_(keep)
+        self._down_grad.addmm_(grad_inner.t(), rows)
         if grad_x is not None:
-            grad_x = grad_x.to(ctx.input_dtype)
-        return grad_x, grad_down, grad_up, None, None
+            grad_x.view(-1, grad_x.shape[-1]).addmm_(grad_inner, self._down)
 
+    def _add_gradients_of_conv(
+        self, grad: Tensor, x: Tensor, inner: Tensor, keep: Tensor | None, grad_x: Tensor | None
+    ) -> None:
+        """The same for x [B, in, HW] and its output's gradient [B, out, HW]."""
+        self._up_grad.addbmm_(grad, inner.transpose(1, 2), alpha=self.scale)
+        up = self._up.t().expand(len(x), *self._up.t().shape)
+        grad_inner = torch.baddbmm(inner, up, grad, beta=0, alpha=self.scale)
+        if keep is not None:
+            grad_inner.mul_(keep)
+        self._down_grad.addbmm_(grad_inner, x.transpose(1, 2))
+        if grad_x is not None:
+            down = self._down.t().expand(len(x), *self._down.t().shape)
+            grad_x.flatten(2).baddbmm_(down, grad_inner)
 
-def adapted_linear(x: Tensor, frozen: Frozen, layer: LoraLayer | None) -> Tensor:
-    """Run a frozen linear layer, with its LoRA if it has one."""
-    layer = None if layer is None or layer.is_off else layer
-    down, up = (layer.down, layer.up) if layer else (None, None)
-    return AdaptedLinear.apply(x, down, up, frozen, layer)  # type: ignore[no-any-return]
-
-
-def adapted_conv(x: Tensor, frozen: Frozen, layer: LoraLayer | None) -> Tensor:
-    """Run a frozen convolution, with its LoRA (1×1, stride 1) if it has one."""
-    y: Tensor = FrozenConv.apply(x, frozen)
-    if layer is None or layer.is_off:
-        return y
-    inner = F.conv2d(x.to(y.dtype), layer.down.to(y.dtype))
-    keep = layer.keep_mask(inner.shape, x.device)
-    if keep is not None:
-        inner = inner * keep.to(inner.dtype)
-    return y.add_(F.conv2d(inner, layer.up.to(y.dtype)), alpha=layer.scale)
+    def saved_tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a kohya file: fp32 copies on the CPU, which later training steps leave alone."""
+        return {
+            f"{name}.lora_down.weight": self.down.master.detach().cpu().clone(),
+            f"{name}.lora_up.weight": self.up.master.detach().cpu().clone(),
+            f"{name}.alpha": torch.tensor(float(self.alpha)),
+        }

@@ -1,8 +1,8 @@
-"""Every trainable layer of a run."""
+"""Every adapter of a run, and the buffers that hold their tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,59 +10,33 @@ from torch import Tensor, nn
 
 from ..draws import generator
 from ..errors import UserError
-from .lora import LoraLayer
+from .adapter import Adapter
+from .flat import Flat
+from .lora import LoraAdapter
 
 
-class LoraNetwork:
-    """All trainable pairs of a run, in the order of the model's layers."""
+class Network:
+    """All adapters of a run, in the order of the model's layers.
 
-    def __init__(self, layers: Iterable[LoraLayer], rank: int, alpha: float) -> None:
-        self.layers = list(layers)
-        self.rank = rank
-        self.alpha = alpha
-        for index, layer in enumerate(self.layers):
-            layer.index = index
+    Attributes:
+        adapters: One for each trained layer.
+        flat: The buffers with all their tensors.
+        anchor: Requires a gradient and never gets one (`Adapted`).
+    """
 
-    @classmethod
-    def create(
-        cls,
-        targets: dict[str, nn.Module],
-        *,
-        rank: int,
-        alpha: float,
-        dropout: float,
-        seed: int,
-        device: torch.device,
-    ) -> LoraNetwork:
-        """Create a fresh pair for each target, each drawn with a generator of its own.
+    def __init__(self, adapters: Sequence[Adapter], dtype: torch.dtype, device: torch.device) -> None:
+        self.adapters = list(adapters)
+        own = [adapter.parts() for adapter in self.adapters]
+        self.flat = Flat([part for parts in own for part in parts], dtype, device)
+        views = iter(self.flat.views)
+        for index, (adapter, parts) in enumerate(zip(self.adapters, own, strict=True)):
+            adapter.index = index
+            adapter.place([next(views) for _ in parts])
+        self.anchor = torch.zeros(0, device=device, requires_grad=True)
 
-        Raises:
-            UserError: There is nothing to train.
-        """
-        if not targets:
-            raise UserError(
-                "This MODEL has no layer a LoRA can be trained on: no attention or feed-forward layer was found. "
-                "Connect the MODEL of an image model's checkpoint or diffusion-model loader."
-            )
-        layers = [
-            LoraLayer.fresh(path, module, rank, alpha, dropout, generator(seed, "init", index), device)
-            for index, (path, module) in enumerate(targets.items())
-        ]
-        return cls(layers, rank, alpha)
-
-    def parameters(self) -> Iterator[Tensor]:
-        """Yield every trainable tensor, down before up, layer by layer."""
-        for layer in self.layers:
-            yield layer.down
-            yield layer.up
-
-    def parameter_groups(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors that start at random (down) and those that start at zero (up), which LoRA+ tells apart."""
-        return [layer.down for layer in self.layers], [layer.up for layer in self.layers]
-
-    def by_path(self) -> dict[str, LoraLayer]:
-        """The layers by the path of the frozen layer that each sits on."""
-        return {layer.path: layer for layer in self.layers}
+    def by_path(self) -> dict[str, Adapter]:
+        """The adapters by the path of the frozen layer that each sits on."""
+        return {adapter.path: adapter for adapter in self.adapters}
 
     def saved_tensors(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         """The tensors of a LoRA file: fp32 copies on the CPU, which later training steps leave alone.
@@ -71,22 +45,61 @@ class LoraNetwork:
             names: What each layer is called in the file, by its path.
         """
         tensors: dict[str, Tensor] = {}
-        for layer in self.layers:
-            tensors |= layer.saved_tensors(names[layer.path], self.alpha)
+        for adapter in self.adapters:
+            tensors |= adapter.saved_tensors(names[adapter.path])
         return tensors
 
     def begin_micro_step(self, seed: int, micro_step: int) -> None:
-        """Set the position in the run for each layer's dropout."""
-        for layer in self.layers:
-            layer.begin_micro_step(seed, micro_step)
+        """Set the position in the run for each adapter's random draws."""
+        for adapter in self.adapters:
+            adapter.begin_micro_step(seed, micro_step)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
         """Run the frozen model alone until the block ends."""
-        for layer in self.layers:
-            layer.is_off = True
+        for adapter in self.adapters:
+            adapter.is_off = True
         try:
             yield
         finally:
-            for layer in self.layers:
-                layer.is_off = False
+            for adapter in self.adapters:
+                adapter.is_off = False
+
+
+def refuse_nothing_to_train(targets: Mapping[str, nn.Module]) -> None:
+    """Say that a model has no layer to train, if so.
+
+    Raises:
+        UserError: There is nothing to train.
+    """
+    if not targets:
+        raise UserError(
+            "This MODEL has no layer a LoRA can be trained on: no attention or feed-forward layer was found. "
+            "Connect the MODEL of an image model's checkpoint or diffusion-model loader."
+        )
+
+
+def fresh_lora(
+    targets: Mapping[str, nn.Module], *, rank: int, alpha: float, dropout: float, seed: int, dtype: torch.dtype,
+    device: torch.device,
+) -> Network:  # fmt: skip
+    """Create a fresh LoRA for each target, each drawn with a generator of its own.
+
+    Args:
+        targets: Frozen layers by path.
+        rank: Of the matrices.
+        alpha: The output is scaled by alpha / rank.
+        dropout: Share of inner values dropped, 0 to 1.
+        seed: The run's seed.
+        dtype: The compute dtype.
+        device: Where training computes.
+
+    Raises:
+        UserError: There is nothing to train.
+    """
+    refuse_nothing_to_train(targets)
+    adapters = [
+        LoraAdapter.fresh(path, module, rank, alpha, dropout, generator(seed, "init", index))
+        for index, (path, module) in enumerate(targets.items())
+    ]
+    return Network(adapters, dtype, device)

@@ -8,6 +8,7 @@ few tensors of all other layers are swapped for clones. The rest of the model's 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,63 +18,14 @@ import comfy.model_management
 import comfy.ops
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..adapters.lora import LoraLayer, adapted_conv, adapted_linear
+from ..adapters.adapter import Adapted, Adapter, Beside
+from ..adapters.network import Network
+from .calls import called
+from .layers import FrozenConv, FrozenLinear, Weights, alias, alone, is_conv, is_linear, is_resident
+from .recompute import Recomputed
 
 log = logging.getLogger(__name__)
-
-
-class FrozenLayer:
-    """A host layer that lends its weight for one operation, wherever and in whatever form the host stores it."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    @contextmanager
-    def lend(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Lend (weight, bias) in the dtype and on the device of `x`.
-
-        The host casts, moves, dequantizes and applies patches. Inside the block the weight may be read; after it the
-        host may page it out or reuse its buffer.
-        """
-        module: Any = self.module
-        if not hasattr(module, "weight_function"):  # a plain torch layer, not one of the host's
-            bias = None if module.bias is None else module.bias.to(x.device, x.dtype)
-            yield module.weight.to(x.device, x.dtype), bias
-            return
-        weight, bias, handle = comfy.ops.cast_bias_weight(
-            module, dtype=x.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True
-        )
-        try:
-            yield self._as_computed(weight, x.dtype), bias
-        finally:
-            comfy.ops.uncast_bias_weight(module, weight, bias, handle)
-
-    def _as_computed(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the weight that the layer's own forward effectively multiplies by."""
-        if hasattr(weight, "dequantize") and type(weight) not in (Tensor, nn.Parameter):
-            weight = weight.dequantize().to(dtype)
-        # Scaled fp8 stores one factor per layer next to the weight, AWQ one per input channel.
-        for name in ("scale_weight", "pre_quant_scale"):
-            factor = getattr(self.module, name, None)
-            if factor is not None:
-                weight = weight * factor.to(device=weight.device, dtype=weight.dtype)
-        return weight
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a linear layer. The host's quantized ones are no nn.Linear but count."""
-    if isinstance(module, nn.Linear):
-        return True
-    return "Linear" in type(module).__name__ and hasattr(module, "in_features") and hasattr(module, "weight_function")
-
-
-def is_conv(module: nn.Module) -> bool:
-    """Return whether a module is a convolution whose backward needs only its weight and zero padding."""
-    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return False
-    return module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
 class _Undo(ExitStack):
@@ -95,10 +47,112 @@ class _Undo(ExitStack):
 
 
 class Differentiable:
-    """A host model that is differentiable at present."""
+    """A host model that can be trained; between two steps it can be left and entered again.
 
-    def __init__(self, undo: _Undo, norms: list[nn.Module]) -> None:
-        self._undo, self._norms = undo, norms
+    Args:
+        model: The host's BaseModel, loaded on its device.
+        network: The adapters, by the paths of the layers they sit on.
+        dtype: The dtype that everything computes in.
+        device: Where training computes.
+        checkpointing: Whether blocks are recomputed in backward instead of keeping their activations.
+        copies: Bytes that copies of weights in the compute dtype may take.
+    """
+
+    def __init__(
+        self, model: nn.Module, network: Network, *, dtype: torch.dtype, device: torch.device, checkpointing: bool,
+        copies: int,
+    ) -> None:  # fmt: skip
+        self.model, self.network, self.dtype, self.device = model, network, dtype, device
+        self.checkpointing, self.copies = checkpointing, copies
+        self._copies_norm_inputs = checkpointing
+        self._undo = _Undo()
+        self._norms: list[nn.Module] = []
+        self.blocks: list[Recomputed] = []
+
+    @contextmanager
+    def entered(self) -> Iterator[Differentiable]:
+        """Keep the model differentiable inside the block; afterwards it is as it was."""
+        self.enter()
+        try:
+            yield self
+        finally:
+            self.leave()
+
+    def enter(self) -> None:
+        """Make the model differentiable. Call it outside inference mode, with the model loaded on its device."""
+        try:
+            with torch.no_grad():
+                self._enter()
+        except BaseException:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Give the model back: every module has its own `forward`, parameters and buffers, never written to."""
+        self._undo.close()
+        self._norms, self.blocks = [], []
+
+    def _enter(self) -> None:
+        undo, adapters, left = self._undo, self.network.by_path(), self.copies
+        undo.set_attr(self.model, "manual_cast_dtype", self.dtype)
+        diffusion_model: nn.Module = self.model.diffusion_model  # type: ignore[assignment]
+        _unwrap_compiled(undo, diffusion_model)
+        for path, module in diffusion_model.named_modules():
+            if not (is_linear(module) or is_conv(module)):
+                _swap_tensors(undo, module, self.dtype, self.device)
+                if "norm" in type(module).__name__.lower() and not list(module.children()):
+                    self._norms.append(module)
+                continue
+            adapter = adapters.get(path)
+            if "forward" in vars(module):  # another node's code, such as the host's bypass LoRA
+                _swap_tensors(undo, module, self.dtype, self.device)
+                _free_held_tensors(undo, module.forward)
+                undo.set_attr(module, "forward", self._beside(module.forward, adapter))
+                continue
+            weights = Weights(module, self.dtype, self.device)
+            if 0 < weights.copy_size <= left:
+                left -= weights.copy_size
+                weights.copy()
+            frozen = FrozenLinear(weights) if is_linear(module) else FrozenConv(weights)
+            undo.set_attr(module, "forward", self._runner(path, frozen, adapter))
+        if self._copies_norm_inputs:
+            self.copy_norm_inputs()
+        if self.checkpointing:
+            for block in blocks(diffusion_model):
+                recomputed = Recomputed(block.forward, self.network.anchor)
+                self.blocks.append(recomputed)
+                undo.set_attr(block, "forward", recomputed)
+        _use_differentiable_kernels(undo)
+
+    def _runner(
+        self, path: str, frozen: FrozenLinear | FrozenConv, adapter: Adapter | None
+    ) -> Callable[..., Tensor]:
+        """The forward of a frozen layer, with its adapter if it has one."""
+        dtype, anchor, bare = self.dtype, self.network.anchor, alone(frozen)
+
+        def layer(x: Tensor) -> Tensor:
+            if x.dtype != dtype:
+                x = x.to(dtype)
+            if adapter is None or adapter.is_off:
+                return bare(x)
+            return Adapted.apply(x, anchor, frozen, adapter)  # type: ignore[no-any-return]
+
+        def forward(x: Tensor, *args: Any, **keywords: Any) -> Tensor:
+            comfy.ops.run_every_op()  # raises the host's interrupt, as the host's own layers do
+            return called(path, layer, x, args, keywords) if args or keywords else layer(x)
+
+        return forward
+
+    def _beside(self, replaced: Callable[..., Tensor], adapter: Adapter | None) -> Callable[..., Tensor]:
+        """The forward of a layer whose own was replaced by another node, with its adapter if it has one."""
+        dtype, anchor = self.dtype, self.network.anchor
+
+        def forward(x: Tensor, *args: Any, **keywords: Any) -> Tensor:
+            x = x.to(dtype)
+            y = replaced(x, *args, **keywords)
+            return y if adapter is None or adapter.is_off else Beside.apply(x, y, anchor, adapter)  # type: ignore[no-any-return]
+
+        return forward
 
     def rehearse(self, step: Callable[[], None]) -> None:
         """Run one forward and backward as a trial, and adapt to the model's code.
@@ -110,10 +164,11 @@ class Differentiable:
             step()
             return
         except RuntimeError as error:
-            if "modified by an inplace operation" not in str(error):
+            if "modified by an inplace operation" not in str(error) or self._copies_norm_inputs:
                 raise
         # Outside the except block: the traceback would keep the first attempt's activations alive.
         log.info("LoRA Workbench: this model adds in place, so its norms get copies of their inputs")
+        self._copies_norm_inputs = True
         self.copy_norm_inputs()
         step()
 
@@ -124,60 +179,27 @@ class Differentiable:
         self._norms = []
 
 
-@contextmanager
-def differentiable(
-    model: nn.Module,
-    layers: dict[str, LoraLayer],
-    *,
-    precision: torch.dtype,
-    checkpointing: bool,
-) -> Iterator[Differentiable]:
-    """Make a host model with the given LoRA layers differentiable until the block ends.
-
-    Enter it outside inference mode. After success, error or cancel, every module has its original `forward`,
-    parameters and buffers: the same objects, never written to.
-
-    Args:
-        model: The host's BaseModel, loaded on its device.
-        layers: LoRA layers by path below `model.diffusion_model`.
-        precision: The dtype the frozen model computes in.
-        checkpointing: Whether blocks are recomputed in backward instead of keeping their activations.
-
-    Yields:
-        The model. Call its `rehearse` with the first step.
-    """
-    norms: list[nn.Module] = []
-    diffusion_model: nn.Module = model.diffusion_model  # type: ignore[assignment]
-    with _Undo() as undo, torch.no_grad():
-        undo.set_attr(model, "manual_cast_dtype", precision)
-        for path, module in diffusion_model.named_modules():
-            if is_linear(module):
-                undo.set_attr(module, "forward", _runner(adapted_linear, module, layers.get(path)))
-            elif is_conv(module):
-                undo.set_attr(module, "forward", _runner(adapted_conv, module, layers.get(path)))
-            else:
-                _swap_tensors(undo, module, precision)
-                if "norm" in type(module).__name__.lower() and not list(module.children()):
-                    norms.append(module)
-        made = Differentiable(undo, norms)
-        if checkpointing:
-            # Inside a recomputed block autograd does not notice changes in place.
-            made.copy_norm_inputs()
-            for block in blocks(diffusion_model):
-                undo.set_attr(block, "forward", _checkpointed(block.forward))
-        _use_differentiable_kernels(undo)
-        with torch.enable_grad():
-            yield made
+def _unwrap_compiled(undo: _Undo, root: nn.Module) -> None:
+    """Put a module wrapped by `torch.compile` back in its place, so that the paths of layers are the model's own."""
+    for module in list(root.modules()):
+        for name, child in module._modules.items():
+            inner = getattr(child, "_orig_mod", None)
+            if inner is not None:
+                undo.set_item(module._modules, name, inner)
 
 
-def _runner(run: Callable[..., Tensor], module: nn.Module, layer: LoraLayer | None) -> Callable[..., Tensor]:
-    frozen = FrozenLayer(module)
-
-    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-        comfy.ops.run_every_op()  # raises the host's interrupt, as the host's own layers do
-        return run(x, frozen, layer)
-
-    return forward
+def _free_held_tensors(undo: _Undo, forward: Any) -> None:
+    """Make the tensors of the object that replaced a forward normal ones, which autograd can save."""
+    owner = getattr(forward, "__self__", None)
+    for held in (owner, getattr(owner, "adapter", None)):
+        if held is None or isinstance(held, nn.Module):
+            continue
+        for name, value in list(vars(held).items()):
+            if isinstance(value, Tensor) and value.is_inference():
+                undo.set_attr(held, name, alias(value))
+            elif isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) and v.is_inference() for v in value):
+                normal = (alias(v) if isinstance(v, Tensor) and v.is_inference() else v for v in value)
+                undo.set_attr(held, name, type(value)(normal))
 
 
 def _cloning(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -187,22 +209,26 @@ def _cloning(forward: Callable[..., Any]) -> Callable[..., Any]:
     return cloned
 
 
-def _swap_tensors(undo: _Undo, module: nn.Module, precision: torch.dtype) -> None:
-    """Replace a module's own parameters and buffers by clones.
+def _swap_tensors(undo: _Undo, module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Replace a module's own parameters and buffers by normal tensors: an alias, or a copy in the compute dtype.
 
-    Autograd cannot save the host's inference tensors. With fp32 the clones are fp32 too, because layers of a
-    half-precision model would refuse the wider input.
+    Autograd cannot save the host's inference tensors. Buffers in fp32, such as frequencies, stay so: the host's code
+    expects them.
     """
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
             if tensor is None:
                 continue
-            clone = tensor.detach().clone()
-            if precision == torch.float32 and clone.dtype in (torch.float16, torch.bfloat16):
-                clone = clone.float()
+            is_half = tensor.dtype in (torch.float16, torch.bfloat16)
+            is_weight = tensors is module._parameters and tensor.dtype == torch.float32
+            wanted = dtype if is_half or is_weight else tensor.dtype
+            if not hasattr(module, "_v") and is_resident(tensor, wanted, device):
+                swapped = alias(tensor)
+            else:
+                swapped = tensor.detach().to(wanted, copy=True)
             if isinstance(tensor, nn.Parameter):
-                clone = nn.Parameter(clone, requires_grad=False)
-            undo.set_item(tensors, name, clone)  # type: ignore[arg-type]
+                swapped = nn.Parameter(swapped, requires_grad=False)
+            undo.set_item(tensors, name, swapped)  # type: ignore[arg-type]
 
 
 def blocks(diffusion_model: nn.Module) -> list[nn.Module]:
@@ -227,21 +253,16 @@ def blocks(diffusion_model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def on_clones(*args: Any, **kwargs: Any) -> Any:
-        # A block that adds to its inputs in place would find them changed when it is recomputed.
-        fresh = [a.clone() if isinstance(a, Tensor) else a for a in args]
-        fresh_named = {k: v.clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-        return forward(*fresh, **fresh_named)
-
-    def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(on_clones, *args, use_reentrant=False, **kwargs)
-
-    return checkpointed
-
-
 def _use_differentiable_kernels(undo: _Undo) -> None:
-    """Replace the fused kernels of newer hosts, which have no backward, by eager ones."""
+    """Replace what has no backward: fused kernels of newer hosts, other attention than torch's, changes in place."""
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("comfy.ldm."):
+            continue
+        for attention in ("optimized_attention", "optimized_attention_masked"):
+            if hasattr(module, attention):  # some models call it without the options that carry the override
+                undo.set_attr(module, attention, comfy.ldm.modules.attention.attention_pytorch)
+        if hasattr(module, "apply_adaln_"):  # PixelDiT multiplies in place by what backward needs
+            undo.set_attr(module, "apply_adaln_", lambda x, shift, scale: x * (1 + scale) + shift)
     if hasattr(comfy.model_management, "in_training"):
         undo.set_attr(comfy.model_management, "in_training", True)
     try:

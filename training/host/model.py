@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.targets import is_target
-from .frozen import is_conv, is_linear, torch_attention
+from .frozen import torch_attention
+from .layers import is_conv, is_linear
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class HostModel:
         """Return the layers a LoRA is trained on, by path below the diffusion model."""
         modules = self.model.diffusion_model.named_modules()
         return {
-            path: module
+            path.replace("._orig_mod", ""): module
             for path, module in modules
             if (is_linear(module) or is_conv(module)) and is_target(path, module)
         }
@@ -199,10 +200,13 @@ class HostModel:
             first, *others = [conds[i] for i in members]
             batched = {name: cond.concat([o[name] for o in others]) for name, cond in first.items()}
             # The sampler gives patches of the model these values: the position in the schedule and the prompt.
-            told = {"sigmas": sigma[members], "sample_sigmas": sigma[members], "cond_or_uncond": [0] * len(members)}
+            some_xt, some_sigma = (xt, sigma) if len(groups) == 1 else (xt[members], sigma[members])
+            told = {"sigmas": some_sigma, "sample_sigmas": some_sigma, "cond_or_uncond": [0] * len(members)}
             out = self.model.apply_model(
-                xt[members], sigma[members], transformer_options={**self.transformer_options, **told}, **batched
+                some_xt, some_sigma, transformer_options={**self.transformer_options, **told}, **batched
             )
+            if len(groups) == 1:
+                return out  # type: ignore[no-any-return]
             for index, part in zip(members, out.split(1), strict=True):
                 parts[index] = part
         return torch.cat(parts)  # type: ignore[arg-type]

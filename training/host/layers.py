@@ -1,0 +1,197 @@
+"""The ways a frozen layer computes: on its own weight, on a copy of it, or on one borrowed for each operation.
+
+The host's weights are inference tensors, which autograd cannot save. They may be on the CPU, quantized or paged out.
+
+- resident: an alias, a normal tensor on the same storage, where the weight is in the compute dtype on the device;
+- copied: a copy in the compute dtype, made once, where there is memory for it;
+- borrowed: the host lends the weight for one operation, and again in backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.ops
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is a linear layer. The host's quantized ones are no nn.Linear but count."""
+    if isinstance(module, nn.Linear):
+        return True
+    return "Linear" in type(module).__name__ and hasattr(module, "in_features") and hasattr(module, "weight_function")
+
+
+def is_conv(module: nn.Module) -> bool:
+    """Return whether a module is a convolution whose backward needs only its weight and zero padding."""
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return False
+    return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """Return a normal tensor on the storage of a host's inference tensor."""
+    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return empty.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())  # type: ignore[call-overload,no-any-return]
+
+
+def is_resident(tensor: Tensor | None, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether a tensor can be used as it lies: plain, in this dtype, on this device."""
+    if tensor is None:
+        return True
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == dtype and tensor.device == device
+
+
+class Weights:
+    """The weight and bias of one layer, in the compute dtype, for `with` blocks.
+
+    Args:
+        module: The host's layer.
+        dtype: The compute dtype.
+        device: Where training computes.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+        self.module: Any = module
+        self.dtype, self.device = dtype, device
+        self.held: tuple[Tensor, Tensor | None] | None = None
+        if self._is_resident():
+            bias = self.module.bias
+            self.held = alias(self.module.weight), None if bias is None else alias(bias)
+
+    def _is_resident(self) -> bool:
+        module = self.module
+        if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
+            return False  # patches that the host applies when it computes
+        if hasattr(module, "_v") or hasattr(module, "cast_bias_weight"):
+            return False  # pages that the host may evict; packed weights
+        if any(getattr(module, name, None) is not None for name in ("scale_weight", "pre_quant_scale")):
+            return False
+        return all(is_resident(tensor, self.dtype, self.device) for tensor in (module.weight, module.bias))
+
+    @property
+    def copy_size(self) -> int:
+        """Bytes that a copy would take; 0 where none is needed or the host keeps the weight off the device."""
+        if self.held is not None or self.module.weight.device != self.device:
+            return 0
+        module = self.module
+        count = module.in_features * module.out_features if hasattr(module, "in_features") else module.weight.numel()
+        return int(count) * self.dtype.itemsize
+
+    def copy(self) -> None:
+        """Keep a copy in the compute dtype."""
+        with self.lend() as (weight, bias):
+            own = self.module.weight.dtype == weight.dtype or not weight.is_inference()
+            self.held = (weight.clone() if own else weight.clone()), None if bias is None else bias.clone()
+
+    @contextmanager
+    def lend(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Lend (weight, bias). Inside the block they may be read; after it the host may reuse their memory."""
+        if self.held is not None:
+            yield self.held
+            return
+        module, dtype, device = self.module, self.dtype, self.device
+        if not hasattr(module, "weight_function"):  # a plain torch layer, not one of the host's
+            bias = None if module.bias is None else module.bias.to(device, dtype)
+            yield module.weight.to(device, dtype), bias
+            return
+        if hasattr(module, "cast_bias_weight"):  # GGUF: the layer unpacks its own weight
+            weight, bias = module.cast_bias_weight(dtype=dtype, device=device, bias_dtype=dtype)[:2]
+            yield weight, bias
+            return
+        weight, bias, handle = comfy.ops.cast_bias_weight(
+            module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
+        )
+        try:
+            yield self._as_computed(weight), bias
+        finally:
+            comfy.ops.uncast_bias_weight(module, weight, bias, handle)
+
+    def _as_computed(self, weight: Tensor) -> Tensor:
+        """Return the weight that the layer's own forward effectively multiplies by."""
+        if hasattr(weight, "dequantize") and type(weight) not in (Tensor, nn.Parameter):
+            weight = weight.dequantize().to(self.dtype)
+        # Scaled fp8 stores one factor per layer next to the weight, AWQ one per input channel.
+        for name in ("scale_weight", "pre_quant_scale"):
+            factor = getattr(self.module, name, None)
+            if factor is not None:
+                weight = weight * factor.to(device=weight.device, dtype=weight.dtype)
+        return weight
+
+
+class FrozenLinear:
+    """A frozen linear layer that computes; a `Frozen`."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute x Wᵀ + b for x [..., in]."""
+        with self.weights.lend() as (weight, bias):
+            # Into a new tensor: some models add to the result in place, which autograd forbids on a view.
+            y = x.new_empty(*x.shape[:-1], weight.shape[0])
+            rows, flat = x.reshape(-1, x.shape[-1]), y.view(-1, weight.shape[0])
+            if bias is None:
+                torch.mm(rows, weight.t(), out=flat)
+            else:
+                torch.addmm(bias, rows, weight.t(), out=flat)
+        return y
+
+    def grad_input(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        """Compute g W for g [..., out]."""
+        with self.weights.lend() as (weight, _):
+            grad_x = grad.new_empty(shape)
+            torch.mm(grad.reshape(-1, grad.shape[-1]), weight, out=grad_x.view(-1, shape[-1]))
+        return grad_x
+
+
+class FrozenConv:
+    """A frozen convolution that computes; a `Frozen`. Its backward needs neither its input nor its output."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x [B, in, …] as the module would."""
+        with self.weights.lend() as (weight, bias):
+            return self.weights.module._conv_forward(x, weight, bias)  # type: ignore[no-any-return]
+
+    def grad_input(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        """Compute the gradient of an input of this shape, which does not depend on the input's values."""
+        conv = self.weights.module
+        with self.weights.lend() as (weight, _):
+            # An expanded scalar provides the shape.
+            like = grad.new_empty(1).expand(shape)
+            grad_x: Tensor = torch.ops.aten.convolution_backward(
+                grad, like, weight, None, conv.stride, conv.padding, conv.dilation, False,
+                [0] * (len(shape) - 2), conv.groups, (True, False, False),
+            )[0]
+        return grad_x
+
+
+class Alone(torch.autograd.Function):
+    """A frozen layer without an adapter that saves neither weight nor input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frozen: FrozenLinear | FrozenConv) -> Tensor:  # type: ignore[override]
+        """Compute the layer's output."""
+        ctx.frozen, ctx.shape = frozen, x.shape
+        return frozen.forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[override]
+        """Return the gradient of x."""
+        return (ctx.frozen.grad_input(grad, ctx.shape) if ctx.needs_input_grad[0] else None), None
+
+
+def alone(frozen: FrozenLinear | FrozenConv) -> Callable[[Tensor], Tensor]:
+    """Return the computation of a frozen layer without an adapter."""
+    held = frozen.weights.held
+    if held is not None and isinstance(frozen, FrozenLinear):
+        weight, bias = held
+        return lambda x: F.linear(x, weight, bias)  # saves nothing but the weight, which is there anyway
+    return lambda x: Alone.apply(x, frozen)  # type: ignore[no-any-return]
