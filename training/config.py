@@ -24,12 +24,14 @@ class Source:
         name: The class in it.
         package: What to install when the import fails; empty when torch has it.
         settings: Arguments besides the learning rate and weight decay.
+        per_tensor: Whether its rule depends on a tensor's shape or size, so that it must see each by itself.
     """
 
     module: str
     name: str
     package: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
+    per_tensor: bool = False
 
 
 _BITSANDBYTES, _PYTORCH_OPTIMIZER = "bitsandbytes>=0.50", "pytorch-optimizer>=4.0"
@@ -45,15 +47,15 @@ SOURCES = {
     # The memory-saving form: learning rate from outside, no momentum.
     "Adafactor": Source(
         "pytorch_optimizer", "AdaFactor", _PYTORCH_OPTIMIZER,
-        (("betas", (None, 0.999)), ("scale_parameter", False), ("relative_step", False)),
+        (("betas", (None, 0.999)), ("scale_parameter", False), ("relative_step", False)), per_tensor=True,
     ),
-    "CAME": Source("pytorch_optimizer", "CAME", _PYTORCH_OPTIMIZER),
+    "CAME": Source("pytorch_optimizer", "CAME", _PYTORCH_OPTIMIZER, per_tensor=True),
     "ScheduleFreeAdamW": Source("pytorch_optimizer", "ScheduleFreeAdamW", _PYTORCH_OPTIMIZER),
 }  # fmt: skip
 OPTIMIZERS = tuple(SOURCES)
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex")
 TIMESTEPS = ("auto", "uniform", "logit-normal")
-PRECISIONS = ("auto", "bf16", "fp32")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 ON_CANCEL = ("keep and go on", "stop the queue")
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .config import OptimizerSettings
 from .data.batches import Batch
 from .events import Cancelled, Sink, StepEvent
-from .run.state import Diverged, Run
-from .step import NotFinite, Setup, training_step
+from .guard import Guard
+from .late import Late
+from .run.state import Diverged, NotFinite, Run, Unread
+from .step import BatchLosses, Setup, training_step
+
+_LATE = 4  # steps
 
 AfterStep = Callable[[Run, bool], None]
 
@@ -32,98 +36,112 @@ def train(setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = Non
         Cancelled: The user pressed cancel; the run holds what was trained so far and can go on.
         Diverged: A loss or gradient is not finite; the run holds the last good weights and cannot go on.
     """
-    good, pace = LastGood(run), _Pace()
-    while run.step < run.total and run.epoch < setup.plan.epochs:
-        steps, epoch = setup.plan.steps(run.epoch), run.epoch
-        for batches in steps[run.position :]:
-            if run.step >= run.total:
-                break
-            try:
-                optimizer_step(setup, run, batches, sink, good)
-            except NotFinite as error:
-                failed = run.step + 1
-                good.restore(run)
-                raise Diverged(_why(error, failed, setup.plan.config)) from error
-            ended = run.position == len(steps)
-            if ended:
-                run.record_epoch()
-            sink.step(pace.event(run, epoch + 1, setup.plan.epochs))
-            if after_step:
-                after_step(run, ended)
+    guard, pace = Guard(run, setup.precision == torch.float16), _Pace()
+    try:
+        while run.step < run.total and run.epoch < setup.plan.epochs:
+            steps, epoch = setup.plan.steps(run.epoch), run.epoch
+            for batches in steps[run.position :]:
+                if run.step >= run.total:
+                    break
+                told = partial(pace.tell, sink, run, run.step + 1, epoch + 1, setup.plan.epochs)
+                optimizer_step(setup, run, batches, sink, guard, told)
+                run.read_arrived(most=_LATE)
+                ended = run.position == len(steps)
+                if ended:
+                    run.record_epoch()
+                if after_step:
+                    after_step(run, ended)
+        run.read_all()
+    except NotFinite as error:
+        guard.restore(run, error.step)
+        raise Diverged(why(setup, error)) from error
     return run
 
 
-def optimizer_step(setup: Setup, run: Run, batches: list[Batch], sink: Sink, good: LastGood) -> None:
+def optimizer_step(
+    setup: Setup, run: Run, batches: list[Batch], sink: Sink, guard: Guard, told: Callable[[], None] = lambda: None
+) -> None:
     """Train one optimizer step: every batch forward and backward, then one update of the weights.
+
+    Args:
+        setup: What every step is made of.
+        run: Its state between two steps.
+        batches: Of this step.
+        sink: Is checked for a cancel.
+        guard: Decides whether the weights change.
+        told: Called when the step's losses are read.
 
     Raises:
         Cancelled: The user pressed cancel between two batches; the run is as before this step.
-        NotFinite: A loss or gradient is not finite; the weights were not updated.
     """
-    total = 0.0
-    pictures: list[tuple[str, float]] = []
-    run.optimizer.zero_grad(set_to_none=True)  # of a step that was left halfway
-    for micro_step, batch in enumerate(batches, run.micro_step):
+    flat = run.network.flat
+    flat.begin_step()
+    done: list[BatchLosses] = []
+    numbered = tuple(enumerate(batches, run.micro_step))
+    for micro_step, batch in numbered:
         if sink.cancelled():
             raise Cancelled
-        losses = training_step(setup, batch, micro_step)
-        total += losses.total
-        pictures += losses.pictures
-    limit = setup.plan.config.max_grad_norm or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(list(run.network.parameters()), limit)
-    if not torch.isfinite(norm):
-        indices = [index for batch in batches for index in batch.indices]
-        raise NotFinite("gradient", tuple(setup.plan.dataset.pictures[index].path.name for index in indices))
-    good.keep(run)
+        done.append(training_step(setup, batch, micro_step, guard.loss_scale))
+    norm = torch.linalg.vector_norm(flat.total)
+    if limit := setup.plan.config.max_grad_norm:
+        # As torch.nn.utils.clip_grad_norm_ does it.
+        flat.total.mul_((limit / (norm + 1e-6)).clamp_(max=1))
+    losses = [batch.losses for batch in done]
+    values = torch.cat([*losses, norm[None]])
     rate = float(run.optimizer.param_groups[0]["lr"])
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.scheduler.step()
-    run.record_step(total, pictures, len(batches), rate)
+    guard.step(run, values[:-1].sum(), norm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a step that was left out is none that was forgotten
+        run.scheduler.step()
+    concepts = tuple(concept for batch in done for concept in batch.concepts)
+    run.count_step(Unread(run.step + 1, Late(values), concepts, numbered, guard.loss_scale is not None, told), rate)
 
 
-class LastGood:
-    """A copy of the weights that last gave finite losses, in case the next update breaks them.
+def why(setup: Setup, error: NotFinite) -> str:
+    """Say which step failed, on what, and what to do: its latents, its text, the model's output or the gradients.
 
-    Of a schedule-free optimizer the other point (`z`) as well: the weights it would save lie between the two.
+    What a step was made of is loaded again to see which of it is not finite.
     """
-
-    def __init__(self, run: Run) -> None:
-        self._copies: list[tuple[Tensor, Tensor]] = []
-        self.keep(run)
-
-    def keep(self, run: Run) -> None:
-        """Copy the weights as they are now."""
-        live = [*run.network.parameters(), *(state["z"] for state in run.optimizer.state.values() if "z" in state)]
-        if len(live) != len(self._copies):
-            self._copies = [(tensor, tensor.detach().clone()) for tensor in live]
-        for tensor, copy in self._copies:
-            copy.copy_(tensor.detach())
-        self.step = run.step
-
-    def restore(self, run: Run) -> None:
-        """Restore the copies, and set the run back to their step."""
-        with torch.no_grad():
-            for tensor, copy in self._copies:
-                tensor.copy_(copy)
-        run.go_back_to(self.step)
-
-
-def _why(error: NotFinite, failed: int, config: OptimizerSettings) -> str:
-    """Say which step failed, on what, and what to do."""
-    if failed == 1:
-        cause = (
-            "The first step already failed, so a picture, its caption or the model itself holds values that are not "
-            "numbers. Look at the pictures named, or set precision to fp32."
+    config, pictures = setup.plan.config, setup.plan.dataset.pictures
+    named: dict[str, list[str]] = {"latents": [], "text": [], "all": []}
+    for micro_step, batch in error.batches:
+        for place, (index, flip) in enumerate(zip(batch.indices, batch.flips, strict=True)):
+            name = pictures[index].path.name
+            named["all"].append(name)
+            if not setup.latents.load(index, flip).isfinite().all():
+                named["latents"].append(name)
+            caption = setup.plan.caption(index, micro_step, place)
+            if not all_finite(setup.captions.load(caption)):
+                named["text"].append(f"{name}: {caption[:40]!r}")
+    start = f"Training stopped at step {error.step}: "
+    if named["latents"]:
+        return start + (
+            f"the latents of {', '.join(named['latents'])} hold values that are not numbers. Delete the folder "
+            f"{setup.latents.cache.folder} and queue again."
         )
-    else:
-        lora_plus = "" if config.lora_plus == 1 else f" with LoRA+ {config.lora_plus:g}"
-        cause = (
-            f"The learning rate {config.learning_rate:g} is probably too high for {config.optimizer}{lora_plus}. Set "
-            "it to a tenth, or set precision to fp32."
+    if named["text"]:
+        return start + (
+            f"the encoded caption of {', '.join(named['text'])} holds values that are not numbers. Delete the folder "
+            f"{setup.captions.cache.folder} and queue again."
         )
-    names = ", ".join(error.names)
-    return f"Training stopped: the {error.what} of step {failed} ({names}) is not a finite number. {cause}"
+    what = "the MODEL's output" if error.what == "loss" else "the gradient"
+    start += f"{what} for {', '.join(named['all'])} is not a finite number. "
+    if error.step == 1:
+        return start + "Nothing is trained yet, so it is not the learning rate. Set precision to fp32."
+    lora_plus = "" if config.lora_plus == 1 else f" with LoRA+ {config.lora_plus:g}"
+    return start + (
+        f"The learning rate {config.learning_rate:g} is probably too high for {config.optimizer}{lora_plus}. Set "
+        "it to a tenth, or set precision to fp32."
+    )
+
+
+def all_finite(value: object) -> bool:
+    """Whether every number in nested lists, dicts and tensors is finite."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    if isinstance(value, dict):
+        return all(map(all_finite, value.values()))
+    return all(map(all_finite, value)) if isinstance(value, (list, tuple)) else True
 
 
 class _Pace:
@@ -133,11 +151,15 @@ class _Pace:
         self._started = time.monotonic()
         self._times: deque[float] = deque([self._started], maxlen=21)
 
-    def event(self, run: Run, epoch: int, epochs: int) -> StepEvent:
-        """The event of the step that has just ended."""
+    def tell(self, sink: Sink, run: Run, step: int, epoch: int, epochs: int) -> None:
+        """Tell of a step whose losses were just read."""
+        sink.step(self.event(run, step, epoch, epochs))
+
+    def event(self, run: Run, step: int, epoch: int, epochs: int) -> StepEvent:
+        """The event of a step."""
         self._times.append(now := time.monotonic())
         per_step = (now - self._times[0]) / (len(self._times) - 1)
         return StepEvent(
-            run.step, run.total, epoch, epochs, run.losses[-1], run.smoothed_loss, run.rates[-1], now - self._started,
+            step, run.total, epoch, epochs, run.read[-1], run.smoothed_loss, run.rates[step - 1], now - self._started,
             per_step,
         )

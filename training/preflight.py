@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import advice
-from .adapters.network import LoraNetwork
+from .adapters.network import fresh_lora, refuse_nothing_to_train
 from .cache.captions import CaptionStore
 from .cache.latents import LatentStore
 from .config import TrainConfig
@@ -20,12 +20,12 @@ from .data.words import has_words
 from .disk import safe_name
 from .errors import UserError
 from .events import Sink, counted
-from .host.frozen import Differentiable, differentiable
+from .host.frozen import Differentiable
 from .host.model import HostModel, comes_from_the_model
 from .optimizers import optimizer_class
 from .plan import Plan, is_trained_with_words, whole_captions
 from .run.state import Run
-from .step import NotFinite, Setup, training_step
+from .step import Setup, training_step
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,7 @@ def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: Train
     for name, socket in (("CLIP", clip), ("VAE", vae)):
         if socket is None:
             raise UserError(f"The {name} input is empty: its loader has none. Connect one that fits the MODEL.")
-    first_target = dict(list(model.targets().items())[:1])
-    LoraNetwork.create(first_target, rank=1, alpha=1.0, dropout=0.0, seed=0, device=torch.device("cpu"))
+    refuse_nothing_to_train(model.targets())
     step = int(vae.spacial_compression_encode())
     for width, height in dataset.buckets():
         if width % step or height % step:
@@ -144,7 +143,9 @@ class Ready(NamedTuple):
 
 
 @contextmanager
-def prepared(model: HostModel, plan: Plan, latents: LatentStore, captions: CaptionStore) -> Iterator[Ready]:
+def prepared(
+    model: HostModel, plan: Plan, latents: LatentStore, captions: CaptionStore, *, copies: bool = True
+) -> Iterator[Ready]:
     """Make a loaded model trainable inside the block, with a fresh LoRA and after a trial step.
 
     Args:
@@ -152,6 +153,7 @@ def prepared(model: HostModel, plan: Plan, latents: LatentStore, captions: Capti
         plan: The run's plan, with its settings.
         latents: Latents of the plan's dataset.
         captions: Every caption the plan asks for.
+        copies: Whether weights in another dtype may be copied to the compute dtype, where memory allows.
 
     Raises:
         UserError: The inputs do not fit each other, or an optimizer's package is missing.
@@ -160,15 +162,17 @@ def prepared(model: HostModel, plan: Plan, latents: LatentStore, captions: Capti
     # The host runs nodes in inference mode; what is made there cannot be trained.
     with torch.inference_mode(False), torch.enable_grad():
         precision = compute_precision(config.precision, model.device)
-        network = LoraNetwork.create(
+        network = fresh_lora(
             model.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=config.dropout,
-            seed=config.seed, device=model.device,
+            seed=config.seed, dtype=precision, device=model.device,
         )  # fmt: skip
         setup = Setup(model, latents, captions, plan, network, precision)
         run = Run.start(config, plan, network)
-        with differentiable(
-            model.model, network.by_path(), precision=precision, checkpointing=config.gradient_checkpointing
-        ) as made:
+        made = Differentiable(
+            model.model, network, dtype=precision, device=model.device, checkpointing=config.gradient_checkpointing,
+            copies=model.room_for_copies() if copies else 0,
+        )  # fmt: skip
+        with made.entered():
             rehearse(made, setup, model)
             yield Ready(setup, run, made)
 
@@ -185,12 +189,10 @@ def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:
 
     def once() -> None:
         try:
+            setup.network.flat.begin_step()
             training_step(setup, batch, micro_step)
-        except NotFinite:
-            pass  # the first step reports it
         finally:
-            for parameter in setup.network.parameters():
-                parameter.grad = None
+            setup.network.flat.begin_step()
 
     try:
         made.rehearse(once)

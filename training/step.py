@@ -8,8 +8,6 @@ prediction, so one formula serves every kind of model.
 
 from __future__ import annotations
 
-import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapters.network import LoraNetwork
+from .adapters.network import Network
 from .cache.captions import CaptionStore
 from .cache.latents import LatentStore
 from .data.batches import Batch
@@ -26,56 +24,37 @@ from .objective import Denoiser, Draw, draw, mean_per_picture, padding_mask, tim
 from .plan import Plan
 
 
-def training_step(setup: Setup, batch: Batch, micro_step: int) -> StepLosses:
+def training_step(setup: Setup, batch: Batch, micro_step: int, loss_scale: Tensor | None = None) -> BatchLosses:
     """Run one batch forward and backward; its gradients are added to those of the LoRA.
 
     Args:
         setup: What every step of the run is made of.
         batch: Pictures of one bucket.
         micro_step: Its number in the run, which decides every random draw.
-
-    Raises:
-        NotFinite: A loss is not a finite number, and so are the gradients.
+        loss_scale: Keeps the gradients of fp16 in its range, or None.
     """
     model, plan = setup.model, setup.plan
     micro = prepare(setup, batch, micro_step)
     setup.network.begin_micro_step(plan.config.seed, micro_step)
-    with setup.computing():
-        target = clean_target(setup, micro)
-        xt = model.noised(micro.x0, micro.drawn.noise, micro.drawn.sigma)
-        estimate = model.denoised(xt, micro.drawn.sigma, micro.conds).float()
-        error = (estimate - target) / model.output_scale(micro.drawn.sigma, xt.ndim)
-        losses = mean_per_picture(error.square(), micro.mask)
-    total = losses.sum()
-    weighted = total if micro.weights is None else (losses * micro.weights).sum()
+    target = clean_target(setup, micro)
+    xt = model.noised(micro.x0, micro.drawn.noise, micro.drawn.sigma)
+    estimate = model.denoised(xt, micro.drawn.sigma, micro.conds).float()
+    error = (estimate - target) / model.output_scale(micro.drawn.sigma, xt.ndim)
+    losses = mean_per_picture(error.square(), micro.mask)
+    weighted = losses if micro.weights is None else losses * micro.weights
     # Each picture counts the same, also in a short batch: divided by the pictures that a step holds on average.
-    (weighted / plan.images_per_step).backward()
-    value = float(total.detach())
-    if not math.isfinite(value):
-        bad = ~torch.isfinite(losses.detach())
-        raise NotFinite("loss", tuple(name for name, is_bad in zip(micro.names, bad, strict=True) if is_bad))
-    return StepLosses(value, tuple(zip(micro.concepts, losses.tolist(), strict=True)))
-
-
-class NotFinite(ArithmeticError):
-    """A loss or gradient is no longer a finite number.
-
-    Args:
-        what: `loss` or `gradient`.
-        names: The pictures it came from.
-    """
-
-    def __init__(self, what: str, names: tuple[str, ...]) -> None:
-        super().__init__(f"the {what} of {', '.join(names)} is not a finite number")
-        self.what, self.names = what, names
+    mean = weighted.sum() / plan.images_per_step
+    (mean if loss_scale is None else mean * loss_scale).backward()
+    setup.network.flat.add_up(loss_scale)
+    return BatchLosses(losses.detach(), micro.concepts)
 
 
 @dataclass(frozen=True)
-class StepLosses:
-    """The losses of one batch: their sum, and the concept and loss of each picture."""
+class BatchLosses:
+    """The losses of one batch [B], on the device, and what each is counted for."""
 
-    total: float
-    pictures: tuple[tuple[str, float], ...]
+    losses: Tensor
+    concepts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -95,19 +74,13 @@ class Setup:
     latents: LatentStore
     captions: CaptionStore
     plan: Plan
-    network: LoraNetwork
+    network: Network
     precision: torch.dtype = torch.float32
 
     @cached_property
     def sigmas(self) -> Tensor:
         """The noise levels of the model's schedule, rising, on the CPU."""
         return self.model.sigma_table()
-
-    def computing(self) -> AbstractContextManager[Any]:
-        """Compute in the run's precision inside the block."""
-        if self.precision == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.model.device.type, dtype=self.precision)
 
 
 @dataclass(frozen=True)

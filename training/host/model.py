@@ -125,6 +125,10 @@ class HostModel:
         room = self.patcher.memory_required(list(latent_shape)) * (2 if checkpointing else 5)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=room)
 
+    def room_for_copies(self) -> int:
+        """Bytes of memory that copies of weights may take: half of what is free."""
+        return int(comfy.model_management.get_free_memory(self.device) // 2)
+
     # -- a training step's parts -------------------------------------------------------------
 
     def latents_in(self, latents: Tensor) -> Tensor:

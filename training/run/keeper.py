@@ -59,7 +59,7 @@ class Keeper:
         model_file: Path | None = None,
     ) -> None:
         self.run, self.plan, self.sink, self.encoded, self.hints = run, plan, sink, encoded, hints
-        self.names = layer_names(model.patcher, [HOST_PREFIX + layer.path for layer in run.network.layers])
+        self.names = layer_names(model.patcher, [HOST_PREFIX + layer.path for layer in run.network.adapters])
         self.key_map = restricted_key_map(model.patcher, self.names)
         self.model = ModelFacts(
             model.family, model.prediction.startswith("v_prediction"), model.is_flow, model.flow_shift,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch.optim import Optimizer
 
-from ..adapters.network import LoraNetwork
+from ..adapters.network import Network
 from ..config import TrainConfig
+from ..data.batches import Batch
 from ..errors import UserError
+from ..late import Late
 from ..optimizers import make_optimizer, make_scheduler
 from ..plan import Plan
 
@@ -19,6 +23,41 @@ SMOOTHED_OVER = 100  # steps
 
 class Diverged(UserError):
     """The loss or a gradient is no longer a finite number."""
+
+
+class NotFinite(ArithmeticError):
+    """A step was not finite.
+
+    Args:
+        step: The step, from 1.
+        what: `loss` or `gradient`.
+        batches: Its batches, each with its number in the run.
+    """
+
+    def __init__(self, step: int, what: str, batches: tuple[tuple[int, Batch], ...]) -> None:
+        super().__init__(f"the {what} of step {step} is not a finite number")
+        self.step, self.what, self.batches = step, what, batches
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A step that is done on the device and whose losses are not read yet.
+
+    Attributes:
+        step: Its number, from 1.
+        values: The loss of each picture, then the norm of the gradient.
+        concepts: What each picture's loss is counted for.
+        batches: Its batches, each with its number in the run.
+        may_overflow: Whether a gradient that is not finite is none of the run's business (fp16).
+        told: Called when its losses are read.
+    """
+
+    step: int
+    values: Late
+    concepts: tuple[str, ...]
+    batches: tuple[tuple[int, Batch], ...]
+    may_overflow: bool
+    told: Callable[[], None]
 
 
 @dataclass
@@ -35,7 +74,8 @@ class Run:
         epoch: Epochs finished.
         position: Optimizer steps done in the epoch under way.
         images: Pictures seen, repeats counted.
-        losses: Mean loss of each step.
+        read: Mean loss of each step whose losses were read.
+        unread: The steps after them.
         rates: Learning rate of each step.
         epoch_losses: Mean loss of each finished epoch.
         concept_losses: Mean loss of each concept in each finished epoch; regularization pictures are separate.
@@ -44,7 +84,7 @@ class Run:
         epoch_concepts: Losses of the epoch under way by concept.
     """
 
-    network: LoraNetwork
+    network: Network
     optimizer: Optimizer
     scheduler: Any
     total: int
@@ -53,7 +93,8 @@ class Run:
     epoch: int = 0
     position: int = 0
     images: int = 0
-    losses: list[float] = field(default_factory=list)
+    read: list[float] = field(default_factory=list)
+    unread: deque[Unread] = field(default_factory=deque)
     rates: list[float] = field(default_factory=list)
     epoch_losses: list[float] = field(default_factory=list)
     concept_losses: dict[str, list[float]] = field(default_factory=dict)
@@ -62,7 +103,7 @@ class Run:
     epoch_concepts: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, config: TrainConfig, plan: Plan, network: LoraNetwork) -> Run:
+    def start(cls, config: TrainConfig, plan: Plan, network: Network) -> Run:
         """A run at its beginning, with a fresh optimizer and schedule.
 
         Raises:
@@ -73,35 +114,71 @@ class Run:
 
     @property
     def smoothed_loss(self) -> float:
-        """Mean loss of the last hundred steps."""
-        recent = self.losses[-SMOOTHED_OVER:]
+        """Mean loss of the last hundred steps that were read."""
+        recent = self.read[-SMOOTHED_OVER:]
         return sum(recent) / len(recent)
 
-    def record_step(
-        self, total: float, pictures: Sequence[tuple[str, float]], micro_batches: int, rate: float
-    ) -> None:
-        """Count one optimizer step.
+    @property
+    def losses(self) -> list[float]:
+        """Mean loss of each step done; waits for the last ones.
+
+        Raises:
+            NotFinite: A step was not finite.
+        """
+        self.read_all()
+        return self.read
+
+    def count_step(self, unread: Unread, rate: float) -> None:
+        """Count one optimizer step, whose losses are read later.
 
         Args:
-            total: Sum of its pictures' losses.
-            pictures: The concept and loss of each picture.
-            micro_batches: Number of its batches.
+            unread: Its losses.
             rate: Its learning rate.
         """
-        images = len(pictures)
-        self.micro_step += micro_batches
+        self.micro_step += len(unread.batches)
         self.step += 1
         self.position += 1
-        self.images += images
-        self.losses.append(total / images)
+        self.images += len(unread.concepts)
         self.rates.append(rate)
+        self.unread.append(unread)
+
+    def read_arrived(self, most: int) -> None:
+        """Read the losses that have arrived, and wait for the oldest while more than `most` are under way.
+
+        Raises:
+            NotFinite: A step was not finite.
+        """
+        while self.unread and (self.unread[0].values.has_arrived or len(self.unread) > most):
+            self._read_next()
+
+    def read_all(self) -> None:
+        """Read the losses of every step done.
+
+        Raises:
+            NotFinite: A step was not finite.
+        """
+        while self.unread:
+            self._read_next()
+
+    def _read_next(self) -> None:
+        step = self.unread.popleft()
+        *losses, norm = step.values.values()
+        is_lost = not math.isfinite(norm) and not step.may_overflow
+        if is_lost or not all(map(math.isfinite, losses)):
+            what = "gradient" if all(map(math.isfinite, losses)) else "loss"
+            self.unread.clear()
+            raise NotFinite(step.step, what, step.batches)
+        total = sum(losses)
+        self.read.append(total / len(losses))
         self.epoch_total += total
-        self.epoch_images += images
-        for concept, loss in pictures:
+        self.epoch_images += len(losses)
+        for concept, loss in zip(step.concepts, losses, strict=True):
             self.epoch_concepts.setdefault(concept, []).append(loss)
+        step.told()
 
     def record_epoch(self) -> None:
         """Count the epoch under way as finished."""
+        self.read_all()
         self.epoch += 1
         self.epoch_losses.append(self.epoch_total / self.epoch_images)
         for concept, losses in self.epoch_concepts.items():
@@ -111,4 +188,5 @@ class Run:
     def go_back_to(self, step: int) -> None:
         """Forget the steps after this one, whose weights are gone."""
         self.step = step
-        del self.losses[step:], self.rates[step:]
+        self.unread.clear()
+        del self.read[step:], self.rates[step:]
