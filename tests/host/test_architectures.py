@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from support import small_models
-from support.rig import Snapshot, rig, sample
+from support.rig import rig, sample, Snapshot, weights
 
 KINDS = {
     "sd15": ("eps", False), "sd15_two": ("eps", False), "sd2_v": ("v_prediction", False),
@@ -26,14 +26,14 @@ def test_trains_every_layer_and_gives_the_model_back(name, comfy_host, small_mod
     first = sample(patcher, name)
     before = Snapshot(patcher)
     with rig(name, small_models_folder, tmp_path, patcher=patcher, epochs=2) as it:
-        start = [tensor.detach().clone() for tensor in it.network.parameters()]
+        start = [tensor.detach().clone() for tensor in weights(it.network)]
         run = it.train()
     assert run.step == 4 and run.epoch == 2 and run.images == 8
     assert all(math.isfinite(loss) and 0 < loss < 100 for loss in run.losses)
     still = [
         layer.path
-        for layer, down, up in zip(it.network.layers, start[::2], start[1::2], strict=True)
-        if torch.equal(layer.down, down) or torch.equal(layer.up, up)
+        for layer, down, up in zip(it.network.adapters, start[::2], start[1::2], strict=True)
+        if torch.equal(layer.down.master, down) or torch.equal(layer.up.master, up)
     ]
     assert [path for path in still if not path.startswith(UNREACHED.get(name, ("-",)))] == []
     assert before.differences(Snapshot(patcher)) == []
@@ -58,7 +58,7 @@ def test_what_the_loss_is_held_against(name, comfy_host, small_models_folder, tm
         micro, outputs = it.prepare(), []
         hook = it.model.model.diffusion_model.register_forward_hook(lambda _m, _i, out: outputs.append(out.detach()))
         try:
-            losses = [loss for _, loss in it.step(micro=micro).pictures]
+            losses = it.step(micro=micro).losses.tolist()
         finally:
             hook.remove()
     noise, x0 = micro.drawn.noise, micro.x0
@@ -78,11 +78,11 @@ def test_checkpointing_gives_the_same_gradients(name, comfy_host, small_models_f
     gradients = []
     for checkpointing in (False, True):
         with rig(name, small_models_folder, tmp_path, dropout=0.1, gradient_checkpointing=checkpointing) as it:
-            for layer in it.network.layers:
+            for layer in it.network.adapters:
                 source = torch.Generator().manual_seed(layer.index)
-                layer.up.data.copy_(torch.randn(layer.up.shape, generator=source) * 0.02)
+                layer.up.master.copy_(torch.randn(layer.up.master.shape, generator=source) * 0.02)
             it.step()
-            gradients.append({layer.path: (layer.down.grad, layer.up.grad) for layer in it.network.layers})
+            gradients.append({layer.path: (layer.down.total, layer.up.total) for layer in it.network.adapters})
     for path, pair in gradients[0].items():
         for plain, again in zip(pair, gradients[1][path], strict=True):
             assert (plain is None) == (again is None), path
@@ -105,7 +105,7 @@ def test_norms_copy_their_input_only_where_the_model_adds_in_place(
     with rig(name, small_models_folder, tmp_path) as it:
         norms = [m for m in it.model.model.diffusion_model.modules() if "norm" in type(m).__name__.lower()]
         assert any("forward" in vars(norm) for norm in norms) == copies
-        assert all(tensor.grad is None for tensor in it.network.parameters())
+        assert all(tensor.grad is None for tensor in weights(it.network))
         assert it.run.micro_step == 0
 
 

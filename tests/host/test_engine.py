@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support import small_models
-from support.rig import Snapshot, rig, sample, trained
+from support.rig import rig, sample, Snapshot, trained, weights
 
 OPTIMIZERS = ["AdamW", "AdamW8bit", "Lion", "Lion8bit", "Prodigy", "Adafactor", "CAME", "ScheduleFreeAdamW"]
 
@@ -73,7 +73,7 @@ def test_one_feature_does_not_shift_anothers_draws(comfy_host, small_models_fold
     for settings in ({}, {"dropout": 0.5}):
         with rig("sd3", small_models_folder, tmp_path, **settings) as it:
             micro = it.prepare()
-            downs = [layer.down for layer in it.network.layers]
+            downs = [layer.down.master for layer in it.network.adapters]
             drawn.append((micro.drawn.noise, micro.drawn.sigma, micro.names, downs))
     assert torch.equal(drawn[0][0], drawn[1][0]) and torch.equal(drawn[0][1], drawn[1][1])
     assert drawn[0][2] == drawn[1][2]
@@ -95,8 +95,8 @@ def test_every_optimizer_lowers_the_loss(optimizer, comfy_host, small_models_fol
             micro, total = it.prepare(), 0.0
             for level in (0.2, 0.5, 0.8):
                 drawn = Draw(micro.drawn.noise, torch.full_like(micro.drawn.sigma, level))
-                total += it.step(micro=replace(micro, drawn=drawn)).total
-            for parameter in it.network.parameters():
+                total += float(it.step(micro=replace(micro, drawn=drawn)).losses.sum())
+            for parameter in weights(it.network):
                 parameter.grad = None
             return total
 
@@ -149,7 +149,7 @@ def test_short_batches_count_each_picture_the_same(comfy_host, small_models_fold
             (step,) = it.steps()
             for batch in step:
                 it.step(batch, fixed(it.prepare(batch), noise))
-            gradients.append([layer.up.grad.clone() for layer in it.network.layers])
+            gradients.append([layer.up.total.clone() for layer in it.network.adapters])
     for other in gradients[1:]:
         assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))
 
@@ -180,13 +180,13 @@ def test_the_loop_can_be_left_and_entered_again(comfy_host, small_models_folder,
 
     settings = {"pictures": 5, "epochs": 3, "dropout": 0.2, "batch_size": 2, "warmup_steps": 2}
     with rig("sd3", small_models_folder, tmp_path, **settings) as it:
-        plain, weights = it.train(), [tensor.detach().clone() for tensor in it.network.parameters()]
+        plain, weights = it.train(), [tensor.detach().clone() for tensor in weights(it.network)]
     with rig("sd3", small_models_folder, tmp_path, **settings, after_step=leave) as it:
         for _ in range(3):
             with pytest.raises(Left):
                 it.train()
         again = it.train()
-    assert all(torch.equal(a, b) for a, b in zip(weights, again.network.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights, weights(again.network), strict=True))
     assert again.step == plain.step == 9
     for told in ("losses", "rates", "epoch_losses", "concept_losses", "images", "micro_step", "epoch"):
         assert getattr(again, told) == getattr(plain, told), told
@@ -198,7 +198,7 @@ def test_a_step_that_was_left_halfway_is_done_again(comfy_host, small_models_fol
 
     settings = {"pictures": 6, "epochs": 2, "dropout": 0.2, "batch_size": 1, "gradient_accumulation": 3}
     with rig("sd3", small_models_folder, tmp_path, **settings) as it:
-        losses, weights = it.train().losses, [tensor.detach().clone() for tensor in it.network.parameters()]
+        losses, weights = it.train().losses, [tensor.detach().clone() for tensor in weights(it.network)]
     with rig("sd3", small_models_folder, tmp_path, **settings, sink=CancelAfter(5)) as it:
         with pytest.raises(Cancelled):
             it.train()
@@ -206,7 +206,7 @@ def test_a_step_that_was_left_halfway_is_done_again(comfy_host, small_models_fol
         it.sink = SilentSink()
         again = it.train()
     assert again.losses == losses
-    assert all(torch.equal(a, b) for a, b in zip(weights, again.network.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights, weights(again.network), strict=True))
 
 
 def test_cancel_keeps_what_was_trained(comfy_host, small_models_folder, tmp_path):
@@ -223,7 +223,7 @@ def test_cancel_keeps_what_was_trained(comfy_host, small_models_folder, tmp_path
         try:
             it.train()
         finally:
-            kept = [layer.up.detach().clone() for layer in it.network.layers]
+            kept = [layer.up.master.detach().clone() for layer in it.network.adapters]
             assert it.run.step == 3
     assert all(tensor.abs().sum() > 0 for tensor in kept)
     assert before.differences(Snapshot(patcher)) == []
@@ -239,13 +239,13 @@ def test_the_hosts_interrupt_in_the_middle_of_a_step(comfy_host, small_models_fo
     before = Snapshot(patcher)
     with rig("sd15", small_models_folder, tmp_path, patcher=patcher, epochs=5, gradient_checkpointing=True) as it:
         it.optimizer_step()
-        good = [layer.up.detach().clone() for layer in it.network.layers]
+        good = [layer.up.master.detach().clone() for layer in it.network.adapters]
         management.interrupt_current_processing(True)
         with pytest.raises(BaseException) as raised:
             it.train()
         assert is_host_interrupt(raised.value)
         assert not management.processing_interrupted()
-        assert all(torch.equal(a, layer.up) for a, layer in zip(good, it.network.layers, strict=True))
+        assert all(torch.equal(a, layer.up.master) for a, layer in zip(good, it.network.adapters, strict=True))
     assert before.differences(Snapshot(patcher)) == []
 
 
@@ -260,7 +260,7 @@ def test_an_exception_in_backward_leaves_the_model_as_it_was(comfy_host, small_m
         pytest.raises(RuntimeError, match="in the middle of backward"),
         rig("sd15", small_models_folder, tmp_path, patcher=patcher) as it,
     ):
-        it.network.layers[len(it.network.layers) // 2].up.register_hook(explode)
+        it.network.adapters[len(it.network.adapters) // 2].up.register_hook(explode)
         it.train()
     assert before.differences(Snapshot(patcher)) == []
     assert torch.equal(first, sample(patcher, "sd15"))
@@ -273,16 +273,16 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(comfy_host, s
 
     def overflow_after_two(run, _ended):
         if run.step == 2:
-            good.extend(tensor.detach().clone() for tensor in run.network.parameters())
+            good.extend(tensor.detach().clone() for tensor in weights(run.network))
         if run.step == 3:  # what a rate far too high does to the weights
-            for tensor in run.network.parameters():
+            for tensor in weights(run.network):
                 tensor.data.mul_(1e30)
 
     settings = {"epochs": 50, "learning_rate": 1e-2, "after_step": overflow_after_two}
     with rig("sd3", small_models_folder, tmp_path, **settings) as it:
         with pytest.raises(Diverged, match=r"step 4 \(.*\.png.*\) is not a finite number.*learning rate 0.01"):
             it.train()
-        assert all(torch.equal(a, b) for a, b in zip(good, it.network.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(good, weights(it.network), strict=True))
         # What is said of the run is said of these weights.
         assert it.run.step == 2 == len(it.run.losses) == len(it.run.rates)
 
@@ -294,7 +294,7 @@ def test_schedule_free_is_saved_at_its_average_and_trains_on_untouched(comfy_hos
 
     def save(run, _ended):
         with weights_to_keep(run.optimizer):
-            saved.append(next(iter(run.network.parameters())).detach().clone())
+            saved.append(next(iter(weights(run.network))).detach().clone())
 
     saved: list[torch.Tensor] = []
     settings = {"optimizer": "ScheduleFreeAdamW", "learning_rate": 5e-3, "steps": 6}
@@ -307,7 +307,7 @@ def test_schedule_free_is_saved_at_its_average_and_trains_on_untouched(comfy_hos
         if run.step == 4:
             for state in run.optimizer.state.values():
                 state["z"].fill_(math.inf)
-            for tensor in run.network.parameters():
+            for tensor in weights(run.network):
                 tensor.data.fill_(math.inf)
 
     with rig("sd3", small_models_folder, tmp_path, **settings, after_step=overflow) as it:
@@ -315,7 +315,7 @@ def test_schedule_free_is_saved_at_its_average_and_trains_on_untouched(comfy_hos
             it.train()
         assert it.run.step == 3
         with weights_to_keep(it.run.optimizer):
-            assert all(torch.isfinite(tensor).all() for tensor in it.network.parameters())
+            assert all(torch.isfinite(tensor).all() for tensor in weights(it.network))
 
 
 def test_a_rehearsal_that_fails_holds_nothing(comfy_host):

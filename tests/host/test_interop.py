@@ -63,8 +63,8 @@ def make(small_models_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         with rig(name, small_models_folder, work, patcher=patcher, rank=RANK, alpha=alpha, steps=2) as it:
             it.train()
             with torch.no_grad():
-                for n, layer in enumerate(it.network.layers):  # two steps alone would be faint
-                    more = torch.randn(layer.up.shape, generator=torch.Generator().manual_seed(n)) * 0.1
+                for n, layer in enumerate(it.network.adapters):  # two steps alone would be faint
+                    more = torch.randn(layer.up.master.shape, generator=torch.Generator().manual_seed(n)) * 0.1
                     layer.up.add_(more.to(layer.up.device))
             return Made(name, patcher, twin, ask, lora_of(it), base, ask_host(patcher, ask))
 

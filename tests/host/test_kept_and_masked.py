@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.rig import Rig, rig
+from support.rig import Rig, rig, weights
 
 
 def losses_of(it: Rig, batch: Any, micro: Any = None) -> list[float]:
     """The loss of each picture."""
-    return [loss for _, loss in it.step(batch, micro).pictures]
+    return it.step(batch, micro).losses.tolist()
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3", "flux"])
@@ -30,9 +30,9 @@ def test_what_is_to_be_kept_is_held_against_the_model_without_the_lora(
         assert max(losses[n] for n in micro.preserved) < 1e-6, "a LoRA that does nothing preserves everything"
         assert losses[learned] > 0.1
 
-        for layer in it.network.layers:
-            layer.up.data.copy_(torch.randn(layer.up.shape, generator=torch.Generator().manual_seed(layer.index)) * 0.1)
-        for parameter in it.network.parameters():
+        for layer in it.network.adapters:
+            layer.up.master.copy_(torch.randn(layer.up.master.shape, generator=torch.Generator().manual_seed(layer.index)) * 0.1)
+        for parameter in weights(it.network):
             parameter.grad = None
         # Of the preserved pictures alone.
         weights = torch.tensor([float(n in micro.preserved) for n in range(3)], device=micro.x0.device)
@@ -48,7 +48,7 @@ def test_what_is_to_be_kept_is_held_against_the_model_without_the_lora(
         for n in micro.preserved:
             assert losses[n] == pytest.approx(float(moved[n]), rel=1e-4)
         # The gradient pulls the LoRA back to where it does nothing.
-        assert all(torch.isfinite(layer.up.grad).all() and layer.up.grad.abs().max() > 0 for layer in it.network.layers)
+        assert all(torch.isfinite(layer.up.total).all() and layer.up.total.abs().max() > 0 for layer in it.network.adapters)
 
 
 @pytest.mark.parametrize("outside", [0.0, 0.25])

@@ -102,7 +102,7 @@ class Reference:
         self.name, self.pictures = name, it.dataset.pictures
         self.twin = diffusers_twin(name, it.patcher)
         fuse_projections(self.twin)
-        modules = twin_modules(name, it.patcher, [layer.path for layer in it.network.layers])
+        modules = twin_modules(name, it.patcher, [layer.path for layer in it.network.adapters])
         self.twin.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(modules.values())))
         self.layers = [self.twin.get_submodule(module) for module in modules.values()]
         self.parameters = [p for p in self.twin.parameters() if p.requires_grad]
@@ -121,11 +121,11 @@ class Reference:
 
     def copy(self, it: Rig) -> None:
         """Begin with the weights of our network."""
-        assert len(self.parameters) == 2 * len(it.network.layers)
+        assert len(self.parameters) == 2 * len(it.network.adapters)
         with torch.no_grad():
-            for theirs, ours in zip(self.layers, it.network.layers, strict=True):
-                theirs.lora_A["default"].weight.copy_(ours.down)
-                theirs.lora_B["default"].weight.copy_(ours.up)
+            for theirs, ours in zip(self.layers, it.network.adapters, strict=True):
+                theirs.lora_A["default"].weight.copy_(ours.down.master)
+                theirs.lora_B["default"].weight.copy_(ours.up.master)
 
     def loss(self, batch: Any, raw: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """The loss of one batch, given what was drawn for it."""
@@ -168,18 +168,18 @@ def test_every_layers_gradient(name, checkpointing, small_models_folder, tmp_pat
     with rig(name, small_models_folder, tmp_path, **settings) as it:
         give_sizes(it)
         with torch.no_grad():
-            for n, layer in enumerate(it.network.layers):
-                layer.up.copy_(torch.randn(layer.up.shape, generator=torch.Generator().manual_seed(n)) * 0.05)
+            for n, layer in enumerate(it.network.adapters):
+                layer.up.master.copy_(torch.randn(layer.up.master.shape, generator=torch.Generator().manual_seed(n)) * 0.05)
         reference, recorder = Reference(name, it), Recorder(it, monkeypatch)
         reference.copy(it)
-        ours = it.step().total / 2
+        ours = float(it.step().losses.mean())
         (given,) = recorder.given
         loss = reference.loss(*given)
         loss.backward()
         assert ours == pytest.approx(float(loss.detach()), rel=1e-4)
-        for layer, theirs in zip(it.network.layers, reference.layers, strict=True):
-            assert off(layer.down.grad, theirs.lora_A["default"].weight.grad) < 1e-3, layer.path
-            assert off(layer.up.grad, theirs.lora_B["default"].weight.grad) < 1e-3, layer.path
+        for layer, theirs in zip(it.network.adapters, reference.layers, strict=True):
+            assert off(layer.down.total, theirs.lora_A["default"].weight.grad) < 1e-3, layer.path
+            assert off(layer.up.total, theirs.lora_B["default"].weight.grad) < 1e-3, layer.path
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -189,13 +189,13 @@ def test_twenty_steps(name, small_models_folder, tmp_path, monkeypatch):
         give_sizes(it)
         reference, recorder = Reference(name, it), Recorder(it, monkeypatch)
         reference.copy(it)
-        first = [layer.down.detach().cpu().clone() for layer in it.network.layers]
+        first = [layer.down.master.detach().cpu().clone() for layer in it.network.adapters]
         losses = it.train().losses
         theirs = [reference.step(*given) for given in recorder.given]
         assert len(losses) == STEPS
         assert losses == pytest.approx(theirs, rel=1e-4)
         assert min(reference.norms) < CLIP < max(reference.norms)
-        for layer, other, start in zip(it.network.layers, reference.layers, first, strict=True):
+        for layer, other, start in zip(it.network.adapters, reference.layers, first, strict=True):
             # Held against how far they have moved, which is the smaller number.
-            assert off(layer.down.cpu() - start, other.lora_A["default"].weight - start) < 1e-3, layer.path
-            assert off(layer.up, other.lora_B["default"].weight) < 1e-3, layer.path
+            assert off(layer.down.master.cpu() - start, other.lora_A["default"].weight - start) < 1e-3, layer.path
+            assert off(layer.up.master, other.lora_B["default"].weight) < 1e-3, layer.path

@@ -50,7 +50,7 @@ class Rig:
         """Train the first optimizer step of the epoch."""
         from lora_workbench.training import loop
 
-        loop.optimizer_step(self.setup, self.run, self.steps()[0], self.sink, loop.LastGood(self.run))
+        loop.optimizer_step(self.setup, self.run, self.steps()[0], self.sink, loop.Guard(self.run, is_scaled=False))
 
     def prepare(self, batch: Any = None) -> Any:
         """The first batch, or another, with what is drawn for it at the run's micro-step."""
@@ -59,7 +59,7 @@ class Rig:
         return prepare(self.setup, batch or self.steps()[0][0], self.run.micro_step)
 
     def step(self, batch: Any = None, micro: Any = None) -> Any:
-        """Run the first batch, or another, forward and backward; return its `StepLosses`.
+        """Run the first batch, or another, forward and backward; return its `BatchLosses`.
 
         Args:
             batch: Pictures of one bucket.
@@ -67,6 +67,7 @@ class Rig:
         """
         from lora_workbench.training import step
 
+        self.network.flat.refresh()  # a test may have set weights
         with mock.patch.object(step, "prepare", (lambda *_: micro) if micro else step.prepare):
             return step.training_step(self.setup, batch or self.steps()[0][0], self.run.micro_step)
 
@@ -136,11 +137,16 @@ def rig(
             yield Rig(patcher, model, setup.network, setup, run, made, sink or SilentSink(), after_step)
 
 
+def weights(network: Any) -> list[torch.Tensor]:
+    """Every trained tensor, layer by layer, as it is in the run's buffers."""
+    return [view.master for view in network.flat.views]
+
+
 def trained(name: str, models: Path, work: Path, **settings: Any) -> list[torch.Tensor]:
     """Train and return every tensor of the LoRA."""
     with rig(name, models, work, **settings) as it:
         it.train()
-        return [tensor.detach().clone() for tensor in it.network.parameters()]
+        return [tensor.detach().clone() for tensor in weights(it.network)]
 
 
 def sample(patcher: Any, name: str, side: int = 128, steps: int = 2) -> torch.Tensor:
