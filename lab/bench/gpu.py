@@ -115,7 +115,7 @@ def within(line: list[str], seconds: float, **environment: str) -> Finished:
     with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
         process = subprocess.Popen(
             line, stdout=out, stderr=err, cwd=ROOT, start_new_session=True,
-            env=os.environ | {"PYTHONWARNINGS": "ignore"} | environment,
+            env=os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"} | environment,
         )  # fmt: skip
         try:
             code: int | None = process.wait(max(seconds, 0))
@@ -182,7 +182,7 @@ class Check:
         ends = time.monotonic() + min(TEST_SECONDS, self.left / 2)
         on_gpu = {} if self.tiny else {"TEST_ON_GPU": "1"}
         for number, file in enumerate(TESTS):
-            line = [sys.executable, "-m", "pytest", f"tests/host/{file}", "-v", "-p", "no:cacheprovider"]
+            line = [sys.executable, "-m", "pytest", f"tests/host/{file}", "-vv", "-p", "no:cacheprovider"]
             found = within(line, (ends - time.monotonic()) / (len(TESTS) - number), **on_gpu)
             self.tests[file] = told_by_tests(found)
             print(f"{file}: {self.tests[file]}", flush=True)
