@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .data.dataset import Dataset
 from .events import Cancelled, Sink
 from .host.model import HostModel
 from .host.progress import host_interrupt, is_host_interrupt
-from .host.text import HostText
+from .host.text import HostText, count_tokens
 from .host.vae import HostVAE
 from .loop import train
 from .lora import LoraModel, RunSummary
@@ -62,7 +63,7 @@ def train_lora(
     started_at = time.time()
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
-    plan, hints = announce(dataset, config, sink, HostText(clip).length)
+    plan, hints = announce(dataset, config, sink, partial(count_tokens, clip))
     plan, latents, captions = encode(clip, vae, plan, cache_root, sink)
     make_room(model, latents, config)
     with prepared(model, plan, latents, captions) as (setup, run, _):

@@ -115,7 +115,7 @@ def within(line: list[str], seconds: float, **environment: str) -> Finished:
     with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
         process = subprocess.Popen(
             line, stdout=out, stderr=err, cwd=ROOT, start_new_session=True,
-            env=os.environ | {"PYTHONWARNINGS": "ignore"} | environment,
+            env=os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"} | environment,
         )  # fmt: skip
         try:
             code: int | None = process.wait(max(seconds, 0))
@@ -161,6 +161,14 @@ class Check:
         """Seconds left."""
         return self.until - time.monotonic()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of every process: where the tests run, or one thread.
+
+        On a busy processor threads wait for each other, and narrow models gain nothing from them.
+        """
+        return {"OMP_NUM_THREADS": "1"} if self.tiny else {"TEST_ON_GPU": "1"}
+
     def run(self, only: list[str]) -> None:
         """Run the tests and every case, and write after each what is known.
 
@@ -180,10 +188,9 @@ class Check:
     def run_tests(self) -> None:
         """Run the engine's tests on the GPU, each file in its share of the time."""
         ends = time.monotonic() + min(TEST_SECONDS, self.left / 2)
-        on_gpu = {} if self.tiny else {"TEST_ON_GPU": "1"}
         for number, file in enumerate(TESTS):
-            line = [sys.executable, "-m", "pytest", f"tests/host/{file}", "-v", "-p", "no:cacheprovider"]
-            found = within(line, (ends - time.monotonic()) / (len(TESTS) - number), **on_gpu)
+            line = [sys.executable, "-m", "pytest", f"tests/host/{file}", "-vv", "-p", "no:cacheprovider"]
+            found = within(line, (ends - time.monotonic()) / (len(TESTS) - number), **self.environment)
             self.tests[file] = told_by_tests(found)
             print(f"{file}: {self.tests[file]}", flush=True)
             self.write()
@@ -196,9 +203,7 @@ class Check:
             row["skipped"] = "no time was left"
         else:
             line = [sys.executable, str(ROOT / "lab"), "gpu", "--case", name, case, *["--tiny"] * self.tiny]
-            # On a busy processor threads wait for each other, and narrow models gain nothing from them.
-            threads = {"OMP_NUM_THREADS": "1"} if self.tiny else {}
-            row |= result_of(within(line, seconds, **threads), seconds)
+            row |= result_of(within(line, seconds, **self.environment), seconds)
         self.rows.append(row)
         print(json.dumps(row), flush=True)
 

@@ -77,7 +77,7 @@ def counts(job: Job) -> list[Row]:
 
 
 def count_step_of_ours(job: Job) -> dict[str, float]:
-    """Calls and syncs that one step of our training adds."""
+    """Count the calls and syncs of one step of our training."""
     import torch
 
     from .counting import count_a_step

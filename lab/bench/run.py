@@ -2,13 +2,12 @@
 
     python dev.py bench [step] [launches] [dataset] [learning] [defaults] [--write]
     python dev.py bench pages
-    python dev.py bench gpu [--help]
 
 step: time and memory of a training step, a quarter of an hour. launches: what a step costs besides arithmetic, two
 minutes. dataset: reading and examining ten thousand pictures, a minute. learning: what a LoRA learns and spoils, two or
 three hours on two cores. defaults: the effect of each setting, longer still and only run by name. `--write` stores the
 rows in lab/bench/results/ and rewrites the tables of docs/. pages: rewrite the tables of docs/ from the stored rows,
-without measuring. gpu: check and measure on a GPU machine.
+without measuring. On a GPU machine, `python lab gpu` checks and measures the engine.
 """
 
 from __future__ import annotations
@@ -120,11 +119,6 @@ def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[list[Row], t
 
 def main() -> None:
     """Run the named benchmarks; all but defaults by default."""
-    if sys.argv[1:2] == ["gpu"]:
-        from . import gpu
-
-        del sys.argv[1]
-        return gpu.main()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", metavar="|".join((*WHAT, "pages")))
     parser.add_argument("--pairs", type=int, default=12, help="step, launches: how often cases are compared")

@@ -16,7 +16,7 @@ from ..pack import ROOT
 
 
 class Alive:
-    """A case in a process of its own that takes a step when it is told to.
+    """A benchmark case in its own process, which takes one step on request.
 
     Attributes:
         failed: Why it ended; empty while it is well.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def test_captions_of_two_lengths_on_a_model_without_padding(comfy_host, small_mo
     from lora_workbench.training.config import TrainConfig
     from lora_workbench.training.data.dataset import Dataset, Picture, Placement
     from lora_workbench.training.host.model import HostModel
-    from lora_workbench.training.host.text import HostText
+    from lora_workbench.training.host.text import HostText, count_tokens
     from lora_workbench.training.loop import train
     from lora_workbench.training.preflight import announce, prepared
 
@@ -208,7 +209,8 @@ def test_captions_of_two_lengths_on_a_model_without_padding(comfy_host, small_mo
             return small_models.conditioning("qwen", length=sum(map(len, next(iter(tokens.values())))))
 
     patcher = small_models.build("qwen", small_models_folder)
-    model, text = HostModel(patcher), HostText(Clip(patcher))
+    clip = Clip(patcher)
+    model, text, length = HostModel(patcher), HostText(clip), partial(count_tokens, clip)
     place = Placement((128, 128), (128, 128), (0, 0))
     captions = ["a hat", "a hat that lies on a chair", "a sea", "a sea that lies near a hill", "a dog"]
     dataset = Dataset(
@@ -218,9 +220,9 @@ def test_captions_of_two_lengths_on_a_model_without_padding(comfy_host, small_mo
     for n in range(len(captions)):
         latent_cache.put(f"latent{n}", {"latent": torch.randn(small_models.latent_shape("qwen", 16, 16))})
     sink, seen = Heard(), []
-    plan, _ = announce(dataset, TrainConfig(epochs=2, rank=4, batch_size=2, precision="fp32"), sink, text.length)
+    plan, _ = announce(dataset, TrainConfig(epochs=2, rank=4, batch_size=2, precision="fp32"), sink, length)
     assert sink.told[0].startswith("Trains 6 steps")
-    assert len({text.length(caption) for caption in captions}) == 2
+    assert len({length(caption) for caption in captions}) == 2
     with torch.inference_mode():
         keys = {(n, False): f"latent{n}" for n in range(len(captions))}
         latents = LatentStore(latent_cache, dataset, keys, 0)

@@ -107,9 +107,8 @@ def test_a_vae_of_another_family(checkpoint, dataset, small_models_folder, tmp_p
 
 def test_a_vae_without_the_models_dimension_of_time(checkpoint, dataset, small_models_folder, tmp_path):
     import comfy.sd
-    from comfy.taesd.taesd import TAESD
 
-    vae = comfy.sd.VAE(sd=TAESD(latent_channels=16).state_dict())
+    vae = comfy.sd.VAE(sd=small_models.vae_weights(16, scale=1.0))
     qwen = small_models.build("qwen", small_models_folder)
     assert "2 dimensions and the MODEL takes 3" in trouble((qwen, checkpoint[1], vae), dataset, tmp_path)
 

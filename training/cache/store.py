@@ -20,8 +20,8 @@ from ..errors import UserError
 FORMAT = "2"
 
 
-class NotFiniteTensor(ValueError):
-    """A tensor holds NaN or infinity, so it is not cached."""
+class NotFiniteTensor(UserError):
+    """A tensor holds NaN or infinity, so it is not cached. Who made it says of what, and what to do."""
 
 
 def cache_key(*parts: object) -> str:
@@ -79,7 +79,7 @@ class TensorCache:
         """
         for name, tensor in tensors.items():
             if not is_finite(tensor):
-                raise NotFiniteTensor(f"the tensor {name} is not finite")
+                raise NotFiniteTensor(f"The tensor {name} is not finite, so it is not cached. Load its model in fp32.")
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {"format": FORMAT, "note": json.dumps(note)}
         try:

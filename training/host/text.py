@@ -40,16 +40,6 @@ class HostText:
         """Encode one caption as the CLIPTextEncode node does."""
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))  # type: ignore[no-any-return]
 
-    def length(self, caption: str) -> tuple[int, ...]:
-        """Count the tokens of each chunk that the encoder reads, padding included, without encoding.
-
-        Captions with equal counts have conditionings of one length, so they run in one forward.
-        """
-        tokens = self.clip.tokenize(caption)
-        # Some tokenizers add other values, such as settings of audio models.
-        lists = [tokens[name] for name in sorted(tokens) if isinstance(tokens[name], list)]
-        return tuple(len(chunk) for chunks in lists for chunk in chunks)
-
     @staticmethod
     def pack(conditioning: Conditioning) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Take the first entry of a conditioning apart for the cache.
@@ -76,3 +66,18 @@ class HostText:
             if name.startswith("option."):
                 options[name.removeprefix("option.")] = tensor
         return [[tensors["cross_attn"], options]]
+
+
+def count_tokens(clip: Any, caption: str) -> tuple[int, ...]:
+    """Count the tokens of each chunk that the encoder reads, padding included, without encoding.
+
+    Captions with equal counts have conditionings of one length, so they run in one forward.
+
+    Args:
+        clip: CLIP socket.
+        caption: What is tokenized.
+    """
+    tokens = clip.tokenize(caption)
+    # Some tokenizers add other values, such as settings of audio models.
+    lists = [tokens[name] for name in sorted(tokens) if isinstance(tokens[name], list)]
+    return tuple(len(chunk) for chunks in lists for chunk in chunks)

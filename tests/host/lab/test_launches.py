@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,15 @@ import pytest
 
 
 @pytest.fixture
-def launches(comfy_host: Any) -> Any:
+def launches(comfy_host: Any) -> Iterator[Any]:
+    """The module; its narrow models gain nothing from threads, which wait for each other on a busy machine."""
+    import torch
     from lora_workbench.lab.bench import launches
 
-    return launches
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield launches
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

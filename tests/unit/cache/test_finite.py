@@ -40,7 +40,7 @@ def format_of(path: Path) -> str | None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_what_is_not_finite_is_refused(tmp_path, value, dtype):
     cache = TensorCache(tmp_path)
-    with pytest.raises(NotFiniteTensor, match="the tensor bad"):
+    with pytest.raises(NotFiniteTensor, match="The tensor bad"):
         cache.put("abcd", {"good": GOOD, "bad": torch.tensor([1.0, value], dtype=dtype)})
     assert "abcd" not in cache and not list(tmp_path.rglob("*.*"))
 
