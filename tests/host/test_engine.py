@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 from support import small_models
-from support.rig import rig, sample, Snapshot, trained, weights
+from support.rig import Snapshot, rig, sample, trained, trained_tensors
 
 OPTIMIZERS = ["AdamW", "AdamW8bit", "Lion", "Lion8bit", "Prodigy", "Adafactor", "CAME", "ScheduleFreeAdamW"]
 
@@ -97,7 +97,7 @@ def test_every_optimizer_lowers_the_loss(optimizer, comfy_host, small_models_fol
             for level in (0.2, 0.5, 0.8):
                 drawn = Draw(micro.drawn.noise, torch.full_like(micro.drawn.sigma, level))
                 total += float(it.step(micro=replace(micro, drawn=drawn)).losses.sum())
-            for parameter in weights(it.network):
+            for parameter in trained_tensors(it.network):
                 parameter.grad = None
             return total
 
@@ -181,13 +181,13 @@ def test_the_loop_can_be_left_and_entered_again(comfy_host, small_models_folder,
 
     settings = {"pictures": 5, "epochs": 3, "dropout": 0.2, "batch_size": 2, "warmup_steps": 2}
     with rig("sd3", small_models_folder, tmp_path, **settings) as it:
-        plain, weights = it.train(), [tensor.detach().clone() for tensor in weights(it.network)]
+        plain, weights = it.train(), [tensor.detach().clone() for tensor in trained_tensors(it.network)]
     with rig("sd3", small_models_folder, tmp_path, **settings, after_step=leave) as it:
         for _ in range(3):
             with pytest.raises(Left):
                 it.train()
         again = it.train()
-    assert all(torch.equal(a, b) for a, b in zip(weights, weights(again.network), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights, trained_tensors(again.network), strict=True))
     assert again.step == plain.step == 9
     for told in ("losses", "rates", "epoch_losses", "concept_losses", "images", "micro_step", "epoch"):
         assert getattr(again, told) == getattr(plain, told), told
@@ -199,7 +199,7 @@ def test_a_step_that_was_left_halfway_is_done_again(comfy_host, small_models_fol
 
     settings = {"pictures": 6, "epochs": 2, "dropout": 0.2, "batch_size": 1, "gradient_accumulation": 3}
     with rig("sd3", small_models_folder, tmp_path, **settings) as it:
-        losses, weights = it.train().losses, [tensor.detach().clone() for tensor in weights(it.network)]
+        losses, weights = it.train().losses, [tensor.detach().clone() for tensor in trained_tensors(it.network)]
     with rig("sd3", small_models_folder, tmp_path, **settings, sink=CancelAfter(5)) as it:
         with pytest.raises(Cancelled):
             it.train()
@@ -207,7 +207,7 @@ def test_a_step_that_was_left_halfway_is_done_again(comfy_host, small_models_fol
         it.sink = SilentSink()
         again = it.train()
     assert again.losses == losses
-    assert all(torch.equal(a, b) for a, b in zip(weights, weights(again.network), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights, trained_tensors(again.network), strict=True))
 
 
 def test_cancel_keeps_what_was_trained(comfy_host, small_models_folder, tmp_path):
@@ -274,16 +274,16 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_weights(comfy_host, s
 
     def overflow_after_two(run, _ended):
         if run.step == 2:
-            good.extend(tensor.detach().clone() for tensor in weights(run.network))
+            good.extend(tensor.detach().clone() for tensor in trained_tensors(run.network))
         if run.step == 3:  # what a rate far too high does to the weights
-            for tensor in weights(run.network):
+            for tensor in trained_tensors(run.network):
                 tensor.data.mul_(1e30)
 
     settings = {"epochs": 50, "learning_rate": 1e-2, "after_step": overflow_after_two}
     with rig("sd3", small_models_folder, tmp_path, **settings) as it:
         with pytest.raises(Diverged, match=r"step 4 \(.*\.png.*\) is not a finite number.*learning rate 0.01"):
             it.train()
-        assert all(torch.equal(a, b) for a, b in zip(good, weights(it.network), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(good, trained_tensors(it.network), strict=True))
         # What is said of the run is said of these weights.
         assert it.run.step == 2 == len(it.run.losses) == len(it.run.rates)
 
@@ -295,7 +295,7 @@ def test_schedule_free_is_saved_at_its_average_and_trains_on_untouched(comfy_hos
 
     def save(run, _ended):
         with weights_to_keep(run.optimizer):
-            saved.append(next(iter(weights(run.network))).detach().clone())
+            saved.append(next(iter(trained_tensors(run.network))).detach().clone())
 
     saved: list[torch.Tensor] = []
     settings = {"optimizer": "ScheduleFreeAdamW", "learning_rate": 5e-3, "steps": 6}
@@ -308,7 +308,7 @@ def test_schedule_free_is_saved_at_its_average_and_trains_on_untouched(comfy_hos
         if run.step == 4:
             for state in run.optimizer.state.values():
                 state["z"].fill_(math.inf)
-            for tensor in weights(run.network):
+            for tensor in trained_tensors(run.network):
                 tensor.data.fill_(math.inf)
 
     with rig("sd3", small_models_folder, tmp_path, **settings, after_step=overflow) as it:
@@ -316,7 +316,7 @@ def test_schedule_free_is_saved_at_its_average_and_trains_on_untouched(comfy_hos
             it.train()
         assert it.run.step == 3
         with weights_to_keep(it.run.optimizer):
-            assert all(torch.isfinite(tensor).all() for tensor in weights(it.network))
+            assert all(torch.isfinite(tensor).all() for tensor in trained_tensors(it.network))
 
 
 def test_a_rehearsal_that_fails_holds_nothing(comfy_host):
@@ -371,12 +371,12 @@ def test_half_and_eighth_precision_weights(comfy_host, small_models_folder, tmp_
 def test_scaled_fp8_counts_its_scale(comfy_host, small_models_folder, tmp_path):
     """A layer's effective weight is weight × scale: borrowed as such."""
     import comfy.ops
-    from lora_workbench.training.host.frozen import FrozenLayer
+    from lora_workbench.training.host.layers import Weights
 
     layer = comfy.ops.manual_cast.Linear(8, 4, bias=False, dtype=torch.float8_e4m3fn)
     layer.weight = torch.nn.Parameter(torch.ones(4, 8).to(torch.float8_e4m3fn), requires_grad=False)
     layer.scale_weight = torch.nn.Parameter(torch.tensor(3.0), requires_grad=False)
-    with FrozenLayer(layer).lend(torch.zeros(1, 8)) as (weight, bias):
+    with Weights(layer, torch.float32, torch.device("cpu")).lend() as (weight, bias):
         assert bias is None and torch.equal(weight, torch.full((4, 8), 3.0))
 
 

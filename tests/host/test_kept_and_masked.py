@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.rig import Rig, rig, weights
+from support.rig import Rig, rig
 
 
 def losses_of(it: Rig, batch: Any, micro: Any = None) -> list[float]:
@@ -31,9 +31,9 @@ def test_what_is_to_be_kept_is_held_against_the_model_without_the_lora(
         assert losses[learned] > 0.1
 
         for layer in it.network.adapters:
-            layer.up.master.copy_(torch.randn(layer.up.master.shape, generator=torch.Generator().manual_seed(layer.index)) * 0.1)
-        for parameter in weights(it.network):
-            parameter.grad = None
+            up = layer.up.master
+            up.copy_(torch.randn(up.shape, generator=torch.Generator().manual_seed(layer.index)) * 0.1)
+        it.network.flat.begin_step()
         # Of the preserved pictures alone.
         weights = torch.tensor([float(n in micro.preserved) for n in range(3)], device=micro.x0.device)
         losses = losses_of(it, batch, replace(micro, weights=weights))
@@ -48,7 +48,8 @@ def test_what_is_to_be_kept_is_held_against_the_model_without_the_lora(
         for n in micro.preserved:
             assert losses[n] == pytest.approx(float(moved[n]), rel=1e-4)
         # The gradient pulls the LoRA back to where it does nothing.
-        assert all(torch.isfinite(layer.up.total).all() and layer.up.total.abs().max() > 0 for layer in it.network.adapters)
+        gradients = [layer.up.total for layer in it.network.adapters]
+        assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients)
 
 
 @pytest.mark.parametrize("outside", [0.0, 0.25])

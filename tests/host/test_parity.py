@@ -169,7 +169,8 @@ def test_every_layers_gradient(name, checkpointing, small_models_folder, tmp_pat
         give_sizes(it)
         with torch.no_grad():
             for n, layer in enumerate(it.network.adapters):
-                layer.up.master.copy_(torch.randn(layer.up.master.shape, generator=torch.Generator().manual_seed(n)) * 0.05)
+                up = layer.up.master
+                up.copy_(torch.randn(up.shape, generator=torch.Generator().manual_seed(n)) * 0.05)
         reference, recorder = Reference(name, it), Recorder(it, monkeypatch)
         reference.copy(it)
         ours = float(it.step().losses.mean())

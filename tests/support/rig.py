@@ -137,7 +137,7 @@ def rig(
             yield Rig(patcher, model, setup.network, setup, run, made, sink or SilentSink(), after_step)
 
 
-def weights(network: Any) -> list[torch.Tensor]:
+def trained_tensors(network: Any) -> list[torch.Tensor]:
     """Every trained tensor, layer by layer, as it is in the run's buffers."""
     return [view.master for view in network.flat.views]
 
@@ -146,7 +146,7 @@ def trained(name: str, models: Path, work: Path, **settings: Any) -> list[torch.
     """Train and return every tensor of the LoRA."""
     with rig(name, models, work, **settings) as it:
         it.train()
-        return [tensor.detach().clone() for tensor in weights(it.network)]
+        return [tensor.detach().clone() for tensor in trained_tensors(it.network)]
 
 
 def sample(patcher: Any, name: str, side: int = 128, steps: int = 2) -> torch.Tensor:

@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
-from lora_workbench.training.adapters.lora import LoraLayer
-from lora_workbench.training.adapters.network import LoraNetwork
+from lora_workbench.training.adapters.lora import LoraAdapter
+from lora_workbench.training.adapters.network import Network
 from lora_workbench.training.config import SOURCES, Source, TrainConfig
 from lora_workbench.training.draws import generator, seed_for
 from lora_workbench.training.errors import SettingError, UserError
@@ -89,20 +89,20 @@ def test_lora_plus_moves_up_by_so_many_times_the_rate(name, ratio):
     pytest.importorskip(package.split(".")[0], reason=f"{name} comes from a package that is not installed")
 
     def moved(lora_plus: float) -> tuple[float, float]:
-        layers = [LoraLayer("a.0.b", torch.zeros(4, 64), torch.zeros(64, 4), 1.0, 0.0)]
+        adapter = LoraAdapter("a.0.b", torch.zeros(4, 64), torch.zeros(64, 4), 1.0, 0.0)
         config = TrainConfig(
             optimizer=name, learning_rate=0.01, lora_plus=lora_plus, weight_decay=0.0, scheduler="cosine"
         )
-        optimizer = make_optimizer(config, LoraNetwork(layers, 4, 4.0))
+        network = Network([adapter], torch.float32, torch.device("cpu"))
+        optimizer = make_optimizer(config, network)
         scheduler = make_scheduler(config, optimizer, 10)
         for _ in range(3):
-            for parameter in (layers[0].down, layers[0].up):
-                parameter.grad = torch.ones_like(parameter)
+            network.flat.total.fill_(1.0)
             optimizer.step()
             scheduler.step()
         left = 1.0 if name.startswith("ScheduleFree") else decay("cosine", 0.3)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * left)
-        return float(layers[0].down.detach().mean()), float(layers[0].up.detach().mean())
+        return float(adapter.down.master.mean()), float(adapter.up.master.mean())
 
     alike, apart = moved(1.0), moved(ratio)
     assert alike[0] < 0

@@ -17,10 +17,6 @@ from torch.nn import functional as F
 from ..errors import UserError
 
 
-class UnknownCall(UserError):
-    """The host calls a layer with something that this pack does not know."""
-
-
 def _swiglu(x: Tensor) -> Tensor:
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate) * up
@@ -46,7 +42,7 @@ def called(
             `act_eps`), `residual` (what the output is added to) and `residual_scale` (its factor), `out_dtype`.
 
     Raises:
-        UnknownCall: There is anything else.
+        UserError: There is anything else.
     """
     left = dict(keywords)
     activation, weight, eps = left.pop("input_act", None), left.pop("act_weight", None), left.pop("act_eps", 0.0)
@@ -54,7 +50,7 @@ def called(
     dtype = left.pop("out_dtype", None)
     if args or any(value is not None for value in left.values()):
         name = next(iter(left), f"{len(args) + 1} values")
-        raise UnknownCall(
+        raise UserError(
             f"This version of ComfyUI calls the layer {path} with {name!r}, which LoRA Workbench does not know. The "
             "LoRA would be trained on another model. Update LoRA Workbench."
         )
@@ -72,7 +68,7 @@ def _activated(path: str, x: Tensor, name: str | None, weight: Tensor | None, ep
         return F.rms_norm(x, x.shape[-1:], weight, eps)
     known = _ACTIVATIONS.get(name) or getattr(comfy.ops, "INPUT_ACT_EAGER", {}).get(name)
     if known is None:
-        raise UnknownCall(
+        raise UserError(
             f"This version of ComfyUI calls the layer {path} with the activation {name!r}, which LoRA Workbench does "
             "not know. The LoRA would be trained on another model. Update LoRA Workbench."
         )

@@ -60,8 +60,8 @@ class Weights:
         self.dtype, self.device = dtype, device
         self.held: tuple[Tensor, Tensor | None] | None = None
         if self._is_resident():
-            bias = self.module.bias
-            self.held = alias(self.module.weight), None if bias is None else alias(bias)
+            weight, bias = self.module.weight, self.module.bias
+            self.held = alias(weight), None if bias is None else alias(bias)
 
     def _is_resident(self) -> bool:
         module = self.module
@@ -85,8 +85,7 @@ class Weights:
     def copy(self) -> None:
         """Keep a copy in the compute dtype."""
         with self.lend() as (weight, bias):
-            own = self.module.weight.dtype == weight.dtype or not weight.is_inference()
-            self.held = (weight.clone() if own else weight.clone()), None if bias is None else bias.clone()
+            self.held = weight.clone(), None if bias is None else bias.clone()
 
     @contextmanager
     def lend(self) -> Iterator[tuple[Tensor, Tensor | None]]:
