@@ -21,7 +21,8 @@ from .disk import safe_name
 from .errors import UserError
 from .events import Sink, counted
 from .host.frozen import Differentiable
-from .host.model import HostModel, comes_from_the_model
+from .host.model import HostModel, comes_from_the_model, free_memory, is_out_of_memory
+from .host.precision import NAMES, compute_precision
 from .optimizers import optimizer_class
 from .plan import Plan, is_trained_with_words, whole_captions
 from .run.state import Run
@@ -135,11 +136,25 @@ def make_room(model: HostModel, latents: LatentStore, config: TrainConfig) -> No
 
 
 class Ready(NamedTuple):
-    """What is ready to train: the parts of a step, the run at its beginning, the model made differentiable."""
+    """What is ready to train: the model made differentiable, the parts of a step, the run at its beginning."""
 
+    model: HostModel
     setup: Setup
     run: Run
     made: Differentiable
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Give the model back inside the block, between any two steps, and take it again after it.
+
+        Inside, the host may sample with the model, move it or load another. Training goes on as if nothing had been.
+        """
+        self.made.leave()
+        yield
+        with torch.inference_mode():  # as the host runs nodes: what it loads stays as it makes it
+            make_room(self.model, self.setup.latents, self.setup.plan.config)
+        with torch.inference_mode(False):
+            self.made.enter()
 
 
 @contextmanager
@@ -156,12 +171,12 @@ def prepared(
         copies: Whether weights in another dtype may be copied to the compute dtype, where memory allows.
 
     Raises:
-        UserError: The inputs do not fit each other, or an optimizer's package is missing.
+        UserError: The inputs do not fit each other, the model cannot be trained, or an optimizer's package is missing.
     """
     config = plan.config
     # The host runs nodes in inference mode; what is made there cannot be trained.
     with torch.inference_mode(False), torch.enable_grad():
-        precision = compute_precision(config.precision, model.device)
+        precision = compute_precision(config.precision, model.device, model.computes_in)
         network = fresh_lora(
             model.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=config.dropout,
             seed=config.seed, dtype=precision, device=model.device,
@@ -174,7 +189,8 @@ def prepared(
         )  # fmt: skip
         with made.entered():
             rehearse(made, setup, model)
-            yield Ready(setup, run, made)
+            log.info("LoRA Workbench: computes in %s on %s", NAMES[precision], model.device)
+            yield Ready(model, setup, run, made)
 
 
 def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:
@@ -183,7 +199,7 @@ def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:
     What does not fit together, or not into memory, shows here, before anything is written.
 
     Raises:
-        UserError: The CLIP belongs to another kind of model.
+        UserError: The CLIP belongs to another kind of model, or the model cannot be trained.
     """
     micro_step, batch = setup.plan.largest()
 
@@ -195,7 +211,13 @@ def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:
             setup.network.flat.begin_step()
 
     try:
-        made.rehearse(once)
+        if not _fits(made, once):
+            log.info("LoRA Workbench: no memory for copies of the weights; each is cast when it is used")
+            made.leave()
+            made.copies = 0
+            free_memory()
+            made.enter()
+            made.rehearse(once)
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         if not (looks_like_foreign_text(error) and comes_from_the_model(error)):
             raise
@@ -206,26 +228,20 @@ def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:
         ) from error
 
 
+def _fits(made: Differentiable, once: Callable[[], None]) -> bool:
+    """Try a step; False when copies of weights took the memory that it needs."""
+    try:
+        made.rehearse(once)
+    except Exception as error:
+        if not (made.copies and is_out_of_memory(error)):
+            raise
+        return False
+    return True
+
+
 def looks_like_foreign_text(error: Exception) -> bool:
     """Whether an error of a forward pass says that the text does not fit the model."""
     if isinstance(error, (KeyError, AttributeError, TypeError)):
         return True  # a part of the conditioning that this model reads is not there
     text = str(error)
     return any(sign in text for sign in ("shapes cannot be multiplied", "size of tensor", "normalized_shape"))
-
-
-def compute_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """What the frozen model computes in on this device: `auto` is bf16 where hardware has it, else fp32."""
-    if wanted != "auto":
-        return torch.bfloat16 if wanted == "bf16" else torch.float32
-    return torch.bfloat16 if has_bf16(device) else torch.float32
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bf16 in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Emulated by a processor it is twenty times slower. Older releases of torch cannot tell.
-    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    flags = capabilities() if device.type == "cpu" else {}
-    return any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

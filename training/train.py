@@ -66,7 +66,7 @@ def train_lora(
     plan, hints = announce(dataset, config, sink, partial(count_tokens, clip))
     plan, latents, captions = encode(clip, vae, plan, cache_root, sink)
     make_room(model, latents, config)
-    with prepared(model, plan, latents, captions) as (setup, run, _):
+    with prepared(model, plan, latents, captions) as (_, setup, run, _):
         encoded = latents.encoded, captions.encoded
         keeper = Keeper(model, plan, run, setup.precision, sink, encoded, started_at, hints, model_file)
         keeper.open_folder(root)

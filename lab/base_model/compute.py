@@ -10,7 +10,7 @@ import torch
 
 def autocast() -> AbstractContextManager[Any]:
     """bf16 if this processor has it in hardware, else fp32: emulated bf16 is twenty times slower."""
-    from ...training.preflight import has_bf16  # imports the host, which putting the model together does not need
+    from ...training.host.precision import has_bf16  # imports the host, which putting the model together does not need
 
     if has_bf16(torch.device("cpu")):
         return torch.autocast("cpu", dtype=torch.bfloat16)

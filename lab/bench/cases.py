@@ -194,7 +194,7 @@ def ours(patcher: Any, job: Job, watch: Watch) -> None:
     plan, *stores = our_inputs(job)
     with torch.inference_mode():
         model.load((job.batch, *latent(job.shape, job.side).shape[1:]), job.checkpointing)
-    with prepared(model, plan, *stores, **without_copies(job)) as (setup, run, _), watch.running():
+    with prepared(model, plan, *stores, **without_copies(job)) as (_, setup, run, _), watch.running():
         train(setup, run, SilentSink(), lambda *_: watch.step())
 
 

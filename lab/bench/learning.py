@@ -191,9 +191,9 @@ class Bench:
         """
         import numpy as np
         import torch
-        from lora_workbench.training.preflight import compute_precision
+        from lora_workbench.training.host.precision import compute_precision
 
-        auto = compute_precision("auto", self.painter.model.load_device)
+        auto = compute_precision("auto", self.painter.model.load_device, torch.float32)
         settings = {"training_dtype": "bf16" if auto == torch.bfloat16 else "fp32", **settings}
         started = time.monotonic()
         with torch.inference_mode():

@@ -65,7 +65,8 @@ def make(small_models_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
             with torch.no_grad():
                 for n, layer in enumerate(it.network.adapters):  # two steps alone would be faint
                     more = torch.randn(layer.up.master.shape, generator=torch.Generator().manual_seed(n)) * 0.1
-                    layer.up.add_(more.to(layer.up.device))
+                    layer.up.master.add_(more.to(layer.up.master.device))
+                it.network.flat.refresh()
             return Made(name, patcher, twin, ask, lora_of(it), base, ask_host(patcher, ask))
 
     yield made

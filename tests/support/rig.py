@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class Rig:
     setup: Any
     run: Any
     made: Any
+    left: Callable[[], AbstractContextManager[None]]
     sink: Any
     after_step: Callable[..., None] | None
 
@@ -133,8 +134,9 @@ def rig(
         keys = {(n, False): f"latent{n}" for n in range(pictures)}
         texts = {f"c{n}": f"caption{n}" for n in range(pictures)}
         stores = LatentStore(latents, dataset, keys, 0), CaptionStore(captions, texts, {}, 0, HostText.unpack)
-        with prepared(model, Plan(dataset, config), *stores) as (setup, run, made):
-            yield Rig(patcher, model, setup.network, setup, run, made, sink or SilentSink(), after_step)
+        with prepared(model, Plan(dataset, config), *stores) as ready:
+            _, setup, run, made = ready
+            yield Rig(patcher, model, setup.network, setup, run, made, ready.left, sink or SilentSink(), after_step)
 
 
 def trained_tensors(network: Any) -> list[torch.Tensor]:

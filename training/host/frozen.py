@@ -21,11 +21,14 @@ from torch import Tensor, nn
 
 from ..adapters.adapter import Adapted, Adapter, Beside
 from ..adapters.network import Network
+from ..errors import UserError
 from .calls import called
 from .layers import FrozenConv, FrozenLinear, Weights, alias, alone, is_conv, is_linear, is_resident
-from .recompute import Recomputed
+from .recompute import Recomputed, differences
 
 log = logging.getLogger(__name__)
+
+_MOST_OFF = 0.05  # of a tensor's largest gradient; GPU kernels that add in any order stay below 0.01 in bf16
 
 
 class _Undo(ExitStack):
@@ -64,7 +67,7 @@ class Differentiable:
     ) -> None:  # fmt: skip
         self.model, self.network, self.dtype, self.device = model, network, dtype, device
         self.checkpointing, self.copies = checkpointing, copies
-        self._copies_norm_inputs = checkpointing
+        self._copies_norm_inputs = False
         self._undo = _Undo()
         self._norms: list[nn.Module] = []
         self.blocks: list[Recomputed] = []
@@ -119,7 +122,7 @@ class Differentiable:
             self.copy_norm_inputs()
         if self.checkpointing:
             for block in blocks(diffusion_model):
-                recomputed = Recomputed(block.forward, self.network.anchor)
+                recomputed = Recomputed(block, self.network.anchor)
                 self.blocks.append(recomputed)
                 undo.set_attr(block, "forward", recomputed)
         _use_differentiable_kernels(undo)
@@ -158,25 +161,58 @@ class Differentiable:
         """Run one forward and backward as a trial, and adapt to the model's code.
 
         Some models add in place to what their norms saved for backward (Flux's `img += …`), which autograd rejects.
-        Only for those do norms get a copy of their input, since it costs memory.
+        Only for those do norms get a copy of their input, since it costs memory. With checkpointing, the gradients of
+        one block of each class are compared with those of running it plainly.
+
+        Raises:
+            UserError: The model changes in place what its backward needs, or its blocks cannot be computed again.
         """
         try:
-            step()
+            self._try(step)
             return
         except RuntimeError as error:
-            if "modified by an inplace operation" not in str(error) or self._copies_norm_inputs:
+            if not _changes_in_place(error) or self._copies_norm_inputs:
                 raise
         # Outside the except block: the traceback would keep the first attempt's activations alive.
         log.info("LoRA Workbench: this model adds in place, so its norms get copies of their inputs")
         self._copies_norm_inputs = True
         self.copy_norm_inputs()
+        try:
+            self._try(step)
+        except RuntimeError as error:
+            if not _changes_in_place(error):
+                raise
+            raise UserError(
+                f"{self._name} changes values in place that its gradients depend on, so it cannot be trained. Report "
+                "this model to LoRA Workbench."
+            ) from error
+
+    @property
+    def _name(self) -> str:
+        return f"This MODEL ({type(self.model.diffusion_model).__name__})"
+
+    def _try(self, step: Callable[[], None]) -> None:
+        """Run a step, then compare one block of each class."""
+        first = {type(block.module): block for block in reversed(self.blocks)}.values()
+        for block in first:
+            block.keeps_call = True
         step()
+        for block in first:
+            if (off := differences(block, self.network.flat)) > _MOST_OFF:
+                raise UserError(
+                    f"{self._name} cannot be trained with gradient_checkpointing: the gradients of a block "
+                    f"({type(block.module).__name__}) are off by {off:.0%}. Turn gradient_checkpointing off."
+                )
 
     def copy_norm_inputs(self) -> None:
         """Give every norm a copy of its input to save for backward."""
         for module in self._norms:
             self._undo.set_attr(module, "forward", _cloning(module.forward))
         self._norms = []
+
+
+def _changes_in_place(error: RuntimeError) -> bool:
+    return "modified by an inplace operation" in str(error)
 
 
 def _unwrap_compiled(undo: _Undo, root: nn.Module) -> None:

@@ -55,8 +55,8 @@ class Weights:
         device: Where training computes.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-        self.module: Any = module
+    def __init__(self, module: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self.module = module
         self.dtype, self.device = dtype, device
         self.held: tuple[Tensor, Tensor | None] | None = None
         if self._is_resident():

@@ -114,6 +114,11 @@ class HostModel:
         """Whether the model has a guidance input."""
         return bool(self.model.model_config.unet_config.get("guidance_embed", False))
 
+    @property
+    def computes_in(self) -> torch.dtype:
+        """The dtype that the host would compute in."""
+        return self.model.manual_cast_dtype or self.model.get_dtype()  # type: ignore[no-any-return]
+
     def load(self, latent_shape: tuple[int, ...], checkpointing: bool) -> None:
         """Have the host load the model on its device, leaving memory for a training step.
 
@@ -228,6 +233,16 @@ def _shape_key(cond: dict[str, Any]) -> tuple[Any, ...]:
         else:
             key.append((name, inner))
     return tuple(key)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the device has no memory left."""
+    return isinstance(error, comfy.model_management.OOM_EXCEPTION)
+
+
+def free_memory() -> None:
+    """Give memory that nothing uses back to the device."""
+    comfy.model_management.soft_empty_cache()
 
 
 def comes_from_the_model(error: BaseException) -> bool:

@@ -11,27 +11,31 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from ..adapters.flat import Flat
 
 
 class Recomputed:
     """A block's forward that is computed again in backward.
 
     Args:
-        forward: The block's own.
+        module: The block, with its own forward.
         anchor: A tensor that requires a gradient and never gets one: it makes the outputs part of the graph.
 
     Attributes:
-        probe: Copies of the arguments of the last call, while `keeps_call`.
+        keeps_call: Whether the next call is kept.
+        kept_call: Copies of its arguments.
     """
 
-    def __init__(self, forward: Callable[..., Any], anchor: Tensor) -> None:
-        self.forward, self.anchor = forward, anchor
+    def __init__(self, module: nn.Module, anchor: Tensor) -> None:
+        self.module, self.anchor = module, anchor
+        self.forward: Callable[..., Any] = module.forward
         # Which tensor arguments the block changes in place: learned from the first call, on copies of all.
         self.changed: frozenset[int] | None = None
         self.keeps_call = False
-        self.probe: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.kept_call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block."""
@@ -40,7 +44,7 @@ class Recomputed:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if self.keeps_call:
             copies = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            self.probe = pytree.tree_unflatten(copies, spec)
+            self.kept_call, self.keeps_call = pytree.tree_unflatten(copies, spec), False
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         shape: list[Any] = []
         outputs = _Block.apply(self.anchor, self, leaves, spec, shape, *tensors)
@@ -105,38 +109,43 @@ class _Block(torch.autograd.Function):
         return None, None, None, None, None, *(tensor.grad for tensor in inputs)
 
 
-def differences(block: Recomputed, gradients: Callable[[], list[Tensor]]) -> float:
+def differences(block: Recomputed, flat: Flat) -> float:
     """Compare a block's gradients, computed again in backward, with those of running it plainly.
 
     Args:
-        block: One that was called while `keeps_call` was set.
-        gradients: Returns the gradients that running the block added to, and sets them to zero.
+        block: One whose call was kept; it is forgotten.
+        flat: The run's gradients; zero before and after.
 
     Returns:
-        The largest difference in a tensor, relative to its largest value.
+        The largest difference in a tensor, relative to its largest value; 0 for a block that was not called.
 
     Raises:
         RuntimeError: The block changes in place what backward needs.
     """
-    assert block.probe is not None, "not called"
-    leaves, spec = pytree.tree_flatten(block.probe)
-    block.probe, block.keeps_call = None, False
-    found = []
-    for run in (block.forward, block):
-        inputs = [
-            leaf.detach().clone().requires_grad_(leaf.is_floating_point()) if isinstance(leaf, Tensor) else leaf
-            for leaf in leaves
-        ]
-        # Not leaves of the graph: the block may change them in place.
-        args, kwargs = pytree.tree_unflatten([i.clone() if isinstance(i, Tensor) else i for i in inputs], spec)
-        outputs = [out for out in pytree.tree_leaves(run(*args, **kwargs)) if isinstance(out, Tensor)]
-        outputs = [out for out in outputs if out.requires_grad]
-        torch.autograd.backward(outputs, [out.detach().sin() + 1 for out in outputs])
-        mine = [i.grad for i in inputs if isinstance(i, Tensor) and i.grad is not None]
-        found.append([*mine, *gradients()])
-    worst = 0.0
-    for plain, again in zip(*found, strict=True):
-        scale = float(plain.abs().max())
-        if scale:
-            worst = max(worst, float((plain - again).abs().max()) / scale)
-    return worst
+    kept, block.kept_call, block.keeps_call = block.kept_call, None, False
+    if kept is None:
+        return 0.0
+    leaves, spec = pytree.tree_flatten(kept)
+    found: list[list[Tensor]] = []
+    try:
+        for run in (block.forward, block):
+            inputs = [
+                leaf.detach().clone().requires_grad_(leaf.is_floating_point()) if isinstance(leaf, Tensor) else leaf
+                for leaf in leaves
+            ]
+            # Copies, because a block may change its inputs in place, which a leaf of the graph forbids.
+            args, kwargs = pytree.tree_unflatten([i.clone() if isinstance(i, Tensor) else i for i in inputs], spec)
+            outputs = [out for out in pytree.tree_leaves(run(*args, **kwargs)) if isinstance(out, Tensor)]
+            outputs = [out for out in outputs if out.requires_grad]
+            torch.autograd.backward(outputs, [out.detach().sin() + 1 for out in outputs])
+            mine = [i.grad for i in inputs if isinstance(i, Tensor) and i.grad is not None]
+            found.append([*mine, *(view.grad.clone() for view in flat.views)])
+            flat.begin_step()
+    finally:
+        flat.begin_step()
+    plain, again = ([tensor.float() for tensor in tensors] for tensors in found)
+    if len(plain) != len(again):
+        return float("inf")
+    most = torch.stack([tensor.abs().max() for tensor in plain]).clamp_min(torch.finfo(torch.float32).tiny)
+    apart = torch.stack([(one - other).abs().max() for one, other in zip(plain, again, strict=True)])
+    return float((apart / most).max())

@@ -19,6 +19,7 @@ from ..files.metadata import ModelFacts, Session, build_metadata
 from ..host.keys import HOST_PREFIX, layer_names, restricted_key_map
 from ..host.model import HostModel
 from ..host.origin import short_hash
+from ..host.precision import NAMES
 from ..lora import LoraModel, RunSummary
 from ..objective import timesteps_in_force
 from ..optimizers import scheduler_in_force, warmup_in_force, weights_to_keep
@@ -174,5 +175,5 @@ def settings_in_force(plan: Plan, run: Run, is_flow: bool, precision: torch.dtyp
         "scheduler": scheduler_in_force(config),
         "warmup_steps": warmup_in_force(config, run.total),
         "timesteps": timesteps_in_force(config.timesteps, is_flow),
-        "precision": "bf16" if precision == torch.bfloat16 else "fp32",
+        "precision": NAMES[precision],
     }
