@@ -49,16 +49,20 @@ class Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count one call and make it."""
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        if name in WAITS or (name in COPIES and _leaves_the_device(args, out)):
+        if name in WAITS or (name in COPIES and _waits_for_the_device(args, kwargs, out)):
             self.waits += 1
         elif name not in FREE:
             self.calls[name] += 1
         return out
 
 
-def _leaves_the_device(args: Any, out: Any) -> bool:
+def _waits_for_the_device(args: Any, kwargs: Any, out: Any) -> bool:
+    """Whether a copy goes from the device to the processor and does not let it go on meanwhile."""
+    if kwargs.get("non_blocking") or (len(args) > 2 and args[2] is True):
+        return False
     inputs = {value.device.type for value in args if isinstance(value, torch.Tensor)}
     return isinstance(out, torch.Tensor) and out.device.type == "cpu" and inputs - {"cpu"} != set()
 
@@ -174,13 +178,14 @@ def _after(first: Any, then: Any) -> Any:
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Let PyTorch and the host compute shapes as on an NVIDIA GPU, up to the first backward, which raises."""
+    import comfy.model_management
     import comfy.ops
 
     def backward(*_: Any, **__: Any) -> None:
         raise _Measured
 
     with (
-        mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+        mock.patch.object(comfy.model_management, "get_free_memory", lambda *_: 1 << 40),
         mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True),
         mock.patch.object(torch.autograd, "backward", backward),
         # The engine takes every unknown kind of tensor for a quantized one.
@@ -192,8 +197,6 @@ def as_on_a_gpu() -> Iterator[None]:
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
     """Attention without data, which saves what a fused kernel saves."""
-    if torch.is_autocast_enabled("cuda"):
-        q, k, v = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (q, k, v))
     return _Fused.apply(q, k, v)
 
 
