@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ..disk import disk_trouble, write_whole
@@ -61,7 +61,7 @@ class TensorCache:
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
-                if _format_of(file) == FORMAT:
+                if (file.metadata() or {}).get("format") == FORMAT:
                     return True
         except FileNotFoundError:
             return False
@@ -95,13 +95,11 @@ class TensorCache:
         """
         path = self._path(key)
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-                note = json.loads((file.metadata() or {}).get("note", "null"))
-                if _format_of(file) == FORMAT:
-                    return tensors, note
-                # The tensors share the file's memory, and Windows replaces no file in use.
-                tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            data = path.read_bytes()
+            tensors, metadata = load(data), _metadata(data)
+            note = json.loads(metadata.get("note", "null"))
+            if metadata.get("format") == FORMAT:
+                return tensors, note
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError):
@@ -117,8 +115,10 @@ class TensorCache:
         return tensors, note
 
 
-def _format_of(file: Any) -> str | None:
-    return (file.metadata() or {}).get("format")
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file, which stands in its header."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header.get("__metadata__") or {}
 
 
 def _remove(path: Path) -> None:
