@@ -105,6 +105,13 @@ _ZIMAGE = {
 _QWEN = {"image_model": "qwen_image", "in_channels": 64, "num_layers": 2, "num_attention_heads": 1,
          "joint_attention_dim": 64}
 
+_PIXART = {"image_model": "pixart_sigma", "micro_condition": False, "num_heads": 2, "patch_size": 2, "hidden_size": 48,
+           "in_channels": 4, "depth": 2, "model_max_length": 16, "caption_channels": 64}
+_PIXELDIT = {"image_model": "pixeldit_t2i", "num_groups": 2, "hidden_size": 128, "pixel_hidden_size": 16,
+             "pixel_attn_hidden_size": 128, "pixel_num_groups": 2, "patch_depth": 2, "pixel_depth": 2,
+             "txt_embed_dim": 64, "txt_max_length": 16}
+_PID = _PIXELDIT | {"image_model": "pid", "lq_hidden_dim": 32, "lq_num_res_blocks": 1}
+
 _DIT: dict[str, Any] = {"context": 64, "tokens": 8, "channels": 16, "dtype": torch.bfloat16}
 
 SPECS: dict[str, Spec] = {
@@ -120,6 +127,11 @@ SPECS: dict[str, Spec] = {
     "flux": Spec("Flux", _flux_config(), pooled=32, **_DIT),
     "zimage": Spec("ZImage", _ZIMAGE, detected=False, **_DIT),
     "qwen": Spec("QwenImage", _QWEN, video=True, detected=False, **_DIT),
+    # Latents of 34 cells a side.
+    "pixart": Spec("PixArtSigma", _PIXART, 64, tokens=8, detected=False, dtype=torch.bfloat16),
+    # Newer hosts only; latents of 64 cells a side.
+    "pixeldit": Spec("PixelDiTT2I", _PIXELDIT, detected=False, **_DIT | {"channels": 3}),
+    "pid": Spec("PiD", _PID, detected=False, **_DIT | {"channels": 3}),
 }
 
 
@@ -135,6 +147,13 @@ def spec_of(name: str) -> Spec:
         # Older hosts take 24 heads for granted when they detect Flux: 533 M parameters at the least.
         return replace(spec, detected=False)
     return spec
+
+
+def is_known(name: str) -> bool:
+    """Whether this ComfyUI knows the model."""
+    import comfy.supported_models
+
+    return hasattr(comfy.supported_models, SPECS[name].cls)
 
 
 def latent_shape(name: str, h: int, w: int, batch: int = 1) -> tuple[int, ...]:
@@ -167,6 +186,9 @@ def conditioning(
         options: dict[str, Any] = {}
         if spec.pooled:
             options["pooled_output"] = torch.randn(batch, spec.pooled, generator=generator)
+        if name == "pid":  # the picture that it enlarges
+            options["lq_latent"] = torch.randn(batch, 16, 2, 2, generator=generator)
+            options["degrade_sigma"] = torch.zeros(1)
     if guidance is not None:
         options["guidance"] = guidance
     return [[text, options]]

@@ -98,8 +98,8 @@ class Differentiable:
     def _enter(self) -> None:
         undo, adapters, left = self._undo, self.network.by_path(), self.copies
         undo.set_attr(self.model, "manual_cast_dtype", self.dtype)
+        _unwrap_compiled(undo, self.model)
         diffusion_model: nn.Module = self.model.diffusion_model  # type: ignore[assignment]
-        _unwrap_compiled(undo, diffusion_model)
         for path, module in diffusion_model.named_modules():
             if not (is_linear(module) or is_conv(module)):
                 _swap_tensors(undo, module, self.dtype, self.device)

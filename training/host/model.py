@@ -64,9 +64,10 @@ class HostModel:
     def targets(self) -> dict[str, nn.Module]:
         """Return the layers a LoRA is trained on, by path below the diffusion model."""
         modules = self.model.diffusion_model.named_modules()
+        plain = ((path.replace("_orig_mod.", ""), module) for path, module in modules)  # it may be compiled
         return {
-            path.replace("._orig_mod", ""): module
-            for path, module in modules
+            path: module
+            for path, module in plain
             if (is_linear(module) or is_conv(module)) and is_target(path, module)
         }
 
