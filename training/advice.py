@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .config import TrainConfig
 from .events import counted
 from .optimizers import is_schedule_free, scheduler_in_force
@@ -11,6 +13,7 @@ FEWEST_STEPS, GOOD_STEPS, MOST_STEPS = 400, 1500, 6000
 USUAL_WARM_UP = 0.1  # share of the steps
 SHORTEST_CYCLE = 2  # steps
 SAVES_SUGGESTED = 3  # in a run
+RISEN = 3.0  # times: a mean of ten losses or more hardly does that by chance
 
 
 def run_length(config: TrainConfig, steps: int, epochs: int, images_per_epoch: int) -> str:
@@ -41,6 +44,25 @@ def hints(config: TrainConfig, steps: int, epochs: int, finished_epochs: int) ->
     found = [_steps(config, steps, epochs), _warm_up(config, steps), _cycles(config, steps)]
     found += [_saved_steps(config, steps), _saved_epochs(config, steps, finished_epochs)]
     return tuple(hint for hint in found if hint)
+
+
+def risen(config: TrainConfig, losses: Sequence[float]) -> str:
+    """Say that a run's loss at its end is several times that at its start; nothing if it is not.
+
+    Args:
+        config: The run's settings.
+        losses: Mean loss of each step.
+    """
+    share = max(10, len(losses) // 10)
+    if len(losses) < 2 * share:
+        return ""
+    first, last = (sum(part) / share for part in (losses[:share], losses[-share:]))
+    if last < RISEN * first:
+        return ""
+    return (
+        f"The loss rose from {first:.3g} to {last:.3g}, so the LoRA is probably worse than none. Set learning rate to "
+        f"{config.learning_rate / 10:g}."
+    )
 
 
 def _steps(config: TrainConfig, steps: int, epochs: int) -> str:

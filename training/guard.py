@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .run.state import Run
 
-_GROWS_AFTER = 2000  # steps without an overflow, as torch's GradScaler
+_FIRST_SCALE = 2.0**16  # both as torch's GradScaler has them
+_GROWS_AFTER = 2000  # steps without an overflow
 
 
 class Guard:
@@ -28,7 +29,7 @@ class Guard:
     def __init__(self, run: Run, is_scaled: bool) -> None:
         flat = run.network.flat
         device = flat.master.device
-        self.loss_scale = torch.tensor(2.0**16, device=device) if is_scaled else None
+        self.loss_scale = torch.tensor(_FIRST_SCALE, device=device) if is_scaled else None
         self._steps_since = torch.zeros((), device=device)
         self._bad = torch.zeros((), device=device)
         self._first_step = run.step

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .advice import risen
 from .cache.captions import CaptionStore, store_captions
 from .cache.latents import LatentStore, cache_folders, store_latents
 from .config import TrainConfig
@@ -84,6 +85,9 @@ def train_lora(
             keeper.folder.discard()
             raise host_interrupt()
     with torch.inference_mode(False):
+        if hint := risen(config, run.losses):
+            keeper.hints += (hint,)
+            sink.hint(hint)
         result = Result(*keeper.finish("cancelled" if cancelled else "finished"))
     if cancelled and not config.keeps_on_cancel:
         raise host_interrupt()

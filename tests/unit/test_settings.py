@@ -148,3 +148,16 @@ def test_a_step_in_words():
     slow = dataclasses.replace(event, seconds_per_step=90.0)
     assert describe(slow) == "step 12/40 · epoch 2/5 · loss 0.1234 · 90.0 s/it · 42:00 left"
     assert [clock(s) for s in (0, 59.4, 60, 3725)] == ["0 s", "59 s", "1:00", "1:02:05"]
+
+
+def test_a_loss_that_rose_is_told():
+    from lora_workbench.training.advice import risen
+
+    config = TrainConfig(learning_rate=1e-3)
+    noisy = [0.1 * (1 + (step * 7) % 5) for step in range(200)]
+    assert risen(config, noisy) == "" and risen(config, []) == ""
+    assert risen(config, [0.1] * 10 + [1.0] * 9) == "", "too few to tell"
+    said = risen(config, [0.1] * 100 + [0.4] * 100)
+    assert said == (
+        "The loss rose from 0.1 to 0.4, so the LoRA is probably worse than none. Set learning rate to 0.0001."
+    )
