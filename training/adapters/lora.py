@@ -8,12 +8,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..draws import generator
+from ..lora import DiffusersTarget
 from .flat import Part, View
+
+_DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"  # as kohya's trainer calls them
 
 
 class LoraAdapter:
@@ -138,7 +142,36 @@ class LoraAdapter:
     def saved_tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a kohya file: fp32 copies on the CPU, which later training steps leave alone."""
         return {
-            f"{name}.lora_down.weight": self.down.master.detach().cpu().clone(),
-            f"{name}.lora_up.weight": self.up.master.detach().cpu().clone(),
-            f"{name}.alpha": torch.tensor(float(self.alpha)),
+            f"{name}.{_DOWN}": self.down.master.detach().cpu().clone(),
+            f"{name}.{_UP}": self.up.master.detach().cpu().clone(),
+            f"{name}.{_ALPHA}": torch.tensor(float(self.alpha)),
         }
+
+
+def peft_tensors(
+    lora: Mapping[str, Tensor], name: str, targets: Sequence[DiffusersTarget]
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Return one layer's tensors under PEFT's names.
+
+    A layer that diffusers splits becomes several, each with its rows of `lora_B` and a copy of `lora_A`. Programs that
+    read these names use scale 1 for a file without alpha, so alpha / rank is multiplied into `lora_B`.
+
+    Args:
+        lora: Tensors under kohya's names.
+        name: The layer's name there.
+        targets: The modules that it is in diffusers.
+
+    Returns:
+        `<module>.lora_A.weight` [rank, in, …] and `.lora_B.weight` [rows, rank, …]; the keys of `lora` that they are
+        made of.
+    """
+    down_key, up_key, alpha_key = (f"{name}.{part}" for part in (_DOWN, _UP, _ALPHA))
+    down, up = lora[down_key], lora[up_key]
+    if alpha_key in lora:
+        up = up.float() * (lora[alpha_key].item() / down.shape[0])
+    tensors: dict[str, Tensor] = {}
+    for target in targets:
+        rows = up.shape[0] - target.start if target.rows is None else target.rows
+        tensors[f"{target.module}.lora_A.weight"] = down
+        tensors[f"{target.module}.lora_B.weight"] = up.narrow(0, target.start, rows)
+    return tensors, {down_key, up_key, alpha_key}

@@ -4,8 +4,7 @@ There are two layouts of the same numbers, both safetensors:
 
 - `kohya`: one down, up and alpha tensor per layer, with the names of kohya's trainer. ComfyUI, Automatic1111 and
   Forge read it.
-- `peft`: `lora_A` and `lora_B` with the names of diffusers' modules, which split layers that ComfyUI fuses. Programs
-  that read it use scale 1 for a file without alpha, so alpha / rank is multiplied into `lora_B`.
+- `peft`: `lora_A` and `lora_B` with the names of diffusers' modules, which split layers that ComfyUI fuses.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..adapters.lora import peft_tensors
 from ..disk import SUFFIX, disk_trouble, give_free_name, give_name, unfinished
 from ..errors import SettingError, UserError
 from ..events import counted
-from ..lora import DiffusersTarget, LayerNames, LoraModel
+from ..lora import DiffusersTarget, LoraModel
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LAYOUTS = ("kohya", "peft")
@@ -47,9 +47,9 @@ def to_kohya(lora: LoraModel, dtype: torch.dtype) -> dict[str, Tensor]:
 def to_peft(lora: LoraModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the tensors of a LoRA under diffusers' names.
 
-    A layer that diffusers splits becomes several, each with its rows of `lora_B` and a copy of `lora_A`. A layer
-    without a known diffusers name is called `diffusion_model.<path>`. ComfyUI, ai-toolkit and musubi tuner read that
-    name, and diffusers converts it for the models those trainers support.
+    A layer that diffusers splits becomes several (`peft_tensors`). A layer without a known diffusers name is called
+    `diffusion_model.<path>`. ComfyUI, ai-toolkit and musubi tuner read that name, and diffusers converts it for the
+    models those trainers support.
 
     Args:
         lora: A LoRA trained by this pack.
@@ -69,17 +69,10 @@ def to_peft(lora: LoraModel, dtype: torch.dtype) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     used: set[str] = set()
-    for prefix, names in lora.layers.items():
-        down_key, up_key = f"{prefix}.lora_down.weight", f"{prefix}.lora_up.weight"
-        alpha_key = f"{prefix}.alpha"
-        used |= {down_key, up_key, alpha_key}
-        down, up = lora[down_key], lora[up_key]
-        if alpha_key in lora:
-            up = up.float() * (lora[alpha_key].item() / down.shape[0])
-        for target in _peft_targets(names):
-            rows = up.shape[0] - target.start if target.rows is None else target.rows
-            tensors[f"{target.module}.lora_A.weight"] = _cast(down, dtype)
-            tensors[f"{target.module}.lora_B.weight"] = _cast(up.narrow(0, target.start, rows), dtype)
+    for name, names in lora.layers.items():
+        made, keys = peft_tensors(lora, name, names.diffusers or (DiffusersTarget(names.module),))
+        tensors |= {key: _cast(tensor, dtype) for key, tensor in made.items()}
+        used |= keys
     unknown = sorted(set(lora) - used)
     if unknown:
         raise UserError(
@@ -160,10 +153,6 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a copy on the CPU that shares no memory, as safetensors requires."""
     wanted = dtype if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", wanted, copy=True, memory_format=torch.contiguous_format)
-
-
-def _peft_targets(names: LayerNames) -> tuple[DiffusersTarget, ...]:
-    return names.diffusers or (DiffusersTarget(names.module),)
 
 
 def _refuse_broken(lora: LoraModel) -> None:
