@@ -126,12 +126,14 @@ def why(setup: Setup, error: NotFinite) -> str:
         )
     what = "the MODEL's output" if error.what == "loss" else "the gradient"
     start += f"{what} for {', '.join(named['all'])} is not a finite number. "
+    is_full = setup.precision == torch.float32
     if error.step == 1:
-        return start + "Nothing is trained yet, so it is not the learning rate. Set precision to fp32."
+        start += "Nothing is trained yet, so it is not the learning rate. "
+        return start + ("Load another file of this model." if is_full else "Set precision to fp32.")
     lora_plus = "" if config.lora_plus == 1 else f" with LoRA+ {config.lora_plus:g}"
     return start + (
         f"The learning rate {config.learning_rate:g} is probably too high for {config.optimizer}{lora_plus}. Set "
-        "it to a tenth, or set precision to fp32."
+        f"it to a tenth{'' if is_full else ', or set precision to fp32'}."
     )
 
 

@@ -20,6 +20,7 @@ from .config import TrainConfig
 from .data.dataset import Dataset
 from .events import Cancelled, Sink
 from .host.model import HostModel
+from .host.precision import NAMES
 from .host.progress import host_interrupt, is_host_interrupt
 from .host.text import HostText, count_tokens
 from .host.vae import HostVAE
@@ -71,6 +72,7 @@ def train_lora(
         encoded = latents.encoded, captions.encoded
         keeper = Keeper(model, plan, run, setup.precision, sink, encoded, started_at, hints, model_file)
         keeper.open_folder(root)
+        sink.tell(f"Computes in {NAMES[setup.precision]}.")
         try:
             train(setup, run, sink, keeper.after_step)
             cancelled = False

@@ -55,9 +55,9 @@ def in_the_gradient(it: Rig, step: int) -> None:
     [
         (in_the_latents, 1, r"step 1: the latents of 1\.png hold.*Delete the folder .*latents"),
         (in_the_text, 1, r"step 1: the encoded caption of 1\.png: 'c1' holds.*Delete the folder .*captions"),
-        (in_the_output, 1, r"step 1: the MODEL's output for .*\.png is not.*not the learning rate.*precision to fp32"),
-        (in_the_output, 3, r"step 3: the MODEL's output for .*\.png is not.*learning rate 0\.001.*to a tenth"),
-        (in_the_gradient, 3, r"step 3: the gradient for .*\.png is not.*learning rate 0\.001.*to a tenth"),
+        (in_the_output, 1, r"step 1: the MODEL's output for .*\.png is not.*not the learning rate.*Load another file"),
+        (in_the_output, 3, r"step 3: the MODEL's output for .*\.png is not.*learning rate 0\.001.*to a tenth\.$"),
+        (in_the_gradient, 3, r"step 3: the gradient for .*\.png is not.*learning rate 0\.001.*to a tenth\.$"),
     ],
 )
 def test_four_sentences(

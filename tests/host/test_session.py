@@ -303,6 +303,31 @@ def test_what_was_said_before_the_run_is_in_its_summary(checkpoint, dataset, tmp
     assert all(hint in sink.told[-1] for hint in sink.hints) and "runs/run, seed 7" in sink.told[-1]
 
 
+@pytest.mark.parametrize(("precision", "saved"), [("fp32", "no"), ("bf16", "bf16"), ("fp16", "fp16")])
+def test_a_run_says_what_it_computes_in(precision, saved, checkpoint, dataset, tmp_path):
+    sink = Heard()
+    result = train(checkpoint, dataset, tmp_path, sink, precision=precision)
+    assert f"Computes in {precision}." in sink.told
+    assert result.lora.metadata["ss_mixed_precision"] == saved
+
+
+def test_a_loss_that_rose_is_said_at_the_end(checkpoint, dataset, tmp_path, monkeypatch):
+    """The small model does not break at any rate, so its answers go wrong from the middle on."""
+    from lora_workbench.training.host.model import HostModel
+
+    real, asked = HostModel.denoised, []
+
+    def wrong(*args):
+        asked.append(args)
+        return real(*args) * (1 if len(asked) < 12 else 4)
+
+    monkeypatch.setattr(HostModel, "denoised", wrong)
+    sink = Heard()
+    summary = train(checkpoint, dataset, tmp_path, sink, steps=24, warn_about_steps=False).summary
+    assert [hint.startswith("The loss rose from ") for hint in sink.hints] == [True], summary.losses
+    assert list(summary.hints) == sink.hints and sink.hints[0] in sink.told[-1]
+
+
 def test_the_metadata_names_run_seed_and_base_model(checkpoint, dataset, tiny_checkpoint, tmp_path):
     from lora_workbench.training.config import TrainConfig
     from lora_workbench.training.events import SilentSink
