@@ -13,6 +13,7 @@ FEWEST_STEPS, GOOD_STEPS, MOST_STEPS = 400, 1500, 6000
 USUAL_WARM_UP = 0.1  # share of the steps
 SHORTEST_CYCLE = 2  # steps
 SAVES_SUGGESTED = 3  # in a run
+SMALLEST_SHARE = 0.6  # of the pictures that a step should train
 RISEN = 3.0  # times: a mean of ten losses or more hardly does that by chance
 
 
@@ -30,7 +31,9 @@ def run_length(config: TrainConfig, steps: int, epochs: int, images_per_epoch: i
     return f"{text}, {together} per step."
 
 
-def hints(config: TrainConfig, steps: int, epochs: int, finished_epochs: int) -> tuple[str, ...]:
+def hints(
+    config: TrainConfig, steps: int, epochs: int, finished_epochs: int, images_per_step: float
+) -> tuple[str, ...]:
     """Name each setting that does not fit the length of the run, with a value that does.
 
     None of them stops the run.
@@ -40,9 +43,11 @@ def hints(config: TrainConfig, steps: int, epochs: int, finished_epochs: int) ->
         steps: Optimizer steps of the run.
         epochs: Epochs of the run, the last one begun counted.
         finished_epochs: Those that the run finishes.
+        images_per_step: Pictures that a step trains on average.
     """
     found = [_steps(config, steps, epochs), _warm_up(config, steps), _cycles(config, steps)]
-    found += [_saved_steps(config, steps), _saved_epochs(config, steps, finished_epochs)]
+    found += [_batches(config, images_per_step), _saved_steps(config, steps)]
+    found.append(_saved_epochs(config, steps, finished_epochs))
     return tuple(hint for hint in found if hint)
 
 
@@ -84,6 +89,16 @@ def _warm_up(config: TrainConfig, steps: int) -> str:
     return (
         f"warmup steps is {config.warmup_steps}, but the run has {counted(steps, 'step')}, so the learning rate rises "
         f"to the end. Set warmup steps to {fitting}."
+    )
+
+
+def _batches(config: TrainConfig, images_per_step: float) -> str:
+    wanted = config.batch_size * config.gradient_accumulation
+    if config.batch_size == 1 or images_per_step >= SMALLEST_SHARE * wanted:
+        return ""
+    return (
+        f"batch size is {config.batch_size}, but a step trains {images_per_step:.1f} pictures on average, since a "
+        f"batch has one bucket and one caption length. Set batch size to 1 and gradient accumulation to {wanted}."
     )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from .run.state import Run
+from .adapters.flat import Flat
 
 _FIRST_SCALE = 2.0**16  # both as torch's GradScaler has them
 _GROWS_AFTER = 2000  # steps without an overflow
@@ -19,32 +20,34 @@ class Guard:
     """Guards the weights of one run.
 
     Args:
-        run: Between two steps.
+        flat: The weights and their gradients.
+        optimizer: That changes them.
         is_scaled: Whether the loss is scaled, for fp16 (Micikevicius et al. 2017, arXiv:1710.03740).
 
     Attributes:
         loss_scale: The factor on the loss, or None.
     """
 
-    def __init__(self, run: Run, is_scaled: bool) -> None:
-        flat = run.network.flat
+    def __init__(self, flat: Flat, optimizer: Optimizer, is_scaled: bool) -> None:
+        self._flat, self._optimizer = flat, optimizer
         device = flat.master.device
         self.loss_scale = torch.tensor(_FIRST_SCALE, device=device) if is_scaled else None
         self._steps_since = torch.zeros((), device=device)
         self._bad = torch.zeros((), device=device)
-        self._first_step = run.step
         self._good = flat.master.clone()
         self._other: list[tuple[Tensor, Tensor]] = []
         # Others would need a value on the CPU to leave a step out.
-        self._skips = bool(run.optimizer.defaults.get("fused"))
+        self._skips = bool(optimizer.defaults.get("fused"))
 
-    def step(self, run: Run, loss: Tensor, norm: Tensor) -> None:
+    def step(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Let the optimizer change the weights unless this step or one before it was not finite.
 
         Args:
-            run: Its gradients are complete.
             loss: Sum of the step's losses.
-            norm: Of its gradients.
+            norm: Of its gradients, which are complete.
+
+        Returns:
+            1 if this step or one before it was not finite, else 0, on the device.
         """
         is_finite, has_overflowed = torch.isfinite(loss) & torch.isfinite(norm), None
         if self.loss_scale is not None:
@@ -53,15 +56,14 @@ class Guard:
             is_finite = torch.isfinite(loss) & (torch.isfinite(norm) | (self.loss_scale >= 1))
         torch.maximum(self._bad, (~is_finite).float(), out=self._bad)
         skip = self._bad if has_overflowed is None else torch.maximum(self._bad, has_overflowed)
-        flat = run.network.flat
-        torch.where(self._bad.bool(), self._good, flat.master, out=self._good)
-        optimizer = run.optimizer
+        torch.where(self._bad.bool(), self._good, self._flat.master, out=self._good)
         if self._skips:
-            optimizer.found_inf, optimizer.grad_scale = skip, None  # type: ignore[attr-defined]
-            optimizer.step()
+            self._optimizer.found_inf, self._optimizer.grad_scale = skip, None  # type: ignore[attr-defined]
+            self._optimizer.step()
         elif not bool(skip):
-            self._keep_other(run)
-            optimizer.step()
+            self._keep_other()
+            self._optimizer.step()
+        return self._bad
 
     def _rescale(self, is_finite: Tensor) -> Tensor:
         """Halve the loss scale after an overflow, double it after many steps without; return 1 for an overflow."""
@@ -73,23 +75,17 @@ class Guard:
         self._steps_since = torch.where(grows, 0, self._steps_since)
         return (~is_finite).float()
 
-    def _keep_other(self, run: Run) -> None:
+    def _keep_other(self) -> None:
         """Keep the other point (`z`) of a schedule-free optimizer: what it would save lies between the two."""
-        live = [state["z"] for state in run.optimizer.state.values() if "z" in state]
+        live = [state["z"] for state in self._optimizer.state.values() if "z" in state]
         if len(live) != len(self._other):
             self._other = [(tensor, tensor.clone()) for tensor in live]
         for tensor, copy in self._other:
             copy.copy_(tensor)
 
-    def restore(self, run: Run, failed: int) -> None:
-        """Restore the weights before the last update, whose loss was finite, and set the run back to their step.
-
-        Args:
-            run: The run.
-            failed: The step that was not finite, from 1.
-        """
-        with torch.no_grad():
-            run.network.flat.master.copy_(self._good)
-            for tensor, copy in self._other:
-                tensor.copy_(copy)
-        run.go_back_to(max(failed - 2, self._first_step))
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Restore the weights before the last update, whose loss was finite."""
+        self._flat.master.copy_(self._good)
+        for tensor, copy in self._other:
+            tensor.copy_(copy)

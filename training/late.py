@@ -1,4 +1,4 @@
-"""Values that are read off the device when they have arrived, so that no step waits for them."""
+"""Values on their way to or from the device, so that no step waits for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Send a tensor to the device; the processor does not wait for what the device is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class Late:

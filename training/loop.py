@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .data.batches import Batch
 from .events import Cancelled, Sink, StepEvent
-from .guard import Guard
 from .late import Late
 from .run.state import Diverged, NotFinite, Run, Unread
 from .step import BatchLosses, Setup, training_step
@@ -36,7 +35,7 @@ def train(setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = Non
         Cancelled: The user pressed cancel; the run holds what was trained so far and can go on.
         Diverged: A loss or gradient is not finite; the run holds the last good weights and cannot go on.
     """
-    guard, pace = Guard(run, setup.precision == torch.float16), _Pace()
+    pace = _Pace()
     try:
         while run.step < run.total and run.epoch < setup.plan.epochs:
             steps, epoch = setup.plan.steps(run.epoch), run.epoch
@@ -44,7 +43,7 @@ def train(setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = Non
                 if run.step >= run.total:
                     break
                 told = partial(pace.tell, sink, run, run.step + 1, epoch + 1, setup.plan.epochs)
-                optimizer_step(setup, run, batches, sink, guard, told)
+                optimizer_step(setup, run, batches, sink, told)
                 run.read_arrived(most=_LATE)
                 ended = run.position == len(steps)
                 if ended:
@@ -52,14 +51,18 @@ def train(setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = Non
                 if after_step:
                     after_step(run, ended)
         run.read_all()
-    except NotFinite as error:
-        guard.restore(run, error.step)
-        raise Diverged(why(setup, error)) from error
+    except BaseException as error:
+        failed = error if isinstance(error, NotFinite) else run.failure()
+        if failed is None:
+            raise
+        run.guard.restore()
+        run.go_back_to(max(failed.step - 2, 0))
+        raise Diverged(why(setup, failed)) from error
     return run
 
 
 def optimizer_step(
-    setup: Setup, run: Run, batches: list[Batch], sink: Sink, guard: Guard, told: Callable[[], None] = lambda: None
+    setup: Setup, run: Run, batches: list[Batch], sink: Sink, told: Callable[[], None] = lambda: None
 ) -> None:
     """Train one optimizer step: every batch forward and backward, then one update of the weights.
 
@@ -68,7 +71,6 @@ def optimizer_step(
         run: Its state between two steps.
         batches: Of this step.
         sink: Is checked for a cancel.
-        guard: Decides whether the weights change.
         told: Called when the step's losses are read.
 
     Raises:
@@ -81,20 +83,20 @@ def optimizer_step(
     for micro_step, batch in numbered:
         if sink.cancelled():
             raise Cancelled
-        done.append(training_step(setup, batch, micro_step, guard.loss_scale))
+        done.append(training_step(setup, batch, micro_step, run.guard.loss_scale))
     norm = torch.linalg.vector_norm(flat.total)
     if limit := setup.plan.config.max_grad_norm:
         # As torch.nn.utils.clip_grad_norm_ does it.
         flat.total.mul_((limit / (norm + 1e-6)).clamp_(max=1))
-    losses = [batch.losses for batch in done]
-    values = torch.cat([*losses, norm[None]])
+    losses = torch.cat([batch.losses for batch in done])
     rate = float(run.optimizer.param_groups[0]["lr"])
-    guard.step(run, values[:-1].sum(), norm)
+    is_lost = run.guard.step(losses.sum(), norm)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a step that was left out is none that was forgotten
         run.scheduler.step()
     concepts = tuple(concept for batch in done for concept in batch.concepts)
-    run.count_step(Unread(run.step + 1, Late(values), concepts, numbered, guard.loss_scale is not None, told), rate)
+    values = Late(torch.cat([losses, is_lost[None]]))
+    run.count_step(Unread(run.step + 1, values, concepts, numbered, told), rate)
 
 
 def why(setup: Setup, error: NotFinite) -> str:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .data.dataset import Placement
 from .draws import generator
+from .late import sent
 
 
 class Denoiser(Protocol):
@@ -45,7 +46,7 @@ class Draw:
 
     def to(self, device: torch.device) -> Draw:
         """The same on a device."""
-        return Draw(self.noise.to(device), self.sigma.to(device))
+        return Draw(sent(self.noise, device), sent(self.sigma, device))
 
 
 def draw(shape: tuple[int, ...], table: Tensor, timesteps: str, seed: int, micro_step: int) -> Draw:

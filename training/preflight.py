@@ -86,7 +86,7 @@ def announce(
     extent = advice.run_length(config, plan.total, plan.epochs, dataset.images_per_epoch)
     sink.tell(extent)
     log.info("LoRA Workbench: %s", extent)
-    hints = advice.hints(config, plan.total, plan.epochs, plan.finished_epochs)
+    hints = advice.hints(config, plan.total, plan.epochs, plan.finished_epochs, plan.images_per_step)
     learned, silent = _learned_and_silent(dataset)
     if silent and learned != silent and not config.train_without_captions:
         some = ", ".join(silent[:3]) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")
@@ -153,6 +153,7 @@ class Ready(NamedTuple):
         yield
         with torch.inference_mode():  # as the host runs nodes: what it loads stays as it makes it
             make_room(self.model, self.setup.latents, self.setup.plan.config)
+        self.made.copies = min(self.made.copies, self.model.room_for_copies())
         with torch.inference_mode(False):
             self.made.enter()
 
@@ -182,7 +183,7 @@ def prepared(
             seed=config.seed, dtype=precision, device=model.device,
         )  # fmt: skip
         setup = Setup(model, latents, captions, plan, network, precision)
-        run = Run.start(config, plan, network)
+        run = Run.start(config, plan, network, is_scaled=precision == torch.float16)
         made = Differentiable(
             model.model, network, dtype=precision, device=model.device, checkpointing=config.gradient_checkpointing,
             copies=model.room_for_copies() if copies else 0,
@@ -206,7 +207,10 @@ def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:
     def once() -> None:
         try:
             setup.network.flat.begin_step()
+            # The first step makes the optimizer's two moments.
+            moments = torch.empty(2, *setup.network.flat.master.shape, device=model.device)
             training_step(setup, batch, micro_step)
+            del moments
         finally:
             setup.network.flat.begin_step()
 

@@ -20,6 +20,7 @@ from .cache.captions import CaptionStore
 from .cache.latents import LatentStore
 from .data.batches import Batch
 from .data.dataset import Picture
+from .late import sent
 from .objective import Denoiser, Draw, draw, mean_per_picture, padding_mask, timesteps_in_force
 from .plan import Plan
 
@@ -115,7 +116,7 @@ def prepare(setup: Setup, batch: Batch, micro_step: int) -> MicroBatch:
     pictures = [dataset.pictures[index] for index in batch.indices]
     shown = list(zip(batch.indices, batch.flips, strict=True))
     raw = [setup.latents.load(index, flip) for index, flip in shown]
-    x0 = model.latents_in(torch.cat(raw).to(device)).float()
+    x0 = model.latents_in(sent(torch.cat(raw), device)).float()
     timesteps = timesteps_in_force(config.timesteps, model.is_flow)
     drawn = draw(tuple(x0.shape), setup.sigmas, timesteps, config.seed, micro_step).to(device)
     conds = []
@@ -127,10 +128,10 @@ def prepare(setup: Setup, batch: Batch, micro_step: int) -> MicroBatch:
     mask = None
     if any(m is not None for m in masks):
         ones = torch.ones(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])
-        mask = torch.cat([ones if m is None else m for m in masks]).to(device)
+        mask = sent(torch.cat([ones if m is None else m for m in masks]), device)
     weights = None
     if any(picture.weight != 1 for picture in pictures):
-        weights = torch.tensor([picture.weight for picture in pictures], device=device)
+        weights = sent(torch.tensor([picture.weight for picture in pictures]), device)
     preserved = [place for place, picture in enumerate(pictures) if picture.preserves_prior]
     names = tuple(picture.path.name for picture in pictures)
     concepts = tuple(dataset.concept_of(picture) for picture in pictures)

@@ -61,15 +61,18 @@ def test_auto_is_bf16_where_the_processor_has_it(flags, expected, comfy_host, mo
     assert compute_precision("auto", cpu, torch.float16) == torch.float32, "an older torch cannot tell"
 
 
-@pytest.mark.parametrize(("hip", "has_bf16", "expected"), [
-    (None, True, torch.bfloat16), (None, False, torch.float16), ("6.4", True, torch.float32),
+@pytest.mark.parametrize(("hip", "has_bf16", "has_fp16", "expected"), [
+    (None, True, True, torch.bfloat16), (None, False, True, torch.float16), (None, False, False, torch.float32),
+    ("6.4", True, True, torch.float32),
 ])  # fmt: skip
-def test_auto_on_cards(hip, has_bf16, expected, comfy_host, monkeypatch):
-    """fp16 on an NVIDIA card without bf16; elsewhere what the host computes in, if it is one of ours."""
+def test_auto_on_cards(hip, has_bf16, has_fp16, expected, comfy_host, monkeypatch):
+    """fp16 on an NVIDIA card without bf16 whose fp16 works; elsewhere what the host computes in, if we know it."""
+    import comfy.model_management
     from lora_workbench.training.host.precision import compute_precision
 
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
+    monkeypatch.setattr(comfy.model_management, "should_use_fp16", lambda *_: has_fp16)
     assert compute_precision("auto", torch.device("cuda"), torch.float32) == expected
     assert compute_precision("auto", torch.device("mps"), torch.float16) == torch.float16
     assert compute_precision("auto", torch.device("xpu"), torch.float8_e4m3fn) == torch.float32
@@ -183,8 +186,12 @@ def test_accumulation_across_short_steps(comfy_host, small_models_folder, tmp_pa
     assert (run.step, run.images, run.micro_step) == (4, 10, 6)
 
 
-def test_the_loop_can_be_left_and_entered_again(comfy_host, small_models_folder, tmp_path):
-    """Between any two steps: within an epoch, at its end, with dropout and a schedule under way."""
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_loop_can_be_left_and_entered_again(precision, comfy_host, small_models_folder, tmp_path, monkeypatch):
+    """Between any two steps: within an epoch, at its end, with dropout, a schedule and fp16's scale under way."""
+    from lora_workbench.training import guard
+
+    monkeypatch.setattr(guard, "_GROWS_AFTER", 2)
 
     class Left(Exception):
         pass
@@ -193,7 +200,7 @@ def test_the_loop_can_be_left_and_entered_again(comfy_host, small_models_folder,
         if run.step in (1, 3, 4):
             raise Left
 
-    settings = {"pictures": 5, "epochs": 3, "dropout": 0.2, "batch_size": 2, "warmup_steps": 2}
+    settings = {"pictures": 5, "epochs": 3, "dropout": 0.2, "batch_size": 2, "warmup_steps": 2, "precision": precision}
     with rig("sd3", small_models_folder, tmp_path, **settings) as it:
         plain, weights = it.train(), [tensor.detach().clone() for tensor in trained_tensors(it.network)]
     with rig("sd3", small_models_folder, tmp_path, **settings, after_step=leave) as it:

@@ -94,10 +94,49 @@ def test_what_is_found_late_is_undone_exactly(
             it.train()
         left = [tensor.clone() for tensor in trained_tensors(it.network)]
         assert max(weights) > 6, "found at once"
-        assert it.run.step == 3 == len(it.run.losses) == len(it.run.rates)
+        assert it.run.step == 3 == len(it.run.losses) == len(it.run.rates) == it.run.micro_step == it.run.position
+        assert it.run.images == 6
     assert all(torch.equal(one, other) for one, other in zip(left, weights[3], strict=True))
     assert all(torch.equal(one, other) for one, other in zip(weights[4], weights[7], strict=True)), "a step went on"
     assert not torch.equal(weights[3][0], weights[4][0])
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Lion"])
+def test_a_gradient_that_stays_too_large_for_fp16_is_a_divergence(
+    optimizer: str, comfy_host: Any, small_models_folder: Any, tmp_path: Any
+) -> None:
+    from lora_workbench.training.run.state import Diverged
+
+    if optimizer == "Lion":
+        pytest.importorskip("pytorch_optimizer", reason="the package with Lion is not installed")
+    settings = {"precision": "fp16", "steps": 40, "optimizer": optimizer}
+    with rig("sd3", small_models_folder, tmp_path, **settings) as it:
+        in_the_gradient(it, 4)
+        with pytest.raises(Diverged, match=r"step \d+: the gradient for .*\.png is not.*set precision to fp32"):
+            it.train()
+        assert 10 < it.run.step < 30
+        assert all(tensor.isfinite().all() for tensor in trained_tensors(it.network))
+
+
+def test_a_run_cancelled_before_its_failure_was_read(
+    comfy_host: Any, small_models_folder: Any, tmp_path: Any, monkeypatch: Any
+) -> None:
+    """The weights are restored and the failure is told, though the user was faster."""
+    from lora_workbench.training.events import Cancelled
+    from lora_workbench.training.late import Late
+    from lora_workbench.training.run.state import Diverged
+
+    monkeypatch.setattr(Late, "has_arrived", property(lambda self: False))
+
+    def cancel(run: Any, _ended: bool) -> None:
+        if run.step == 6:
+            raise Cancelled
+
+    with rig("sd3", small_models_folder, tmp_path, pictures=40, after_step=cancel) as it:
+        in_the_output(it, 5)
+        with pytest.raises(Diverged, match="step 5"):
+            it.train()
+        assert it.run.step == 3 == len(it.run.losses)
 
 
 def test_an_overflow_of_fp16_is_no_divergence(
@@ -263,3 +302,41 @@ def test_a_model_whose_gradients_would_be_wrong_is_refused(
                 made.rehearse(step)
         assert "forward" in vars(model.diffusion_model.blocks[0].proj)
     assert "forward" not in vars(model.diffusion_model.blocks[0].proj)
+
+
+def test_what_is_not_finite_in_both_is_no_difference(comfy_host: Any) -> None:
+    from lora_workbench.training.host.recompute import _apart
+
+    plain = torch.tensor([1.0, math.inf, -4.0, math.nan])
+    assert _apart(plain, torch.tensor([1.0, math.nan, -4.0, math.inf])) == 0
+    assert _apart(plain, torch.tensor([1.0, math.inf, -3.0, math.nan])) == 0.25
+    assert _apart(plain, torch.tensor([1.0, 2.0, -4.0, math.nan])) == math.inf
+
+
+def test_tensors_of_other_layers_come_to_the_device(comfy_host: Any) -> None:
+    """The host may leave a norm on the CPU and cast it for each use: backward would need what it cast."""
+    import comfy.ops
+    from lora_workbench.training.host.frozen import _swap_tensors, _Undo
+
+    device = torch.device("meta")
+    with torch.inference_mode():
+        norm = comfy.ops.manual_cast.LayerNorm(4, dtype=torch.float16)
+    with _Undo() as undo:
+        _swap_tensors(undo, norm, torch.bfloat16, device)
+        assert {(p.device, p.dtype) for p in norm.parameters()} == {(device, torch.bfloat16)}
+    assert norm.weight.device.type == "cpu" and norm.weight.dtype == torch.float16
+
+
+def test_nothing_is_copied_off_the_device_for_a_condition(
+    comfy_host: Any, small_models_folder: Any, tmp_path: Any
+) -> None:
+    """SDXL puts its sizes together with the text's vector, on the processor."""
+    from lora_workbench.lab.bench.counting import Calls
+
+    with rig("sdxl", small_models_folder, tmp_path, pictures=1, batch_size=1) as it:
+        shape = small_models.latent_shape("sdxl", 16, 16)
+        it.model.device = torch.device("meta")
+        with Calls() as counted:
+            conds = it.model.conditions(small_models.conditioning("sdxl"), torch.empty(shape, device="meta"), {})
+    assert {cond.cond.device.type for cond in conds.values()} == {"meta"}
+    assert counted.waits == 0 and {"y", "c_crossattn"} <= set(conds)

@@ -52,6 +52,33 @@ def test_a_lora_that_the_host_puts_into_forwards_is_trained_upon(
     assert not all(torch.allclose(one, other, atol=2e-4) for one, other in zip(weights, plain, strict=True))
 
 
+def test_a_layer_under_the_hosts_lora_saves_no_weight(
+    comfy_host: Any, small_models_folder: Any, tmp_path: Any
+) -> None:
+    """Bypass mode is for quantized models: their weights are unpacked for one use each."""
+    import comfy.sd
+
+    if not hasattr(comfy.sd, "load_bypass_lora_for_models"):
+        pytest.skip("this ComfyUI has no bypass LoRA")
+    file = next(small_models_folder.glob("sd15-*.safetensors"))
+    with torch.inference_mode():
+        base = comfy.sd.load_diffusion_model(str(file), model_options={"dtype": torch.float8_e4m3fn})
+        patcher = comfy.sd.load_bypass_lora_for_models(base, None, lora_for(base), 0.8, 0.0)[0]
+    with rig("sd15", small_models_folder, tmp_path, patcher=patcher) as it:
+        saved, modules = set(), dict(it.model.model.diffusion_model.named_modules())
+        beside = [module for path, module in modules.items() if path.endswith(("attn1.to_q", "attn1.to_v"))]
+        assert beside and all("forward" in vars(module) for module in beside)
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            saved.add(tuple(tensor.shape))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            it.step()
+    weights = {tuple(module.weight.shape) for module in beside}
+    assert saved and not (weights | {shape[::-1] for shape in weights}) & saved
+
+
 @pytest.mark.parametrize("part", ["diffusion_model", "diffusion_model.input_blocks.1.1.transformer_blocks.0"])
 def test_what_is_compiled_is_trained_under_its_own_names(
     part: str, comfy_host: Any, small_models_folder: Any, tmp_path: Any

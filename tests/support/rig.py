@@ -51,7 +51,7 @@ class Rig:
         """Train the first optimizer step of the epoch."""
         from lora_workbench.training import loop
 
-        loop.optimizer_step(self.setup, self.run, self.steps()[0], self.sink, loop.Guard(self.run, is_scaled=False))
+        loop.optimizer_step(self.setup, self.run, self.steps()[0], self.sink)
 
     def prepare(self, batch: Any = None) -> Any:
         """The first batch, or another, with what is drawn for it at the run's micro-step."""

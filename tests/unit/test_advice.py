@@ -10,7 +10,7 @@ from lora_workbench.training.settings import settings_from
 
 def said(steps: int, epochs: int = 10, finished: int | None = None, /, **settings: object) -> str:
     config = TrainConfig(**{"epochs": epochs, **settings})
-    return "\n".join(hints(config, steps, epochs, epochs if finished is None else finished))
+    return "\n".join(hints(config, steps, epochs, epochs if finished is None else finished, config.batch_size))
 
 
 def test_the_length_of_a_run_in_words():
@@ -83,11 +83,11 @@ def test_what_fits_is_left_in_peace(settings):
 @pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (2, 1), (2, 2), (3, 3), (8, 2)])
 def test_the_values_that_are_advised_fit_themselves(settings, steps, epochs):
     config = TrainConfig(epochs=epochs, warn_about_steps=False, **settings)
-    (hint,) = hints(config, steps, epochs, epochs)
+    (hint,) = hints(config, steps, epochs, epochs, 1)
     (name,) = settings
     value = int(hint.rpartition(f"Set {name.replace('_', ' ')} to ")[2].split()[0].rstrip("."))
     better = TrainConfig(epochs=epochs, warn_about_steps=False, **{name: value})
-    assert hints(better, steps, epochs, epochs) == ()
+    assert hints(better, steps, epochs, epochs, 1) == ()
 
 
 def test_a_run_of_one_epoch_can_still_save():
@@ -102,3 +102,11 @@ def test_an_epoch_that_does_not_end_saves_nothing():
 def test_the_settings_of_an_earlier_version_take_the_new_defaults():
     config = settings_from(TrainConfig, {"name": "old", "epochs": 3, "on_cancel": "keep and go on"})
     assert config.warn_about_steps and not config.train_without_captions
+
+
+def test_batches_that_buckets_and_lengths_leave_short():
+    config = TrainConfig(batch_size=4, gradient_accumulation=2, warn_about_steps=False)
+    assert hints(config, 800, 10, 10, 7.5) == ()
+    (hint,) = hints(config, 800, 10, 10, 2.6)
+    assert "batch size is 4, but a step trains 2.6 pictures" in hint
+    assert hint.endswith("Set batch size to 1 and gradient accumulation to 8.")

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # docs/design.md draws it. What stands in one line of it may not import each other either.
 ORDER = (
-    "nodes", "train", "preflight", "loop", "guard step", "run advice", "plan objective optimizers", "config review",
+    "nodes", "train", "preflight", "loop", "step", "run advice", "guard plan objective optimizers", "config review",
     "captions files", "cache", "data host", "adapters", "errors events draws late lora settings disk",
 )  # fmt: skip
 RANK = {room: rank for rank, line in enumerate(ORDER) for room in line.split()}

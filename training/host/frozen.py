@@ -65,7 +65,8 @@ class Differentiable:
         self, model: nn.Module, network: Network, *, dtype: torch.dtype, device: torch.device, checkpointing: bool,
         copies: int,
     ) -> None:  # fmt: skip
-        self.model, self.network, self.dtype, self.device = model, network, dtype, device
+        self.model, self.network, self.dtype = model, network, dtype
+        self.device = torch.empty(0, device=device).device  # with its number, as tensors name it
         self.checkpointing, self.copies = checkpointing, copies
         self._copies_norm_inputs = False
         self._undo = _Undo()
@@ -108,16 +109,16 @@ class Differentiable:
                 continue
             adapter = adapters.get(path)
             if "forward" in vars(module):  # another node's code, such as the host's bypass LoRA
-                _swap_tensors(undo, module, self.dtype, self.device)
-                _free_held_tensors(undo, module.forward)
+                self._keep_replaced(path, module)
                 undo.set_attr(module, "forward", self._beside(module.forward, adapter))
                 continue
             weights = Weights(module, self.dtype, self.device)
             if 0 < weights.copy_size <= left:
                 left -= weights.copy_size
                 weights.copy()
-            frozen = FrozenLinear(weights) if is_linear(module) else FrozenConv(weights)
-            undo.set_attr(module, "forward", self._runner(path, frozen, adapter))
+            undo.set_attr(module, "forward", self._runner(path, _frozen(weights), adapter))
+        for module in self._schedule():
+            _swap_tensors(undo, module, torch.float32, self.device)
         if self._copies_norm_inputs:
             self.copy_norm_inputs()
         if self.checkpointing:
@@ -126,6 +127,22 @@ class Differentiable:
                 self.blocks.append(recomputed)
                 undo.set_attr(block, "forward", recomputed)
         _use_differentiable_kernels(undo)
+
+    def _schedule(self) -> list[nn.Module]:
+        """The modules of the noise schedule, whose tables the host may have left on the processor."""
+        sampling = getattr(self.model, "model_sampling", None)
+        return list(sampling.modules()) if isinstance(sampling, nn.Module) else []
+
+    def _keep_replaced(self, path: str, module: nn.Module) -> None:
+        """Let a forward that another node put in place go on, where possible on a layer that saves no weight."""
+        owner = getattr(module.forward, "__self__", None)
+        _free_held_tensors(self._undo, owner)
+        own = getattr(owner, "original_forward", None)  # of the host's bypass LoRA
+        if owner is not None and getattr(own, "__self__", None) is module:
+            bare = _frozen(Weights(module, self.dtype, self.device))
+            self._undo.set_attr(owner, "original_forward", self._runner(path, bare, None))
+        else:
+            _swap_tensors(self._undo, module, self.dtype, self.device)
 
     def _runner(
         self, path: str, frozen: FrozenLinear | FrozenConv, adapter: Adapter | None
@@ -193,11 +210,15 @@ class Differentiable:
 
     def _try(self, step: Callable[[], None]) -> None:
         """Run a step, then compare one block of each class."""
-        first = {type(block.module): block for block in reversed(self.blocks)}.values()
-        for block in first:
+        by_class: dict[type, list[Recomputed]] = {}
+        for block in self.blocks:
+            by_class.setdefault(type(block.module), []).append(block)
+        # The input of a model's first block often needs no gradient.
+        chosen = [blocks[min(1, len(blocks) - 1)] for blocks in by_class.values()]
+        for block in chosen:
             block.keeps_call = True
         step()
-        for block in first:
+        for block in chosen:
             if (off := differences(block, self.network.flat)) > _MOST_OFF:
                 raise UserError(
                     f"{self._name} cannot be trained with gradient_checkpointing: the gradients of a block "
@@ -224,9 +245,12 @@ def _unwrap_compiled(undo: _Undo, root: nn.Module) -> None:
                 undo.set_item(module._modules, name, inner)
 
 
-def _free_held_tensors(undo: _Undo, forward: Any) -> None:
+def _frozen(weights: Weights) -> FrozenLinear | FrozenConv:
+    return FrozenLinear(weights) if is_linear(weights.module) else FrozenConv(weights)
+
+
+def _free_held_tensors(undo: _Undo, owner: Any) -> None:
     """Make the tensors of the object that replaced a forward normal ones, which autograd can save."""
-    owner = getattr(forward, "__self__", None)
     for held in (owner, getattr(owner, "adapter", None)):
         if held is None or isinstance(held, nn.Module):
             continue
@@ -246,7 +270,7 @@ def _cloning(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _swap_tensors(undo: _Undo, module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Replace a module's own parameters and buffers by normal tensors: an alias, or a copy in the compute dtype.
+    """Replace a module's own parameters and buffers by normal tensors: an alias, or a copy where training computes.
 
     Autograd cannot save the host's inference tensors. Buffers in fp32, such as frequencies, stay so: the host's code
     expects them.
@@ -261,7 +285,7 @@ def _swap_tensors(undo: _Undo, module: nn.Module, dtype: torch.dtype, device: to
             if not hasattr(module, "_v") and is_resident(tensor, wanted, device):
                 swapped = alias(tensor)
             else:
-                swapped = tensor.detach().to(wanted, copy=True)
+                swapped = tensor.detach().to(device, wanted, copy=True)
             if isinstance(tensor, nn.Parameter):
                 swapped = nn.Parameter(swapped, requires_grad=False)
             undo.set_item(tensors, name, swapped)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.targets import is_target
+from ..late import sent
 from .frozen import torch_attention
 from .layers import is_conv, is_linear
 
@@ -28,18 +30,17 @@ log = logging.getLogger(__name__)
 Conditioning = list[list[Any]]  # the value of a CONDITIONING socket: [[tensor, {name: value}], …]
 
 
-def normal(value: Any, device: torch.device | None = None) -> Any:
+def normal(value: Any) -> Any:
     """Return a copy that autograd can save; it cannot save the host's tensors, made in inference mode.
 
     Call it outside inference mode. Tensors inside lists, tuples and dicts are copied too; other values are kept.
     """
     if isinstance(value, Tensor):
-        copy = value.detach().clone()
-        return copy if device is None else copy.to(device)
+        return value.detach().clone()
     if isinstance(value, dict):
-        return {key: normal(item, device) for key, item in value.items()}
+        return {key: normal(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(normal(item, device) for item in value)
+        return type(value)(normal(item) for item in value)
     return value
 
 
@@ -179,9 +180,9 @@ class HostModel:
         values = {
             "width": noise.shape[-1] * 8,
             "height": noise.shape[-2] * 8,
-            **normal(options, self.device),
+            **normal(options),  # on the CPU, as the host keeps them: some models compute on them there
             **extra,
-            "cross_attn": normal(cross_attn, self.device),
+            "cross_attn": normal(cross_attn),
             "device": self.device,
             "noise": noise,
             "latent_image": noise,
@@ -189,7 +190,14 @@ class HostModel:
             "seed": 0,
         }
         made = self.model.extra_conds(**values)
-        return {name: cond.process_cond(batch_size=1, area=None) for name, cond in made.items()}
+        alone = {name: cond.process_cond(batch_size=1, area=None) for name, cond in made.items()}
+        return {name: self._sent(cond) for name, cond in alone.items()}
+
+    def _sent(self, cond: Any) -> Any:
+        """A condition on the device, where the host would send it with a wait."""
+        if isinstance(cond, comfy.conds.CONDRegular) and isinstance(cond.cond, Tensor):
+            return cond._copy_with(sent(cond.cond, self.device))
+        return cond
 
     def denoised(self, xt: Tensor, sigma: Tensor, conds: list[dict[str, Any]]) -> Tensor:
         """Estimate the clean latents from noised ones, each picture with its own conditions.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
 import torch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -14,7 +15,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 def compute_precision(wanted: str, device: torch.device, host: torch.dtype) -> torch.dtype:
     """Choose what to compute in on a device.
 
-    `auto` is bf16 where hardware multiplies it. An NVIDIA card without it takes fp16, a processor fp32. Elsewhere
+    `auto` is bf16 where hardware multiplies it. An NVIDIA card without it takes fp16, unless the host knows that its
+    fp16 is slow or broken (GTX 10 and 16), and a processor fp32. Elsewhere
     (Apple, AMD, Intel) no rule holds for every card and driver, and the host has tables of them: its choice is taken.
 
     Args:
@@ -27,7 +29,9 @@ def compute_precision(wanted: str, device: torch.device, host: torch.dtype) -> t
     if device.type == "cpu":
         return torch.bfloat16 if has_bf16(device) else torch.float32
     if device.type == "cuda" and not torch.version.hip:
-        return torch.bfloat16 if has_bf16(device) else torch.float16
+        if has_bf16(device):
+            return torch.bfloat16
+        return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
     return host if host in NAMES else torch.float32
 
 

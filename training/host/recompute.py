@@ -7,6 +7,7 @@ depend on the step alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,7 @@ class Recomputed:
             return self.forward(*args, **kwargs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if self.keeps_call:
-            copies = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            copies = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             self.kept_call, self.keeps_call = pytree.tree_unflatten(copies, spec), False
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         shape: list[Any] = []
@@ -71,6 +72,10 @@ class Recomputed:
             elif changed - self.changed:
                 raise RuntimeError("a block changed an input in place that it had left alone before")
         return out
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 _TENSOR = object()
@@ -129,23 +134,27 @@ def differences(block: Recomputed, flat: Flat) -> float:
     found: list[list[Tensor]] = []
     try:
         for run in (block.forward, block):
-            inputs = [
-                leaf.detach().clone().requires_grad_(leaf.is_floating_point()) if isinstance(leaf, Tensor) else leaf
-                for leaf in leaves
-            ]
+            inputs = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             # Copies, because a block may change its inputs in place, which a leaf of the graph forbids.
             args, kwargs = pytree.tree_unflatten([i.clone() if isinstance(i, Tensor) else i for i in inputs], spec)
             outputs = [out for out in pytree.tree_leaves(run(*args, **kwargs)) if isinstance(out, Tensor)]
             outputs = [out for out in outputs if out.requires_grad]
-            torch.autograd.backward(outputs, [out.detach().sin() + 1 for out in outputs])
+            # Small, so that sums over many tokens stay within fp16.
+            if outputs:
+                torch.autograd.backward(outputs, [(out.detach().sin() + 1) * out.numel() ** -0.5 for out in outputs])
             mine = [i.grad for i in inputs if isinstance(i, Tensor) and i.grad is not None]
             found.append([*mine, *(view.grad.clone() for view in flat.views)])
             flat.begin_step()
     finally:
         flat.begin_step()
-    plain, again = ([tensor.float() for tensor in tensors] for tensors in found)
-    if len(plain) != len(again):
-        return float("inf")
-    most = torch.stack([tensor.abs().max() for tensor in plain]).clamp_min(torch.finfo(torch.float32).tiny)
-    apart = torch.stack([(one - other).abs().max() for one, other in zip(plain, again, strict=True)])
-    return float((apart / most).max())
+    if len(found[0]) != len(found[1]):
+        return math.inf
+    return float(torch.stack([_apart(one.float(), other.float()) for one, other in zip(*found, strict=True)]).max())
+
+
+def _apart(plain: Tensor, again: Tensor) -> Tensor:
+    """The largest difference relative to the largest value; what is not finite in both is equal."""
+    is_same = (plain == again) | (~plain.isfinite() & ~again.isfinite())
+    apart = torch.where(is_same, 0, (plain - again).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
+    most = torch.where(plain.isfinite(), plain, 0).abs().max()
+    return apart.max() / most.clamp_min(torch.finfo(torch.float32).tiny)

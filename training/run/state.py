@@ -14,11 +14,13 @@ from ..adapters.network import Network
 from ..config import TrainConfig
 from ..data.batches import Batch
 from ..errors import UserError
+from ..guard import Guard
 from ..late import Late
 from ..optimizers import make_optimizer, make_scheduler
 from ..plan import Plan
 
 SMOOTHED_OVER = 100  # steps
+REMEMBERED = 16  # steps: more than can be under way
 
 
 class Diverged(UserError):
@@ -45,10 +47,9 @@ class Unread:
 
     Attributes:
         step: Its number, from 1.
-        values: The loss of each picture, then the norm of the gradient.
+        values: The loss of each picture, then whether it or a step before it was not finite (1 or 0).
         concepts: What each picture's loss is counted for.
         batches: Its batches, each with its number in the run.
-        may_overflow: Whether a gradient that is not finite is none of the run's business (fp16).
         told: Called when its losses are read.
     """
 
@@ -56,7 +57,6 @@ class Unread:
     values: Late
     concepts: tuple[str, ...]
     batches: tuple[tuple[int, Batch], ...]
-    may_overflow: bool
     told: Callable[[], None]
 
 
@@ -68,6 +68,7 @@ class Run:
         network: The LoRA that is trained.
         optimizer: With its moments.
         scheduler: With its position.
+        guard: Of the weights.
         total: Optimizer steps planned.
         step: Optimizer steps done.
         micro_step: Micro-batches done.
@@ -87,6 +88,7 @@ class Run:
     network: Network
     optimizer: Optimizer
     scheduler: Any
+    guard: Guard
     total: int
     step: int = 0
     micro_step: int = 0
@@ -101,16 +103,24 @@ class Run:
     epoch_total: float = 0.0
     epoch_images: int = 0
     epoch_concepts: dict[str, list[float]] = field(default_factory=dict)
+    _counts: deque[tuple[int, int, int, int]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     @classmethod
-    def start(cls, config: TrainConfig, plan: Plan, network: Network) -> Run:
+    def start(cls, config: TrainConfig, plan: Plan, network: Network, is_scaled: bool) -> Run:
         """A run at its beginning, with a fresh optimizer and schedule.
+
+        Args:
+            config: The run's settings.
+            plan: The run's plan.
+            network: What is trained.
+            is_scaled: Whether the loss is scaled, for fp16.
 
         Raises:
             UserError: The optimizer's package is missing.
         """
         optimizer = make_optimizer(config, network)
-        return cls(network, optimizer, make_scheduler(config, optimizer, plan.total), plan.total)
+        guard = Guard(network.flat, optimizer, is_scaled)
+        return cls(network, optimizer, make_scheduler(config, optimizer, plan.total), guard, plan.total)
 
     @property
     def smoothed_loss(self) -> float:
@@ -141,6 +151,7 @@ class Run:
         self.images += len(unread.concepts)
         self.rates.append(rate)
         self.unread.append(unread)
+        self._counts.append((self.step, self.micro_step, self.position, self.images))
 
     def read_arrived(self, most: int) -> None:
         """Read the losses that have arrived, and wait for the oldest while more than `most` are under way.
@@ -160,11 +171,20 @@ class Run:
         while self.unread:
             self._read_next()
 
+    def failure(self) -> NotFinite | None:
+        """Read what is under way when a run breaks off; return the failure of a step that was not finite."""
+        try:
+            self.read_all()
+        except NotFinite as error:
+            return error
+        except RuntimeError:  # of the device: what broke the run off is the better story
+            self.go_back_to(len(self.read))
+        return None
+
     def _read_next(self) -> None:
         step = self.unread.popleft()
-        *losses, norm = step.values.values()
-        is_lost = not math.isfinite(norm) and not step.may_overflow
-        if is_lost or not all(map(math.isfinite, losses)):
+        *losses, is_lost = step.values.values()
+        if is_lost:
             what = "gradient" if all(map(math.isfinite, losses)) else "loss"
             self.unread.clear()
             raise NotFinite(step.step, what, step.batches)
@@ -187,6 +207,8 @@ class Run:
 
     def go_back_to(self, step: int) -> None:
         """Forget the steps after this one, whose weights are gone."""
+        known = {number: counts for number, *counts in self._counts}
         self.step = step
+        self.micro_step, self.position, self.images = known.get(step, (0, 0, 0))
         self.unread.clear()
         del self.read[step:], self.rates[step:]
