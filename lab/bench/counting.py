@@ -186,6 +186,7 @@ def as_on_a_gpu() -> Iterator[None]:
 
     with (
         mock.patch.object(comfy.model_management, "get_free_memory", lambda *_: 1 << 40),
+        mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
         mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True),
         mock.patch.object(torch.autograd, "backward", backward),
         # The engine takes every unknown kind of tensor for a quantized one.
