@@ -72,15 +72,14 @@ class LoraAdapter:
         del self._start
         pairs = ((v.used.flatten(1), v.grad.flatten(1)) for v in views)
         (self._down, self._down_grad), (self._up, self._up_grad) = pairs
+        self._down_t, self._up_t = self._down.t(), self._up.t()
 
     def begin_micro_step(self, seed: int, micro_step: int) -> None:
         """Fix the dropout draws until the next call, so that a recomputed block drops the same values."""
         self._draw = (seed, micro_step)
 
-    def _keep_mask(self, inner: Tensor) -> Tensor | None:
-        """Draw which inner values to keep, scaled to preserve their mean; None without dropout."""
-        if not self.dropout:
-            return None
+    def _keep_mask(self, inner: Tensor) -> Tensor:
+        """Draw which inner values to keep, scaled to preserve their mean."""
         seed, micro_step = self._draw
         source = generator(seed, "dropout", micro_step, self.index, device=inner.device)
         draws = torch.rand(inner.shape, device=inner.device, generator=source)
@@ -95,15 +94,15 @@ class LoraAdapter:
         if self._is_conv:
             inner = torch.matmul(self._down, x.flatten(2))
         else:
-            inner = x.reshape(-1, x.shape[-1]) @ self._down.t()
-        keep = self._keep_mask(inner)
+            inner = x.reshape(-1, x.shape[-1]) @ self._down_t
+        keep = self._keep_mask(inner) if self.dropout else None
         if keep is not None:
             inner = inner * keep
         if self._is_conv:
             up = self._up.expand(len(x), *self._up.shape)
             y.flatten(2).baddbmm_(up, inner, alpha=self.scale)
         else:
-            y.view(-1, y.shape[-1]).addmm_(inner, self._up.t(), alpha=self.scale)
+            y.view(-1, y.shape[-1]).addmm_(inner, self._up_t, alpha=self.scale)
         return inner, keep
 
     def add_gradients(
@@ -130,13 +129,13 @@ class LoraAdapter:
     ) -> None:
         """The same for x [B, in, HW] and its output's gradient [B, out, HW]."""
         self._up_grad.addbmm_(grad, inner.transpose(1, 2), alpha=self.scale)
-        up = self._up.t().expand(len(x), *self._up.t().shape)
+        up = self._up_t.expand(len(x), *self._up_t.shape)
         grad_inner = torch.baddbmm(inner, up, grad, beta=0, alpha=self.scale)
         if keep is not None:
             grad_inner.mul_(keep)
         self._down_grad.addbmm_(grad_inner, x.transpose(1, 2))
         if grad_x is not None:
-            down = self._down.t().expand(len(x), *self._down.t().shape)
+            down = self._down_t.expand(len(x), *self._down_t.shape)
             grad_x.flatten(2).baddbmm_(down, grad_inner)
 
     def saved_tensors(self, name: str) -> dict[str, Tensor]:

@@ -130,22 +130,26 @@ class FrozenLinear:
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x Wᵀ + b for x [..., in]."""
+        if self.weights.held is not None:  # asked first, because a `with` costs more than a small product
+            return _product(x, *self.weights.held)
         with self.weights.lend() as (weight, bias):
-            # Into a new tensor: some models add to the result in place, which autograd forbids on a view.
-            y = x.new_empty(*x.shape[:-1], weight.shape[0])
-            rows, flat = x.reshape(-1, x.shape[-1]), y.view(-1, weight.shape[0])
-            if bias is None:
-                torch.mm(rows, weight.t(), out=flat)
-            else:
-                torch.addmm(bias, rows, weight.t(), out=flat)
-        return y
+            return _product(x, weight, bias)
 
     def grad_input(self, grad: Tensor, shape: torch.Size) -> Tensor:
         """Compute g W for g [..., out]."""
+        if self.weights.held is not None:
+            return grad @ self.weights.held[0]
         with self.weights.lend() as (weight, _):
-            grad_x = grad.new_empty(shape)
-            torch.mm(grad.reshape(-1, grad.shape[-1]), weight, out=grad_x.view(-1, shape[-1]))
-        return grad_x
+            return grad @ weight
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute x Wᵀ + b as a new tensor: some models add to it in place, which autograd forbids on a view."""
+    if bias is None:
+        return x @ weight.t()
+    y = x.new_empty(*x.shape[:-1], weight.shape[0])
+    torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.t(), out=y.view(-1, weight.shape[0]))
+    return y
 
 
 class FrozenConv:
