@@ -161,7 +161,7 @@ class MemorySettings(Settings):
     precision: str = knob(
         "auto",
         "Number format that training computes in. auto uses bf16 where the hardware supports it, fp16 on older NVIDIA "
-        "cards and fp32 on other processors. The LoRA itself is always fp32.",
+        "cards, fp32 on a CPU and ComfyUI's own choice on other devices. The LoRA itself is always fp32.",
         choices=PRECISIONS, advanced=True, saved_as="ss_mixed_precision",
     )
     gradient_checkpointing: bool = knob(

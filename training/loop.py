@@ -42,8 +42,8 @@ def train(setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = Non
             for batches in steps[run.position :]:
                 if run.step >= run.total:
                     break
-                told = partial(pace.tell, sink, run, run.step + 1, epoch + 1, setup.plan.epochs)
-                optimizer_step(setup, run, batches, sink, told)
+                on_read = partial(pace.tell, sink, run, run.step + 1, epoch + 1, setup.plan.epochs)
+                optimizer_step(setup, run, batches, sink, on_read)
                 run.read_arrived(most=_LATE)
                 ended = run.position == len(steps)
                 if ended:
@@ -62,7 +62,7 @@ def train(setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = Non
 
 
 def optimizer_step(
-    setup: Setup, run: Run, batches: list[Batch], sink: Sink, told: Callable[[], None] = lambda: None
+    setup: Setup, run: Run, batches: list[Batch], sink: Sink, on_read: Callable[[], None] = lambda: None
 ) -> None:
     """Train one optimizer step: every batch forward and backward, then one update of the weights.
 
@@ -71,7 +71,7 @@ def optimizer_step(
         run: Its state between two steps.
         batches: Of this step.
         sink: Is checked for a cancel.
-        told: Called when the step's losses are read.
+        on_read: Called when the step's losses are read.
 
     Raises:
         Cancelled: The user pressed cancel between two batches; the run is as before this step.
@@ -96,7 +96,7 @@ def optimizer_step(
         run.scheduler.step()
     concepts = tuple(concept for batch in done for concept in batch.concepts)
     values = Late(torch.cat([losses, is_lost[None]]))
-    run.count_step(Unread(run.step + 1, values, concepts, numbered, told), rate)
+    run.count_step(Unread(run.step + 1, values, concepts, numbered, on_read), rate)
 
 
 def why(setup: Setup, error: NotFinite) -> str:

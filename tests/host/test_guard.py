@@ -121,7 +121,7 @@ def test_a_gradient_that_stays_too_large_for_fp16_is_a_divergence(
 def test_a_run_cancelled_before_its_failure_was_read(
     comfy_host: Any, small_models_folder: Any, tmp_path: Any, monkeypatch: Any
 ) -> None:
-    """The weights are restored and the failure is told, though the user was faster."""
+    """The weights are restored and the failure is reported, although the cancel came first."""
     from lora_workbench.training.events import Cancelled
     from lora_workbench.training.late import Late
     from lora_workbench.training.run.state import Diverged

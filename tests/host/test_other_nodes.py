@@ -44,8 +44,8 @@ def test_a_lora_that_the_host_puts_into_forwards_is_trained_upon(
             found[way] = losses, [tensor.clone() for tensor in trained_tensors(it.network)]
         assert before.differences(Snapshot(patcher)) == []
         assert torch.equal(first, sample(patcher, "sd15"))
-    (baked, weights), (beside, others) = found.values()
-    assert beside == pytest.approx(baked, rel=1e-4)
+    (baked, weights), (bypass, others) = found.values()
+    assert bypass == pytest.approx(baked, rel=1e-4)
     for one, other in zip(weights, others, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=2e-4)
     plain = trained("sd15", small_models_folder, tmp_path / "plain", **settings)
@@ -66,8 +66,8 @@ def test_a_layer_under_the_hosts_lora_saves_no_weight(
         patcher = comfy.sd.load_bypass_lora_for_models(base, None, lora_for(base), 0.8, 0.0)[0]
     with rig("sd15", small_models_folder, tmp_path, patcher=patcher) as it:
         saved, modules = set(), dict(it.model.model.diffusion_model.named_modules())
-        beside = [module for path, module in modules.items() if path.endswith(("attn1.to_q", "attn1.to_v"))]
-        assert beside and all("forward" in vars(module) for module in beside)
+        bypassed = [module for path, module in modules.items() if path.endswith(("attn1.to_q", "attn1.to_v"))]
+        assert bypassed and all("forward" in vars(module) for module in bypassed)
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
             saved.add(tuple(tensor.shape))
@@ -75,7 +75,7 @@ def test_a_layer_under_the_hosts_lora_saves_no_weight(
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             it.step()
-    weights = {tuple(module.weight.shape) for module in beside}
+    weights = {tuple(module.weight.shape) for module in bypassed}
     assert saved and not (weights | {shape[::-1] for shape in weights}) & saved
 
 

@@ -21,7 +21,7 @@ class Frozen(Protocol):
 
 
 class Adapter(Protocol):
-    """What is trained beside one frozen layer.
+    """The trainable part of one adapted layer.
 
     Attributes:
         path: Of the frozen layer inside the host's model.
@@ -85,8 +85,8 @@ class Adapted(torch.autograd.Function):
         return grad_x, None, None, None
 
 
-class Beside(torch.autograd.Function):
-    """An adapter beside a layer whose forward is another node's code: its output is added to what that gives."""
+class Parallel(torch.autograd.Function):
+    """An adapter parallel to a layer whose forward another node replaced."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, anchor: Tensor, adapter: Adapter) -> Tensor:  # type: ignore[override]

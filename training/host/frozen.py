@@ -19,7 +19,7 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ..adapters.adapter import Adapted, Adapter, Beside
+from ..adapters.adapter import Adapted, Adapter, Parallel
 from ..adapters.network import Network
 from ..errors import UserError
 from .calls import called
@@ -110,7 +110,7 @@ class Differentiable:
             adapter = adapters.get(path)
             if "forward" in vars(module):  # another node's code, such as the host's bypass LoRA
                 self._keep_replaced(path, module)
-                undo.set_attr(module, "forward", self._beside(module.forward, adapter))
+                undo.set_attr(module, "forward", self._parallel(module.forward, adapter))
                 continue
             weights = Weights(module, self.dtype, self.device)
             if 0 < weights.copy_size <= left:
@@ -163,14 +163,14 @@ class Differentiable:
 
         return forward
 
-    def _beside(self, replaced: Callable[..., Tensor], adapter: Adapter | None) -> Callable[..., Tensor]:
+    def _parallel(self, replaced: Callable[..., Tensor], adapter: Adapter | None) -> Callable[..., Tensor]:
         """The forward of a layer whose own was replaced by another node, with its adapter if it has one."""
         dtype, anchor = self.dtype, self.network.anchor
 
         def forward(x: Tensor, *args: Any, **keywords: Any) -> Tensor:
             x = x.to(dtype)
             y = replaced(x, *args, **keywords)
-            return y if adapter is None or adapter.is_off else Beside.apply(x, y, anchor, adapter)  # type: ignore[no-any-return]
+            return y if adapter is None or adapter.is_off else Parallel.apply(x, y, anchor, adapter)  # type: ignore[no-any-return]
 
         return forward
 
@@ -184,25 +184,28 @@ class Differentiable:
         Raises:
             UserError: The model changes in place what its backward needs, or its blocks cannot be computed again.
         """
-        try:
-            self._try(step)
+        if self._works(step):
             return
-        except RuntimeError as error:
-            if not _changes_in_place(error) or self._copies_norm_inputs:
-                raise
-        # Outside the except block: the traceback would keep the first attempt's activations alive.
-        log.info("LoRA Workbench: this model adds in place, so its norms get copies of their inputs")
-        self._copies_norm_inputs = True
-        self.copy_norm_inputs()
+        if not self._copies_norm_inputs:
+            log.info("LoRA Workbench: this model adds in place, so its norms get copies of their inputs")
+            self._copies_norm_inputs = True
+            self.copy_norm_inputs()
+            if self._works(step):
+                return
+        raise UserError(
+            f"{self._name} changes values in place that its gradients depend on, so it cannot be trained. Report this "
+            "model to LoRA Workbench."
+        )
+
+    def _works(self, step: Callable[[], None]) -> bool:
+        """Try a step; False if the model changes in place what its backward needs. A failed try holds no memory."""
         try:
             self._try(step)
         except RuntimeError as error:
-            if not _changes_in_place(error):
+            if "modified by an inplace operation" not in str(error):
                 raise
-            raise UserError(
-                f"{self._name} changes values in place that its gradients depend on, so it cannot be trained. Report "
-                "this model to LoRA Workbench."
-            ) from error
+            return False
+        return True
 
     @property
     def _name(self) -> str:
@@ -230,10 +233,6 @@ class Differentiable:
         for module in self._norms:
             self._undo.set_attr(module, "forward", _cloning(module.forward))
         self._norms = []
-
-
-def _changes_in_place(error: RuntimeError) -> bool:
-    return "modified by an inplace operation" in str(error)
 
 
 def _unwrap_compiled(undo: _Undo, root: nn.Module) -> None:

@@ -10,7 +10,7 @@ The host's weights are inference tensors, which autograd cannot save. They may b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import comfy.ops
@@ -87,12 +87,12 @@ class Weights:
         with self.lend() as (weight, bias):
             self.held = weight.clone(), None if bias is None else bias.clone()
 
-    @contextmanager
-    def lend(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def lend(self) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
         """Lend (weight, bias). Inside the block they may be read; after it the host may reuse their memory."""
-        if self.held is not None:
-            yield self.held
-            return
+        return self._borrowed() if self.held is None else nullcontext(self.held)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         module, dtype, device = self.module, self.dtype, self.device
         if not hasattr(module, "weight_function"):  # a plain torch layer, not one of the host's
             bias = None if module.bias is None else module.bias.to(device, dtype)
@@ -130,26 +130,18 @@ class FrozenLinear:
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x Wᵀ + b for x [..., in]."""
-        if self.weights.held is not None:  # asked first, because a `with` costs more than a small product
-            return _product(x, *self.weights.held)
         with self.weights.lend() as (weight, bias):
-            return _product(x, weight, bias)
+            if bias is None:
+                return x @ weight.t()
+            # Into a new tensor: some models add to the result in place, which autograd forbids on a view.
+            y = x.new_empty(*x.shape[:-1], weight.shape[0])
+            torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.t(), out=y.view(-1, weight.shape[0]))
+        return y
 
     def grad_input(self, grad: Tensor, shape: torch.Size) -> Tensor:
         """Compute g W for g [..., out]."""
-        if self.weights.held is not None:
-            return grad @ self.weights.held[0]
         with self.weights.lend() as (weight, _):
             return grad @ weight
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute x Wᵀ + b as a new tensor: some models add to it in place, which autograd forbids on a view."""
-    if bias is None:
-        return x @ weight.t()
-    y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.t(), out=y.view(-1, weight.shape[0]))
-    return y
 
 
 class FrozenConv:

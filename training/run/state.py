@@ -50,14 +50,14 @@ class Unread:
         values: The loss of each picture, then whether it or a step before it was not finite (1 or 0).
         concepts: What each picture's loss is counted for.
         batches: Its batches, each with its number in the run.
-        told: Called when its losses are read.
+        on_read: Called when its losses are read.
     """
 
     step: int
     values: Late
     concepts: tuple[str, ...]
     batches: tuple[tuple[int, Batch], ...]
-    told: Callable[[], None]
+    on_read: Callable[[], None]
 
 
 @dataclass
@@ -194,7 +194,7 @@ class Run:
         self.epoch_images += len(losses)
         for concept, loss in zip(step.concepts, losses, strict=True):
             self.epoch_concepts.setdefault(concept, []).append(loss)
-        step.told()
+        step.on_read()
 
     def record_epoch(self) -> None:
         """Count the epoch under way as finished."""
