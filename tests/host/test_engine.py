@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from unittest import mock
+from typing import Any
 
 import pytest
 import torch
@@ -43,39 +43,6 @@ def test_same_seed_same_bits(name, comfy_host, small_models_folder, tmp_path):
     other = trained(name, small_models_folder, tmp_path, **settings, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True, "avx512_bf16": False}, torch.float32)],
-)
-def test_auto_is_bf16_where_the_processor_has_it(flags, expected, comfy_host, monkeypatch):
-    from lora_workbench.training.host.precision import DTYPES, compute_precision
-
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
-    cpu = torch.device("cpu")
-    assert compute_precision("auto", cpu, torch.float16) == expected
-    for name, dtype in DTYPES.items():
-        assert compute_precision(name, cpu, torch.float32) == dtype
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert compute_precision("auto", cpu, torch.float16) == torch.float32, "an older torch cannot tell"
-
-
-@pytest.mark.parametrize(("hip", "has_bf16", "has_fp16", "expected"), [
-    (None, True, True, torch.bfloat16), (None, False, True, torch.float16), (None, False, False, torch.float32),
-    ("6.4", True, True, torch.float32),
-])  # fmt: skip
-def test_auto_on_cards(hip, has_bf16, has_fp16, expected, comfy_host, monkeypatch):
-    """fp16 on an NVIDIA card without bf16 whose fp16 works; elsewhere what the host computes in, if we know it."""
-    import comfy.model_management
-    from lora_workbench.training.host.precision import compute_precision
-
-    monkeypatch.setattr(torch.version, "hip", hip)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
-    monkeypatch.setattr(comfy.model_management, "should_use_fp16", lambda *_: has_fp16)
-    assert compute_precision("auto", torch.device("cuda"), torch.float32) == expected
-    assert compute_precision("auto", torch.device("mps"), torch.float16) == torch.float16
-    assert compute_precision("auto", torch.device("xpu"), torch.float8_e4m3fn) == torch.float32
 
 
 def test_the_global_generator_is_left_alone(comfy_host, small_models_folder, tmp_path):
@@ -340,71 +307,6 @@ def test_schedule_free_is_saved_at_its_average_and_trains_on_untouched(comfy_hos
             assert all(torch.isfinite(tensor).all() for tensor in trained_tensors(it.network))
 
 
-def test_a_rehearsal_that_fails_holds_nothing(comfy_host):
-    """The first attempt's activations are gone when the second begins."""
-    import weakref
-
-    from lora_workbench.training.host.frozen import Differentiable
-
-    attempts = []
-
-    def step():
-        activations = torch.zeros(8)
-        assert all(earlier() is None for earlier in attempts)
-        attempts.append(weakref.ref(activations))
-        if len(attempts) == 1:
-            raise RuntimeError("one of the variables has been modified by an inplace operation")
-
-    network = mock.Mock()
-    made = Differentiable(
-        None, network, dtype=torch.float32, device=torch.device("cpu"), checkpointing=False, copies=0
-    )  # fmt: skip
-    made.rehearse(step)
-    assert len(attempts) == 2
-
-
-def test_a_broken_latent_is_named(comfy_host, small_models_folder, tmp_path):
-    from lora_workbench.training.cache import store
-    from lora_workbench.training.run.state import Diverged
-
-    with rig("sd3", small_models_folder, tmp_path, pictures=2) as it:
-        shape = small_models.latent_shape("sd3", 16, 16)
-        with mock.patch.object(store, "is_finite", lambda _tensor: True):  # a file that went wrong on the disk
-            it.setup.latents.cache.put("latent1", {"latent": torch.full(shape, math.nan)})
-        with pytest.raises(Diverged, match=r"step 1: the latents of 1\.png hold"):
-            it.train()
-
-
-def test_half_and_eighth_precision_weights(comfy_host, small_models_folder, tmp_path):
-    """Weights stored in half are cast for each use, in forward and in backward, and none is kept."""
-    import comfy.sd
-
-    losses = {}
-    file = next(small_models_folder.glob("sd15-*.safetensors"))
-    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
-        with torch.inference_mode():
-            patcher = comfy.sd.load_diffusion_model(str(file), model_options={"dtype": dtype})
-        sample(patcher, "sd15")
-        before = Snapshot(patcher)
-        with rig("sd15", small_models_folder, tmp_path / str(dtype), patcher=patcher, epochs=1) as it:
-            losses[dtype] = it.train().losses
-        assert before.differences(Snapshot(patcher)) == []
-    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
-    assert losses[torch.float8_e4m3fn] == pytest.approx(losses[torch.float32], rel=0.1)
-
-
-def test_scaled_fp8_counts_its_scale(comfy_host, small_models_folder, tmp_path):
-    """A layer's effective weight is weight × scale: borrowed as such."""
-    import comfy.ops
-    from lora_workbench.training.host.layers import Weights
-
-    layer = comfy.ops.manual_cast.Linear(8, 4, bias=False, dtype=torch.float8_e4m3fn)
-    layer.weight = torch.nn.Parameter(torch.ones(4, 8).to(torch.float8_e4m3fn), requires_grad=False)
-    layer.scale_weight = torch.nn.Parameter(torch.tensor(3.0), requires_grad=False)
-    with Weights(layer, torch.float32, torch.device("cpu")).lend() as (weight, bias):
-        assert bias is None and torch.equal(weight, torch.full((4, 8), 3.0))
-
-
 def test_no_weight_is_saved_for_backward(comfy_host, small_models_folder, tmp_path):
     """What autograd holds between forward and backward are activations: nothing of the size of the model."""
     with rig("sd15", small_models_folder, tmp_path, batch_size=1, side=64) as it:
@@ -418,3 +320,62 @@ def test_no_weight_is_saved_for_backward(comfy_host, small_models_folder, tmp_pa
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             it.step()
     assert sizes and not weights & {pointer for pointer, _ in sizes}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("sd15", {"precision": "bf16", "dropout": 0.2}),
+        ("flux", {"precision": "bf16", "gradient_checkpointing": True}),
+        ("zimage", {"precision": "fp32", "optimizer": "ScheduleFreeAdamW"}),
+    ],
+)
+def test_the_model_is_given_back_in_mid_run(
+    name: str, settings: Any, comfy_host: Any, small_models_folder: Any, tmp_path: Any
+) -> None:
+    """Sampled with, unloaded, another loaded: what is trained is the same bit for bit."""
+    import comfy.model_management as management
+
+    if "optimizer" in settings:
+        pytest.importorskip("pytorch_optimizer", reason="the package with ScheduleFreeAdamW is not installed")
+    settings = {**settings, "epochs": 3}
+    with rig(name, small_models_folder, tmp_path / "plain", **settings) as it:
+        expected = it.train().losses, [tensor.clone() for tensor in trained_tensors(it.network)]
+    patcher = small_models.build(name, small_models_folder)
+    first, before = sample(patcher, name), Snapshot(patcher)
+    other = small_models.build("sd3", small_models_folder)
+    left = []
+    with rig(name, small_models_folder, tmp_path / "left", patcher=patcher, **settings) as it:
+
+        def leave(run: Any, _ended: bool) -> None:
+            if run.step not in (1, 2, 4):
+                return
+            with it.left():
+                assert before.differences(Snapshot(patcher)) == []
+                assert torch.equal(first, sample(patcher, name))
+                with torch.inference_mode():
+                    management.load_models_gpu([other])
+                    management.unload_all_models()
+            left.append(run.step)
+
+        it.after_step = leave
+        got = it.train().losses, [tensor.clone() for tensor in trained_tensors(it.network)]
+    assert left == [1, 2, 4]
+    assert got[0] == expected[0]
+    assert all(torch.equal(one, other) for one, other in zip(got[1], expected[1], strict=True))
+    assert torch.equal(first, sample(patcher, name))
+
+
+def test_nothing_is_copied_off_the_device_for_a_condition(
+    comfy_host: Any, small_models_folder: Any, tmp_path: Any
+) -> None:
+    """SDXL puts its sizes together with the text's vector, on the processor."""
+    from lora_workbench.lab.bench.counting import Calls
+
+    with rig("sdxl", small_models_folder, tmp_path, pictures=1, batch_size=1) as it:
+        shape = small_models.latent_shape("sdxl", 16, 16)
+        it.model.device = torch.device("meta")
+        with Calls() as counted:
+            conds = it.model.conditions(small_models.conditioning("sdxl"), torch.empty(shape, device="meta"), {})
+    assert {cond.cond.device.type for cond in conds.values()} == {"meta"}
+    assert counted.waits == 0 and {"y", "c_crossattn"} <= set(conds)

@@ -182,3 +182,29 @@ def test_resident_copied_and_borrowed_are_one(stored: torch.dtype, copies: int, 
     assert "forward" not in vars(layer)
     for name, tensor in layer.named_parameters():
         assert tensor is before[name][0] and torch.equal(tensor.float(), before[name][1])
+
+
+def test_scaled_fp8_counts_its_scale(comfy_host, small_models_folder, tmp_path):
+    """A layer's effective weight is weight × scale: borrowed as such."""
+    import comfy.ops
+    from lora_workbench.training.host.layers import Weights
+
+    layer = comfy.ops.manual_cast.Linear(8, 4, bias=False, dtype=torch.float8_e4m3fn)
+    layer.weight = torch.nn.Parameter(torch.ones(4, 8).to(torch.float8_e4m3fn), requires_grad=False)
+    layer.scale_weight = torch.nn.Parameter(torch.tensor(3.0), requires_grad=False)
+    with Weights(layer, torch.float32, torch.device("cpu")).lend() as (weight, bias):
+        assert bias is None and torch.equal(weight, torch.full((4, 8), 3.0))
+
+
+def test_tensors_of_other_layers_come_to_the_device(comfy_host: Any) -> None:
+    """The host may leave a norm on the CPU and cast it for each use: backward would need what it cast."""
+    import comfy.ops
+    from lora_workbench.training.host.frozen import _swap_tensors, _Undo
+
+    device = torch.device("meta")
+    with torch.inference_mode():
+        norm = comfy.ops.manual_cast.LayerNorm(4, dtype=torch.float16)
+    with _Undo() as undo:
+        _swap_tensors(undo, norm, torch.bfloat16, device)
+        assert {(p.device, p.dtype) for p in norm.parameters()} == {(device, torch.bfloat16)}
+    assert norm.weight.device.type == "cpu" and norm.weight.dtype == torch.float16
