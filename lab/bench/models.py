@@ -91,7 +91,7 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device, *, draw
 
     model = _config(shape, dtype).get_model({}, "", device).requires_grad_(False)
     for name, part in model.named_children():
-        if name != "diffusion_model":  # made there
+        if name != "diffusion_model" and device.type != "meta":  # that was made there
             part.to(device)
     if draws:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -174,33 +174,37 @@ class Differentiable:
 
         return forward
 
-    def rehearse(self, step: Callable[[], None]) -> None:
+    def rehearse(self, step: Callable[[], None], *, compares: bool = True) -> None:
         """Run one forward and backward as a trial, and adapt to the model's code.
 
         Some models add in place to what their norms saved for backward (Flux's `img += …`), which autograd rejects.
         Only for those do norms get a copy of their input, since it costs memory. With checkpointing, the gradients of
         one block of each class are compared with those of running it plainly.
 
+        Args:
+            step: One forward and backward.
+            compares: Whether blocks are compared.
+
         Raises:
             UserError: The model changes in place what its backward needs, or its blocks cannot be computed again.
         """
-        if self._works(step):
+        if self._works(step, compares):
             return
         if not self._copies_norm_inputs:
             log.info("LoRA Workbench: this model adds in place, so its norms get copies of their inputs")
             self._copies_norm_inputs = True
             self.copy_norm_inputs()
-            if self._works(step):
+            if self._works(step, compares):
                 return
         raise UserError(
             f"{self._name} changes values in place that its gradients depend on, so it cannot be trained. Report this "
             "model to LoRA Workbench."
         )
 
-    def _works(self, step: Callable[[], None]) -> bool:
+    def _works(self, step: Callable[[], None], compares: bool) -> bool:
         """Try a step; False if the model changes in place what its backward needs. A failed try holds no memory."""
         try:
-            self._try(step)
+            self._try(step, compares)
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
@@ -211,10 +215,10 @@ class Differentiable:
     def _name(self) -> str:
         return f"This MODEL ({type(self.model.diffusion_model).__name__})"
 
-    def _try(self, step: Callable[[], None]) -> None:
+    def _try(self, step: Callable[[], None], compares: bool) -> None:
         """Run a step, then compare one block of each class."""
         by_class: dict[type, list[Recomputed]] = {}
-        for block in self.blocks:
+        for block in self.blocks if compares else ():
             by_class.setdefault(type(block.module), []).append(block)
         # The input of a model's first block often needs no gradient.
         chosen = [blocks[min(1, len(blocks) - 1)] for blocks in by_class.values()]
