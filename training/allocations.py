@@ -35,10 +35,10 @@ class Allocations(TorchDispatchMode):
     def __enter__(self) -> Allocations:
         """Begin to count."""
         self._attention = F.scaled_dot_product_attention
-        F.scaled_dot_product_attention = self._attend
+        F.scaled_dot_product_attention = self._attend  # type: ignore[assignment]
         self._rms_norm = torch.rms_norm
         if self._fuses_norms:
-            torch.rms_norm = self._normalize
+            torch.rms_norm = self._normalize  # type: ignore[assignment]
         super().__enter__()
         return self
 

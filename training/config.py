@@ -25,6 +25,7 @@ class Source:
         package: What to install when the import fails; empty when torch has it.
         settings: Arguments besides the learning rate and weight decay.
         per_tensor: Whether its rule depends on a tensor's shape or size, so that it must see each by itself.
+        state: Bytes that it keeps for each trained number.
     """
 
     module: str
@@ -32,29 +33,33 @@ class Source:
     package: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
     per_tensor: bool = False
+    state: float = 8
 
 
 _BITSANDBYTES, _PYTORCH_OPTIMIZER = "bitsandbytes>=0.50", "pytorch-optimizer>=4.0"
 SOURCES = {
     "AdamW": Source("torch.optim", "AdamW"),
-    "AdamW8bit": Source("bitsandbytes.optim", "AdamW8bit", _BITSANDBYTES),
-    "Lion": Source("pytorch_optimizer", "Lion", _PYTORCH_OPTIMIZER),
-    "Lion8bit": Source("bitsandbytes.optim", "Lion8bit", _BITSANDBYTES),
+    "AdamW8bit": Source("bitsandbytes.optim", "AdamW8bit", _BITSANDBYTES, state=2),
+    "Lion": Source("pytorch_optimizer", "Lion", _PYTORCH_OPTIMIZER, state=4),
+    "Lion8bit": Source("bitsandbytes.optim", "Lion8bit", _BITSANDBYTES, state=1),
     # Without the safeguard its estimate of the rate goes wrong when the schedule starts at zero.
     "Prodigy": Source(
-        "pytorch_optimizer", "Prodigy", _PYTORCH_OPTIMIZER, (("safeguard_warmup", True), ("bias_correction", True))
+        "pytorch_optimizer", "Prodigy", _PYTORCH_OPTIMIZER, (("safeguard_warmup", True), ("bias_correction", True)),
+        state=16,
     ),
     # The memory-saving form: learning rate from outside, no momentum.
     "Adafactor": Source(
         "pytorch_optimizer", "AdaFactor", _PYTORCH_OPTIMIZER,
-        (("betas", (None, 0.999)), ("scale_parameter", False), ("relative_step", False)), per_tensor=True,
+        (("betas", (None, 0.999)), ("scale_parameter", False), ("relative_step", False)), per_tensor=True, state=0.3,
     ),
-    "CAME": Source("pytorch_optimizer", "CAME", _PYTORCH_OPTIMIZER, per_tensor=True),
-    "ScheduleFreeAdamW": Source("pytorch_optimizer", "ScheduleFreeAdamW", _PYTORCH_OPTIMIZER),
+    "CAME": Source("pytorch_optimizer", "CAME", _PYTORCH_OPTIMIZER, per_tensor=True, state=4.5),
+    # The guard keeps one of its two states once more.
+    "ScheduleFreeAdamW": Source("pytorch_optimizer", "ScheduleFreeAdamW", _PYTORCH_OPTIMIZER, state=12),
 }  # fmt: skip
 OPTIMIZERS = tuple(SOURCES)
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex")
 TIMESTEPS = ("auto", "uniform", "logit-normal")
+MEMORY = ("auto", "8 GB", "12 GB", "16 GB", "24 GB", "plenty")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 ON_CANCEL = ("keep and go on", "stop the queue")
 
@@ -158,6 +163,13 @@ class LossSettings(Settings):
 class MemorySettings(Settings):
     """What the run computes in and keeps in memory."""
 
+    memory: str = knob(
+        MEMORY[0],
+        "How much memory of the card training may take. auto measures what is free and takes the fastest way that "
+        "fits. A size stays within a card of that size. plenty begins with the fastest way.",
+        choices=MEMORY, saved_as="lora_workbench.memory",
+    )
+
     precision: str = knob(
         "auto",
         "Number format that training computes in. auto uses bf16 where the hardware supports it, fp16 on older NVIDIA "
@@ -244,7 +256,7 @@ class TrainConfig(NetworkSettings, OptimizerSettings, LossSettings, MemorySettin
         "name", "epochs", "learning_rate", "rank", "batch_size", "steps", "gradient_accumulation", "alpha", "dropout",
         "optimizer", "lora_plus", "scheduler", "scheduler_cycles", "warmup_steps", "weight_decay", "max_grad_norm",
         "timesteps", "precision", "gradient_checkpointing", "guidance", "seed", "save_every_epochs",
-        "save_every_steps", "on_cancel", "train_without_captions", "warn_about_steps",
+        "save_every_steps", "on_cancel", "train_without_captions", "warn_about_steps", "memory",
     )  # fmt: skip
     ADDED_FROM: ClassVar[str] = "train_without_captions"
 
@@ -256,7 +268,7 @@ def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str
         config: The settings as they were given.
         in_force: Values that took effect instead, by name: for `auto`, or a 0 that stands for another value.
     """
-    source = SOURCES[config.optimizer]
+    source = SOURCES[in_force.get("optimizer", config.optimizer)]
     precision = in_force.get("precision", config.precision)
     arguments = [("weight_decay", config.weight_decay), *source.settings]
     return {

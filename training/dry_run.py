@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .adapters.network import fresh_lora
+from .adapters.network import Network, fresh_lora
 from .allocations import Allocations
 from .cache.captions import CaptionStore
 from .data.batches import Batch
@@ -16,69 +17,80 @@ from .host.frozen import Differentiable
 from .host.model import HostModel
 from .host.twin import META, Twin
 from .plan import Plan
+from .rung import Ladder, Rung
 from .step import Setup, training_step
 
+Shapes = Mapping[tuple[int, int], tuple[int, ...]]  # of a latent [1, C, (T,) h, w], by the bucket's width and height
 
-class _Shapes:
-    """Latents of the right shapes.
 
-    Args:
-        of: Shape of a picture's latent [1, C, (T,) h, w] by the size of its bucket.
-    """
+class _Latents(NamedTuple):
+    """Latents of the right shapes, without data."""
 
-    def __init__(self, plan: Plan, of: dict[tuple[int, int], tuple[int, ...]]) -> None:
-        self._plan, self._of = plan, of
+    plan: Plan
+    shapes: Shapes
 
     def load(self, index: int, flipped: bool) -> Tensor:
-        """A latent without data."""
-        placement = self._plan.dataset.pictures[index].placement
+        """One picture's latent."""
+        placement = self.plan.dataset.pictures[index].placement
         assert placement is not None, "not bucketed"
-        return torch.empty(self._of[placement.bucket], device=META)
+        return torch.empty(self.shapes[placement.bucket], device=META)
 
     def mask(self, index: int, flipped: bool) -> None:
         """None: a mask takes next to nothing."""
 
 
-def step_memory(
-    model: HostModel, plan: Plan, captions: CaptionStore, batch: Batch, shapes: dict[tuple[int, int], tuple[int, ...]],
-    *, precision: torch.dtype, checkpointing: bool, device: torch.device,
-) -> int:  # fmt: skip
-    """Bytes that the forward and backward pass of one batch hold at once, apart from weights and the LoRA's state.
-
-    The step runs through the engine on a twin of the model, so every kind of model is counted by the same rule.
+class DryRun:
+    """Runs steps on a twin of the model. They go through the engine, so every model is counted by the same rule.
 
     Args:
         model: The model; it is not touched.
         plan: The run's plan.
-        captions: The captions of the batch.
-        batch: The pictures.
-        shapes: Shape of a latent [1, C, (T,) h, w] by bucket.
+        captions: The captions of the batches that are asked for.
+        shapes: Shape of the latents by bucket.
         precision: The compute dtype.
-        checkpointing: Whether blocks are recomputed in backward.
-        device: Where the step would run.
-
-    Raises:
-        Exception: The model's code needs data to run.
     """
-    config = replace(plan.config, dropout=0.0)
-    with torch.inference_mode(False), torch.enable_grad():
-        twin = Twin(model, precision)
-        network = fresh_lora(
-            twin.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=0.0, seed=0, dtype=precision,
-            device=META,
-        )  # fmt: skip
-        latents: Any = _Shapes(plan, shapes)
-        setup = Setup(twin, latents, captions, Plan(plan.dataset, config, plan.lengths), network, precision)
-        made = Differentiable(
-            twin.model, network, dtype=precision, device=META, checkpointing=checkpointing, copies=0
-        )
-        with made.entered():
-            counted = Allocations(device)
+
+    def __init__(
+        self, model: HostModel, plan: Plan, captions: CaptionStore, shapes: Shapes, precision: torch.dtype
+    ) -> None:
+        self._precision, self._device = precision, model.device
+        self._plan = Plan(plan.dataset, replace(plan.config, dropout=0.0), plan.lengths)
+        self._latents: Any = _Latents(self._plan, shapes)
+        self._captions = captions
+        self._twin = Twin(model, precision)
+        self._network: Network | None = None
+
+    @property
+    def network(self) -> Network:
+        """The run's LoRA, without data."""
+        if self._network is None:
+            config = self._plan.config
+            self._network = fresh_lora(
+                self._twin.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=0.0, seed=0,
+                dtype=self._precision, device=META,
+            )  # fmt: skip
+        return self._network
+
+    def peak(self, batch: Batch, rung: Rung) -> int:
+        """Bytes that the forward and backward pass of a batch hold at once, apart from weights and the LoRA's state.
+
+        Raises:
+            Exception: The model's code needs data.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            setup = Setup(
+                self._twin, self._latents, self._captions, self._plan, self.network, self._precision, Ladder([rung])
+            )
+            made = Differentiable(
+                self._twin.model, self.network, dtype=self._precision, device=META, rung=rung, copies=0
+            )
+            counted = Allocations(self._device)
 
             def once() -> None:
                 nonlocal counted
-                with Allocations(device) as counted:
+                with Allocations(self._device) as counted:
                     training_step(setup, batch, 0)
 
-            made.rehearse(once, compares=False)
-    return counted.peak
+            with made.entered():
+                made.rehearse(once, compares=False)
+        return counted.peak

@@ -59,11 +59,23 @@ class Guard:
         torch.where(self._bad.bool(), self._good, self._flat.master, out=self._good)
         if self._skips:
             self._optimizer.found_inf, self._optimizer.grad_scale = skip, None  # type: ignore[attr-defined]
-            self._optimizer.step()
+            self._update()
         elif not bool(skip):
             self._keep_other()
-            self._optimizer.step()
+            self._update()
         return self._bad
+
+    def _update(self) -> None:
+        try:
+            self._optimizer.step()
+        except Exception:  # such as out of memory, with some weights changed and others not
+            self.restore()
+            raise
+
+    def change_optimizer(self, optimizer: Optimizer) -> None:
+        """Guard the same weights under another optimizer."""
+        self._optimizer = optimizer
+        self._skips = bool(optimizer.defaults.get("fused"))
 
     def _rescale(self, is_finite: Tensor) -> Tensor:
         """Halve the loss scale after an overflow, double it after many steps without; return 1 for an overflow."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .data.batches import Batch
 from .events import Cancelled, Sink, StepEvent
+from .host.memory import is_out_of_memory
 from .late import Late
 from .run.state import Diverged, NotFinite, Run, Unread
 from .step import BatchLosses, Setup, training_step
@@ -22,7 +23,9 @@ _LATE = 4  # steps
 AfterStep = Callable[[Run, bool], None]
 
 
-def train(setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = None) -> Run:
+def train(
+    setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = None, smaller: Callable[[], None] | None = None
+) -> Run:
     """Train from where the run stands to its planned number of steps.
 
     Args:
@@ -30,6 +33,8 @@ def train(setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = Non
         run: Its state; at its beginning or between any two steps.
         sink: Receives each step and is checked for a cancel.
         after_step: Called after each optimizer step with the run and whether an epoch just ended.
+        smaller: Makes a step take less memory, after one ran out of it; the step is then done again. It raises when
+            nothing is left to do.
 
     Raises:
         Cancelled: The user pressed cancel; the run holds what was trained so far and can go on.
@@ -43,7 +48,9 @@ def train(setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = Non
                 if run.step >= run.total:
                     break
                 on_read = partial(pace.tell, sink, run, run.step + 1, epoch + 1, setup.plan.epochs)
-                optimizer_step(setup, run, batches, sink, on_read)
+                while not _fits(smaller, partial(optimizer_step, setup, run, batches, sink, on_read)):
+                    assert smaller is not None
+                    smaller()  # outside of the error's block: its traceback holds the activations
                 run.read_arrived(most=_LATE)
                 ended = run.position == len(steps)
                 if ended:
@@ -59,6 +66,17 @@ def train(setup: Setup, run: Run, sink: Sink, after_step: AfterStep | None = Non
         run.go_back_to(max(failed.step - 2, 0))
         raise Diverged(why(setup, failed)) from error
     return run
+
+
+def _fits(smaller: object, step: Callable[[], None]) -> bool:
+    """Train a step; False when it ran out of memory and something can be done."""
+    try:
+        step()
+    except Exception as error:
+        if smaller is None or not is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def optimizer_step(

@@ -16,6 +16,8 @@ from .adapters.network import Network
 from .config import SOURCES, OptimizerSettings
 from .errors import UserError
 
+_BLOCK = 256  # numbers that share a scale in the 8-bit state of bitsandbytes
+
 
 def optimizer_class(name: str) -> type[Optimizer]:
     """Import an optimizer's class. Called before any work is done.
@@ -52,6 +54,36 @@ def make_optimizer(config: OptimizerSettings, network: Network) -> Optimizer:
         settings["fused"] = network.flat.master.device.type in ("cuda", "cpu")
     optimizer: Optimizer = make(groups, lr=config.learning_rate, weight_decay=config.weight_decay, **settings)
     return optimizer
+
+
+@torch.no_grad()
+def take_over_state(old: Optimizer, new: Any) -> None:
+    """Give an 8-bit optimizer of bitsandbytes what the 32-bit one of the same rule has come to, in 8 bits.
+
+    Args:
+        old: Its state can be empty, before its first step.
+        new: Of the same weights in the same groups, before its first step.
+    """
+    from bitsandbytes.functional import quantize_blockwise
+
+    for number, (group, before) in enumerate(zip(new.param_groups, old.param_groups, strict=True)):
+        for place, (weight, same) in enumerate(zip(group["params"], before["params"], strict=True)):
+            state = old.state.get(same)
+            if not state:
+                continue
+            new.init_state(group, weight, number, place)
+            mine = new.state[weight]
+            mine["step"] = int(state.get("step", before.get("step", 0)))
+            for which, name in enumerate(("exp_avg", "exp_avg_sq"), 1):
+                if name not in state:
+                    continue
+                if mine[f"state{which}"].dtype == torch.uint8:
+                    quantize_blockwise(
+                        state[name], code=mine[f"qmap{which}"], absmax=mine[f"absmax{which}"],
+                        out=mine[f"state{which}"], blocksize=_BLOCK,
+                    )  # fmt: skip
+                else:
+                    mine[f"state{which}"].copy_(state[name])
 
 
 def is_schedule_free(config: OptimizerSettings) -> bool:

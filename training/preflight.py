@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -14,19 +14,22 @@ from .adapters.network import fresh_lora, refuse_nothing_to_train
 from .cache.captions import CaptionStore
 from .cache.latents import LatentStore
 from .config import TrainConfig
-from .data.batches import Length
+from .data.batches import Batch, Length
 from .data.dataset import Dataset
 from .data.words import has_words
 from .disk import safe_name
 from .errors import UserError
-from .events import Sink, counted
+from .events import SilentSink, Sink, counted
+from .fit import Fit
 from .host.frozen import Differentiable
-from .host.model import HostModel, comes_from_the_model, free_memory, is_out_of_memory
+from .host.memory import make_way
+from .host.model import HostModel, comes_from_the_model
 from .host.precision import NAMES, compute_precision
 from .optimizers import optimizer_class
 from .plan import Plan, is_trained_with_words, whole_captions
-from .run.state import Run
-from .step import Setup, training_step
+from .ready import Ready
+from .rung import Rung
+from .step import Setup
 
 log = logging.getLogger(__name__)
 
@@ -118,129 +121,90 @@ def _no_captions(dataset: Dataset) -> str:
     return f"{what} Write a trigger in Load Dataset or caption the pictures, or turn on train_without_captions."
 
 
-def make_room(model: HostModel, latents: LatentStore, config: TrainConfig) -> None:
-    """Have the host load the model with room for a step of the largest bucket.
+def latent_shape(model: HostModel, latents: LatentStore, batch: Batch) -> tuple[int, ...]:
+    """Shape of the latent of a batch's first picture [1, C, (T,) h, w].
 
     Raises:
         UserError: The latents have other dimensions than the model takes.
     """
-    sizes = [picture.placement.bucket if picture.placement else (0, 0) for picture in latents.dataset.pictures]
-    largest = max(range(len(sizes)), key=lambda index: sizes[index][0] * sizes[index][1])
-    shape = tuple(latents.load(largest, False).shape)
+    shape = tuple(latents.load(batch.indices[0], False).shape)
     if len(shape) - 2 != model.latent_dimensions:
         raise UserError(
             f"This VAE makes latents of {len(shape) - 2} dimensions and the MODEL takes {model.latent_dimensions}. "
             "Connect the VAE that belongs to the MODEL."
         )
-    model.load((config.batch_size, *shape[1:]), config.gradient_checkpointing)
-
-
-class Ready(NamedTuple):
-    """What is ready to train: the model made differentiable, the parts of a step, the run at its beginning."""
-
-    model: HostModel
-    setup: Setup
-    run: Run
-    made: Differentiable
-
-    @contextmanager
-    def left(self) -> Iterator[None]:
-        """Give the model back inside the block, between any two steps, and take it again after it.
-
-        Inside, the host may sample with the model, move it or load another. Training goes on as if nothing had been.
-        """
-        self.made.leave()
-        yield
-        with torch.inference_mode():  # as the host runs nodes: what it loads stays as it makes it
-            make_room(self.model, self.setup.latents, self.setup.plan.config)
-        self.made.copies = min(self.made.copies, self.model.room_for_copies())
-        with torch.inference_mode(False):
-            self.made.enter()
+    return shape
 
 
 @contextmanager
 def prepared(
-    model: HostModel, plan: Plan, latents: LatentStore, captions: CaptionStore, *, copies: bool = True
-) -> Iterator[Ready]:
-    """Make a loaded model trainable inside the block, with a fresh LoRA and after a trial step.
+    model: HostModel, plan: Plan, latents: LatentStore, captions: CaptionStore, *, only: Rung | None = None,
+    sink: Sink | None = None,
+) -> Iterator[Ready]:  # fmt: skip
+    """Make a model trainable inside the block, with a fresh LoRA and after a trial step.
+
+    The host loads the model with room for the largest batch. What does not fit together, or not into memory, shows
+    here, before anything is written.
 
     Args:
-        model: Loaded on its device (`make_room`).
+        model: The model, loaded or not.
         plan: The run's plan, with its settings.
         latents: Latents of the plan's dataset.
         captions: Every caption the plan asks for.
-        copies: Whether weights in another dtype may be copied to the compute dtype, where memory allows.
+        only: The one way to fit into memory; None chooses one by what is free.
+        sink: Receives what was chosen and why.
 
     Raises:
-        UserError: The inputs do not fit each other, the model cannot be trained, or an optimizer's package is missing.
+        UserError: The inputs do not fit each other or into memory, the model cannot be trained, or an optimizer's
+            package is missing.
     """
-    config = plan.config
+    config, sink = plan.config, sink or SilentSink()
     # The host runs nodes in inference mode; what is made there cannot be trained.
     with torch.inference_mode(False), torch.enable_grad():
         precision = compute_precision(config.precision, model.device, model.computes_in)
+        _, batch = plan.largest()
+        for name in make_way(model):
+            sink.hint(f"{name} stays in the memory of {model.device}, so that training has less of it.")
+        fit = Fit(model, plan, captions, batch, latent_shape(model, latents, batch), precision, only)
+        told = fit.choose()
         network = fresh_lora(
             model.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=config.dropout,
             seed=config.seed, dtype=precision, device=model.device,
         )  # fmt: skip
-        setup = Setup(model, latents, captions, plan, network, precision)
-        run = Run.start(config, plan, network, is_scaled=precision == torch.float16)
+        setup = Setup(model, latents, captions, plan, network, precision, fit.ladder)
         made = Differentiable(
-            model.model, network, dtype=precision, device=model.device, checkpointing=config.gradient_checkpointing,
-            copies=model.room_for_copies() if copies else 0,
-        )  # fmt: skip
-        with made.entered():
-            rehearse(made, setup, model)
-            log.info("LoRA Workbench: computes in %s on %s", NAMES[precision], model.device)
-            yield Ready(model, setup, run, made)
+            model.model, network, dtype=precision, device=model.device, rung=fit.ladder.rung, copies=0
+        )
+        ready, chosen = Ready(model, setup, made, fit), fit.ladder.rung
+        try:
+            _begin(ready)
+            if fit.ladder.rung != chosen:
+                told = f"Memory: {fit.ladder.rung.name}. {chosen.name.capitalize()} ran out of memory."
+            for sentence in (told, f"Computes in {NAMES[precision]}."):
+                sink.tell(sentence)
+                log.info("LoRA Workbench: %s", sentence)
+            yield ready
+        finally:
+            made.leave()
 
 
-def rehearse(made: Differentiable, setup: Setup, model: HostModel) -> None:
-    """Run the largest batch forward and backward as a trial; the run stays at its beginning.
-
-    What does not fit together, or not into memory, shows here, before anything is written.
+def _begin(ready: Ready) -> None:
+    """Try a step.
 
     Raises:
         UserError: The CLIP belongs to another kind of model, or the model cannot be trained.
     """
-    micro_step, batch = setup.plan.largest()
-
-    def once() -> None:
-        try:
-            setup.network.flat.begin_step()
-            # The first step makes the optimizer's two moments.
-            moments = torch.empty(2, *setup.network.flat.master.shape, device=model.device)
-            training_step(setup, batch, micro_step)
-            del moments
-        finally:
-            setup.network.flat.begin_step()
-
     try:
-        if not _fits(made, once):
-            log.info("LoRA Workbench: no memory for copies of the weights; each is cast when it is used")
-            made.leave()
-            made.copies = 0
-            free_memory()
-            made.enter()
-            made.rehearse(once)
+        ready.begin()
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
         if not (looks_like_foreign_text(error) and comes_from_the_model(error)):
             raise
+        setup = ready.setup
         width = setup.captions.load(setup.plan.captions()[0])[0][0].shape[-1]
         raise UserError(
-            f"This CLIP does not go with this MODEL ({model.family}). Its text vectors are {width} wide, or a part is "
-            f"missing ({error}). Connect the CLIP of the same checkpoint."
+            f"This CLIP does not go with this MODEL ({ready.model.family}). Its text vectors are {width} wide, or a "
+            f"part is missing ({error}). Connect the CLIP of the same checkpoint."
         ) from error
-
-
-def _fits(made: Differentiable, once: Callable[[], None]) -> bool:
-    """Try a step; False when copies of weights took the memory that it needs."""
-    try:
-        made.rehearse(once)
-    except Exception as error:
-        if not (made.copies and is_out_of_memory(error)):
-            raise
-        return False
-    return True
 
 
 def looks_like_foreign_text(error: Exception) -> bool:

@@ -8,13 +8,14 @@ prediction, so one formula serves every kind of model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .adapters.adapter import WHOLE, Share
 from .adapters.network import Network
 from .cache.captions import CaptionStore
 from .cache.latents import LatentStore
@@ -23,6 +24,7 @@ from .data.dataset import Picture
 from .late import sent
 from .objective import Denoiser, Draw, draw, mean_per_picture, padding_mask, timesteps_in_force
 from .plan import Plan
+from .rung import Ladder, Rung
 
 
 def training_step(setup: Setup, batch: Batch, micro_step: int, loss_scale: Tensor | None = None) -> BatchLosses:
@@ -34,20 +36,23 @@ def training_step(setup: Setup, batch: Batch, micro_step: int, loss_scale: Tenso
         micro_step: Its number in the run, which decides every random draw.
         loss_scale: Keeps the gradients of fp16 in its range, or None.
     """
-    model, plan = setup.model, setup.plan
-    micro = prepare(setup, batch, micro_step)
-    setup.network.begin_micro_step(plan.config.seed, micro_step)
-    target = clean_target(setup, micro)
-    xt = model.noised(micro.x0, micro.drawn.noise, micro.drawn.sigma)
-    estimate = model.denoised(xt, micro.drawn.sigma, micro.conds).float()
-    error = (estimate - target) / model.output_scale(micro.drawn.sigma, xt.ndim)
-    losses = mean_per_picture(error.square(), micro.mask)
-    weighted = losses if micro.weights is None else losses * micro.weights
-    # Each picture counts the same, also in a short batch: divided by the pictures that a step holds on average.
-    mean = weighted.sum() / plan.images_per_step
-    (mean if loss_scale is None else mean * loss_scale).backward()
-    setup.network.flat.add_up(loss_scale)
-    return BatchLosses(losses.detach(), micro.concepts)
+    model, plan, flat = setup.model, setup.plan, setup.network.flat
+    whole = prepare(setup, batch, micro_step)
+    found = []
+    for micro in whole.parts(setup.ladder.rung.micro_batch):
+        setup.network.begin_micro_step(plan.config.seed, micro_step, micro.share)
+        target = clean_target(setup, micro)
+        xt = model.noised(micro.x0, micro.drawn.noise, micro.drawn.sigma)
+        estimate = model.denoised(xt, micro.drawn.sigma, micro.conds).float()
+        error = (estimate - target) / model.output_scale(micro.drawn.sigma, xt.ndim)
+        losses = mean_per_picture(error.square(), micro.mask)
+        weighted = losses if micro.weights is None else losses * micro.weights
+        # Each picture counts the same, also in a short batch: divided by the pictures that a step holds on average.
+        mean = weighted.sum() / plan.images_per_step
+        (mean if loss_scale is None else mean * loss_scale).backward()
+        flat.add_up(loss_scale)
+        found.append(losses.detach())
+    return BatchLosses(found[0] if len(found) == 1 else torch.cat(found), whole.concepts)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Setup:
         plan: Order of the pictures, their captions, the settings.
         network: The LoRA on the model.
         precision: What the frozen model computes in.
+        ladder: How a step fits into memory.
     """
 
     model: Denoiser
@@ -77,6 +83,7 @@ class Setup:
     plan: Plan
     network: Network
     precision: torch.dtype = torch.float32
+    ladder: Ladder = field(default_factory=lambda: Ladder([Rung()]))
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -97,6 +104,7 @@ class MicroBatch:
         preserved: Places of the pictures that are trained towards the model's own prediction.
         names: File names, for messages.
         concepts: What each picture's loss is counted for.
+        share: What part of a batch it is.
     """
 
     x0: Tensor
@@ -107,6 +115,23 @@ class MicroBatch:
     preserved: list[int]
     names: tuple[str, ...]
     concepts: tuple[str, ...]
+    share: Share = WHOLE
+
+    def parts(self, size: int) -> list[MicroBatch]:
+        """Cut it into parts of at most so many pictures, each with what was drawn for it; 0 cuts nothing."""
+        count = len(self.names)
+        if not 0 < size < count:
+            return [self]
+        return [self._part(slice(at, min(at + size, count))) for at in range(0, count, size)]
+
+    def _part(self, at: slice) -> MicroBatch:
+        drawn = Draw(self.drawn.noise[at], self.drawn.sigma[at])
+        mask, weights = (None if value is None else value[at] for value in (self.mask, self.weights))
+        preserved = [place - at.start for place in self.preserved if at.start <= place < at.stop]
+        return replace(
+            self, x0=self.x0[at], drawn=drawn, conds=self.conds[at], mask=mask, weights=weights, preserved=preserved,
+            names=self.names[at], concepts=self.concepts[at], share=(at.start, at.stop - at.start, len(self.names)),
+        )  # fmt: skip
 
 
 def prepare(setup: Setup, batch: Batch, micro_step: int) -> MicroBatch:

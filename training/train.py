@@ -20,14 +20,13 @@ from .config import TrainConfig
 from .data.dataset import Dataset
 from .events import Cancelled, Sink
 from .host.model import HostModel
-from .host.precision import NAMES
 from .host.progress import host_interrupt, is_host_interrupt
 from .host.text import HostText, count_tokens
 from .host.vae import HostVAE
 from .loop import train
 from .lora import LoraModel, RunSummary
 from .plan import Plan
-from .preflight import announce, check, make_room, prepared
+from .preflight import announce, check, prepared
 from .run.keeper import Keeper
 
 log = logging.getLogger(__name__)
@@ -67,14 +66,19 @@ def train_lora(
     check(model, clip, vae, dataset, config)
     plan, hints = announce(dataset, config, sink, partial(count_tokens, clip))
     plan, latents, captions = encode(clip, vae, plan, cache_root, sink)
-    make_room(model, latents, config)
-    with prepared(model, plan, latents, captions) as (_, setup, run, _):
+    with prepared(model, plan, latents, captions, sink=sink) as ready:
+        setup, run = ready.setup, ready.run
         encoded = latents.encoded, captions.encoded
         keeper = Keeper(model, plan, run, setup.precision, sink, encoded, started_at, hints, model_file)
         keeper.open_folder(root)
-        sink.tell(f"Computes in {NAMES[setup.precision]}.")
+
+        def smaller() -> None:
+            sentence = f"Out of memory at step {run.step + 1}. It goes on with {ready.step_down()}."
+            keeper.hints += (sentence,)
+            sink.hint(sentence)
+
         try:
-            train(setup, run, sink, keeper.after_step)
+            train(setup, run, sink, keeper.after_step, smaller)
             cancelled = False
         except BaseException as error:
             cancelled = is_cancel(error)

@@ -5,7 +5,6 @@ Each case takes a loaded MODEL, a job and a watch. The watch sees the moment bef
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -39,6 +38,13 @@ class Job:
     batch: int = 1
     checkpointing: bool = False
     copies: bool = True
+
+    @property
+    def rung(self) -> Any:
+        """How our trainer fits it into memory."""
+        from lora_workbench.training.rung import Rung
+
+        return Rung(copies=self.copies, checkpointing=self.checkpointing)
 
     @property
     def shape(self) -> Shape:
@@ -184,7 +190,6 @@ def floor_in_graph(patcher: Any, job: Job, watch: Watch) -> None:
 
 def ours(patcher: Any, job: Job, watch: Watch) -> None:
     """Run our own loop on a cached latent and caption."""
-    import torch
     from lora_workbench.training.events import SilentSink
     from lora_workbench.training.host.model import HostModel
     from lora_workbench.training.loop import train
@@ -192,10 +197,8 @@ def ours(patcher: Any, job: Job, watch: Watch) -> None:
 
     model = HostModel(patcher)
     plan, *stores = our_inputs(job)
-    with torch.inference_mode():
-        model.load((job.batch, *latent(job.shape, job.side).shape[1:]), job.checkpointing)
-    with prepared(model, plan, *stores, **without_copies(job)) as (_, setup, run, _), watch.running():
-        train(setup, run, SilentSink(), lambda *_: watch.step())
+    with prepared(model, plan, *stores, only=job.rung) as ready, watch.running():
+        train(ready.setup, ready.run, SilentSink(), lambda *_: watch.step())
 
 
 def our_inputs(job: Job) -> tuple[Any, Any, Any]:
@@ -220,21 +223,6 @@ def our_inputs(job: Job) -> tuple[Any, Any, Any]:
     )  # fmt: skip
     texts = CaptionStore(captions, {"a": "b"}, {}, 0, HostText.unpack)
     return Plan(dataset, config), LatentStore(latents, dataset, {(0, False): "a"}, 0), texts
-
-
-def without_copies(job: Job) -> dict[str, bool]:
-    """The argument of `prepared` that gives up copies of the weights in the compute dtype.
-
-    Raises:
-        NotHere: This version of the pack makes no such copies.
-    """
-    from lora_workbench.training.preflight import prepared
-
-    if job.copies:
-        return {}
-    if "copies" not in inspect.signature(prepared).parameters:
-        raise NotHere("this version keeps no copies of the weights")
-    return {"copies": False}
 
 
 def host(patcher: Any, job: Job, watch: Watch, **more: Any) -> None:

@@ -161,7 +161,7 @@ def saved_activations(job: Job) -> int:
         patcher.model.apply_model = _after(saved.forward_begins, patcher.model.apply_model)
         hooks = torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor)
         try:
-            with hooks, prepared(HostModel(patcher), plan, *stores):
+            with hooks, prepared(HostModel(patcher), plan, *stores, only=job.rung):
                 raise AssertionError("the trial step has no backward")
         except _Measured:
             return saved.total

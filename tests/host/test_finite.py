@@ -227,7 +227,6 @@ def test_captions_of_two_lengths_on_a_model_without_padding(comfy_host, small_mo
         keys = {(n, False): f"latent{n}" for n in range(len(captions))}
         latents = LatentStore(latent_cache, dataset, keys, 0)
         encoded = store_captions(plan.captions(), text, caption_cache, sink)
-        model.load((2, *small_models.latent_shape("qwen", 16, 16)[1:]), False)
         with prepared(model, plan, latents, encoded) as ready:
             hook = model.model.diffusion_model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
             try:

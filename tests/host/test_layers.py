@@ -57,6 +57,7 @@ def adapted(layer: nn.Module, dtype: torch.dtype = torch.float32, copies: int = 
     from lora_workbench.training.adapters.lora import LoraAdapter
     from lora_workbench.training.adapters.network import Network
     from lora_workbench.training.host.frozen import Differentiable
+    from lora_workbench.training.rung import Rung
 
     draw = torch.Generator().manual_seed(3)
     shapes = [(RANK, WIDE), (OUT, RANK)]
@@ -64,7 +65,7 @@ def adapted(layer: nn.Module, dtype: torch.dtype = torch.float32, copies: int = 
     cpu = torch.device("cpu")
     with torch.inference_mode(False), torch.enable_grad():
         network = Network([LoraAdapter("proj", down, up, 1.0, 0.0)], dtype, cpu)
-        made = Differentiable(Model(layer), network, dtype=dtype, device=cpu, checkpointing=False, copies=copies)
+        made = Differentiable(Model(layer), network, dtype=dtype, device=cpu, rung=Rung(), copies=copies)
         with made.entered():
             yield network
 

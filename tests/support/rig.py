@@ -20,13 +20,33 @@ class Rig:
 
     patcher: Any
     model: Any
-    network: Any
-    setup: Any
-    run: Any
-    made: Any
-    left: Callable[[], AbstractContextManager[None]]
+    ready: Any
     sink: Any
     after_step: Callable[..., None] | None
+
+    @property
+    def setup(self) -> Any:
+        """The parts of a step."""
+        return self.ready.setup
+
+    @property
+    def network(self) -> Any:
+        """The LoRA."""
+        return self.setup.network
+
+    @property
+    def run(self) -> Any:
+        """The run."""
+        return self.ready.run
+
+    @property
+    def made(self) -> Any:
+        """The model made differentiable."""
+        return self.ready.made
+
+    def left(self) -> AbstractContextManager[None]:
+        """Give the model back inside the block."""
+        return self.ready.left()
 
     @property
     def dataset(self) -> Any:
@@ -41,7 +61,7 @@ class Rig:
         """Train to the end, or from where the run stands."""
         from lora_workbench.training.loop import train
 
-        return train(self.setup, self.run, self.sink, self.after_step)
+        return train(self.setup, self.run, self.sink, self.after_step, self.ready.step_down)
 
     def steps(self, epoch: int = 0) -> list[list[Any]]:
         """The optimizer steps of an epoch, each a list of batches."""
@@ -85,6 +105,7 @@ def rig(
     sink: Any = None,
     after_step: Callable[..., None] | None = None,
     patcher: Any = None,
+    only: Any = None,
     **settings: Any,
 ) -> Iterator[Rig]:
     """Set a run up as a session does, differentiable model included; everything is undone at the end.
@@ -99,6 +120,7 @@ def rig(
         sink: Progress sink.
         after_step: Passed to the loop.
         patcher: A MODEL to use instead of a freshly built one.
+        only: The one rung to stand on.
         settings: Fields of TrainConfig.
     """
     from lora_workbench.training.cache.captions import CaptionStore
@@ -130,13 +152,11 @@ def rig(
     )
     config = TrainConfig(**{"precision": "fp32", "learning_rate": 1e-3, "rank": 4, "batch_size": 2, **settings})
     with torch.inference_mode():
-        model.load((config.batch_size, *shape[1:]), config.gradient_checkpointing)
         keys = {(n, False): f"latent{n}" for n in range(pictures)}
         texts = {f"c{n}": f"caption{n}" for n in range(pictures)}
         stores = LatentStore(latents, dataset, keys, 0), CaptionStore(captions, texts, {}, 0, HostText.unpack)
-        with prepared(model, Plan(dataset, config), *stores) as ready:
-            _, setup, run, made = ready
-            yield Rig(patcher, model, setup.network, setup, run, made, ready.left, sink or SilentSink(), after_step)
+        with prepared(model, Plan(dataset, config), *stores, only=only) as ready:
+            yield Rig(patcher, model, ready, sink or SilentSink(), after_step)
 
 
 def trained_tensors(network: Any) -> list[torch.Tensor]:

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from .flat import Part, View
 
+# What part of a batch is shown: its first picture, its number of pictures, the batch's number of pictures.
+Share = tuple[int, int, int]
+WHOLE: Share = (0, 1, 1)
+
 
 class Frozen(Protocol):
     """A frozen layer that computes, wherever and in whatever form its weight is kept."""
@@ -39,8 +43,14 @@ class Adapter(Protocol):
     def place(self, views: list[View]) -> None:
         """Take its tensors' places in the run's buffers, one for each of its parts."""
 
-    def begin_micro_step(self, seed: int, micro_step: int) -> None:
-        """Fix its random draws until the next call."""
+    def begin_micro_step(self, seed: int, micro_step: int, share: Share) -> None:
+        """Fix its random draws until the next call.
+
+        Args:
+            seed: The run's seed.
+            micro_step: Micro-steps since the run began.
+            share: What part of the batch is shown.
+        """
 
     def add_output(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
         """Add its output for the layer's input x to the layer's output y, in place; return what backward needs."""

@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..draws import generator
 from ..lora import DiffusersTarget
+from .adapter import WHOLE, Share
 from .flat import Part, View
 
 _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"  # as kohya's trainer calls them
@@ -40,7 +41,7 @@ class LoraAdapter:
         self.scale = alpha / down.shape[0]
         self.index = 0
         self.is_off = False
-        self._draw = (0, 0)
+        self._draw, self._share = (0, 0), WHOLE
         self._is_conv = down.ndim > 2
 
     @classmethod
@@ -51,13 +52,10 @@ class LoraAdapter:
 
         `down` is drawn from U(-1/√in, 1/√in) (kaiming uniform with a = √5, as kohya and PEFT draw it), `up` is zero.
         """
-        if isinstance(module, nn.Conv2d):
-            down_shape: tuple[int, ...] = (rank, module.in_channels, 1, 1)
-            up_shape: tuple[int, ...] = (module.out_channels, rank, 1, 1)
-        else:
-            fan_in, fan_out = int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
-            down_shape, up_shape = (rank, fan_in), (fan_out, rank)
-        bound = 1 / math.sqrt(down_shape[1])
+        fan_in, fan_out = _widths(module)
+        kernel = (1, 1) if isinstance(module, nn.Conv2d) else ()
+        down_shape, up_shape = (rank, fan_in, *kernel), (fan_out, rank, *kernel)
+        bound = 1 / math.sqrt(fan_in)
         down = torch.rand(down_shape, generator=start) * (2 * bound) - bound
         return cls(path, down, torch.zeros(up_shape), alpha, dropout)
 
@@ -74,16 +72,19 @@ class LoraAdapter:
         (self._down, self._down_grad), (self._up, self._up_grad) = pairs
         self._down_t, self._up_t = self._down.t(), self._up.t()
 
-    def begin_micro_step(self, seed: int, micro_step: int) -> None:
+    def begin_micro_step(self, seed: int, micro_step: int, share: Share) -> None:
         """Fix the dropout draws until the next call, so that a recomputed block drops the same values."""
-        self._draw = (seed, micro_step)
+        self._draw, self._share = (seed, micro_step), share
 
     def _keep_mask(self, inner: Tensor) -> Tensor:
-        """Draw which inner values to keep, scaled to preserve their mean."""
+        """Draw which inner values to keep, scaled to preserve their mean. A part of a batch gets its part of them."""
         seed, micro_step = self._draw
+        first, shown, of = self._share
+        rows = len(inner)
         source = generator(seed, "dropout", micro_step, self.index, device=inner.device)
-        draws = torch.rand(inner.shape, device=inner.device, generator=source)
-        return (draws >= self.dropout).to(inner.dtype) / (1 - self.dropout)
+        draws = torch.rand(rows * of // shown, *inner.shape[1:], device=inner.device, generator=source)
+        keep = draws.narrow(0, rows * first // shown, rows) >= self.dropout
+        return keep.to(inner.dtype) / (1 - self.dropout)
 
     def add_output(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
         """Add scale · up(keep ⊙ down(x)) to y [..., out] or [B, out, H, W], in place.
@@ -145,6 +146,18 @@ class LoraAdapter:
             f"{name}.{_UP}": self.up.master.detach().cpu().clone(),
             f"{name}.{_ALPHA}": torch.tensor(float(self.alpha)),
         }
+
+
+def count_numbers(layers: Iterable[nn.Module], rank: int) -> int:
+    """How many numbers the pairs of these layers hold."""
+    return rank * sum(sum(_widths(layer)) for layer in layers)
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    """How wide a layer's input and output are."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels, layer.out_channels
+    return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
 
 
 def peft_tensors(

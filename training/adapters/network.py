@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..draws import generator
 from ..errors import UserError
-from .adapter import Adapter
+from .adapter import WHOLE, Adapter, Share
 from .flat import Flat
 from .lora import LoraAdapter
 
@@ -49,10 +49,16 @@ class Network:
             tensors |= adapter.saved_tensors(names[adapter.path])
         return tensors
 
-    def begin_micro_step(self, seed: int, micro_step: int) -> None:
-        """Set the position in the run for each adapter's random draws."""
+    def begin_micro_step(self, seed: int, micro_step: int, share: Share = WHOLE) -> None:
+        """Set the position in the run for each adapter's random draws.
+
+        Args:
+            seed: The run's seed.
+            micro_step: Micro-steps since the run began.
+            share: What part of the batch is shown.
+        """
         for adapter in self.adapters:
-            adapter.begin_micro_step(seed, micro_step)
+            adapter.begin_micro_step(seed, micro_step, share)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..adapters.adapter import Adapted, Adapter, Parallel
 from ..adapters.network import Network
 from ..errors import UserError
+from ..rung import Rung
 from .calls import called
 from .layers import FrozenConv, FrozenLinear, Weights, alias, alone, is_conv, is_linear, is_resident
 from .recompute import Recomputed, differences
@@ -57,17 +58,16 @@ class Differentiable:
         network: The adapters, by the paths of the layers they sit on.
         dtype: The dtype that everything computes in.
         device: Where training computes.
-        checkpointing: Whether blocks are recomputed in backward instead of keeping their activations.
+        rung: How a step fits into memory.
         copies: Bytes that copies of weights in the compute dtype may take.
     """
 
     def __init__(
-        self, model: nn.Module, network: Network, *, dtype: torch.dtype, device: torch.device, checkpointing: bool,
-        copies: int,
-    ) -> None:  # fmt: skip
+        self, model: nn.Module, network: Network, *, dtype: torch.dtype, device: torch.device, rung: Rung, copies: int
+    ) -> None:
         self.model, self.network, self.dtype = model, network, dtype
         self.device = torch.empty(0, device=device).device  # with its number, as tensors name it
-        self.checkpointing, self.copies = checkpointing, copies
+        self.rung, self.copies = rung, copies
         self._copies_norm_inputs = False
         self._undo = _Undo()
         self._norms: list[nn.Module] = []
@@ -121,9 +121,9 @@ class Differentiable:
             _swap_tensors(undo, module, torch.float32, self.device)
         if self._copies_norm_inputs:
             self.copy_norm_inputs()
-        if self.checkpointing:
+        if self.rung.checkpointing:
             for block in blocks(diffusion_model):
-                recomputed = Recomputed(block, self.network.anchor)
+                recomputed = Recomputed(block, self.network.anchor, offloads=self.rung.offloads)
                 self.blocks.append(recomputed)
                 undo.set_attr(block, "forward", recomputed)
         _use_differentiable_kernels(undo)

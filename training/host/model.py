@@ -15,7 +15,6 @@ from typing import Any
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
-import comfy.model_management
 import comfy.model_sampling
 import torch
 from torch import Tensor, nn
@@ -121,20 +120,13 @@ class HostModel:
         """The dtype that the host would compute in."""
         return self.model.manual_cast_dtype or self.model.get_dtype()  # type: ignore[no-any-return]
 
-    def load(self, latent_shape: tuple[int, ...], checkpointing: bool) -> None:
-        """Have the host load the model on its device, leaving memory for a training step.
+    def estimated(self, latent_shape: tuple[int, ...]) -> int:
+        """Bytes that the host reckons a forward pass takes.
 
         Args:
-            latent_shape: [B, C, (T,) H, W] of the largest micro-batch.
-            checkpointing: Whether blocks are recomputed, which needs less memory.
+            latent_shape: [B, C, (T,) H, W].
         """
-        # The host knows the memory of a forward pass. Activations kept for backward take several times that.
-        room = self.patcher.memory_required(list(latent_shape)) * (2 if checkpointing else 5)
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=room)
-
-    def room_for_copies(self) -> int:
-        """Bytes of memory that copies of weights may take: half of what is free."""
-        return int(comfy.model_management.get_free_memory(self.device) // 2)
+        return int(self.patcher.memory_required(list(latent_shape)))
 
     # -- a training step's parts -------------------------------------------------------------
 
@@ -242,16 +234,6 @@ def _shape_key(cond: dict[str, Any]) -> tuple[Any, ...]:
         else:
             key.append((name, inner))
     return tuple(key)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the device has no memory left."""
-    return isinstance(error, comfy.model_management.OOM_EXCEPTION)
-
-
-def free_memory() -> None:
-    """Give memory that nothing uses back to the device."""
-    comfy.model_management.soft_empty_cache()
 
 
 def comes_from_the_model(error: BaseException) -> bool:

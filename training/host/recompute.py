@@ -24,14 +24,15 @@ class Recomputed:
     Args:
         module: The block, with its own forward.
         anchor: A tensor that requires a gradient and never gets one: it makes the outputs part of the graph.
+        offloads: Whether its inputs wait for backward in system memory.
 
     Attributes:
         keeps_call: Whether the next call is kept.
         kept_call: Copies of its arguments.
     """
 
-    def __init__(self, module: nn.Module, anchor: Tensor) -> None:
-        self.module, self.anchor = module, anchor
+    def __init__(self, module: nn.Module, anchor: Tensor, *, offloads: bool = False) -> None:
+        self.module, self.anchor, self.offloads = module, anchor, offloads
         self.forward: Callable[..., Any] = module.forward
         # Which tensor arguments the block changes in place: learned from the first call, on copies of all.
         self.changed: frozenset[int] | None = None
@@ -79,6 +80,26 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 _TENSOR = object()
+_WORTH_SENDING = 2**20  # bytes
+
+
+class _Waiting:
+    """A tensor that waits in system memory. On a GPU the processor waits for neither way."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._device = tensor.device
+        self._copy: Tensor | None = None
+        self._shape, self._dtype = tensor.shape, tensor.dtype
+        if tensor.device.type != "meta":
+            is_pinned = tensor.device.type == "cuda"
+            self._copy = torch.empty_like(tensor.detach(), device="cpu", pin_memory=is_pinned)
+            self._copy.copy_(tensor.detach(), non_blocking=is_pinned)
+
+    def back(self) -> Tensor:
+        """The tensor on its device again."""
+        if self._copy is None:
+            return torch.empty(self._shape, dtype=self._dtype, device=self._device)
+        return self._copy.to(self._device, non_blocking=self._copy.is_pinned())
 
 
 class _Block(torch.autograd.Function):
@@ -92,15 +113,21 @@ class _Block(torch.autograd.Function):
         ctx.block, ctx.spec = block, spec
         ctx.leaves = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.needs = [tensor.requires_grad for tensor in tensors]
-        ctx.save_for_backward(*tensors)
+        ctx.waiting = {
+            number: _Waiting(tensor)
+            for number, tensor in enumerate(tensors)
+            if block.offloads and tensor.requires_grad and tensor.nbytes >= _WORTH_SENDING
+        }
+        ctx.save_for_backward(*(tensor for number, tensor in enumerate(tensors) if number not in ctx.waiting))
         ctx.mark_non_differentiable(*(leaf for leaf in found if not leaf.is_floating_point()))
         return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        inputs = [
-            tensor.detach().requires_grad_(needs) for tensor, needs in zip(ctx.saved_tensors, ctx.needs, strict=True)
-        ]
+        kept, waiting = iter(ctx.saved_tensors), ctx.waiting
+        tensors = [waiting.pop(number).back() if number in waiting else next(kept) for number in range(len(ctx.needs))]
+        inputs = [tensor.detach().requires_grad_(needs) for tensor, needs in zip(tensors, ctx.needs, strict=True)]
+        del tensors
         given = iter(inputs)
         leaves = [next(given) if leaf is _TENSOR else leaf for leaf in ctx.leaves]
         with torch.enable_grad():

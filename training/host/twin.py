@@ -57,7 +57,7 @@ def _without_data(module: nn.Module, dtype: torch.dtype) -> Any:
         kind: type[nn.Module] = type(module)
         is_layer = is_linear(module) or is_conv(module)
         if is_layer:  # packed and quantized weights count by their shape
-            kind = nn.Linear if is_linear(module) else _CONVS[module.weight.ndim - 2]  # type: ignore[operator]
+            kind = nn.Linear if is_linear(module) else _CONVS[module.weight.ndim - 2]  # type: ignore[operator,index]
         new = made[id(module)] = kind.__new__(kind)
         own = {name: _copied(value) for name, value in vars(module).items() if not name.endswith("_hooks")}
         own |= {name: type(value)() for name, value in vars(module).items() if name.endswith("_hooks")}

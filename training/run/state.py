@@ -16,7 +16,7 @@ from ..data.batches import Batch
 from ..errors import UserError
 from ..guard import Guard
 from ..late import Late
-from ..optimizers import make_optimizer, make_scheduler
+from ..optimizers import make_optimizer, make_scheduler, take_over_state
 from ..plan import Plan
 
 SMOOTHED_OVER = 100  # steps
@@ -70,6 +70,7 @@ class Run:
         scheduler: With its position.
         guard: Of the weights.
         total: Optimizer steps planned.
+        optimizer_name: As in the settings.
         step: Optimizer steps done.
         micro_step: Micro-batches done.
         epoch: Epochs finished.
@@ -90,6 +91,7 @@ class Run:
     scheduler: Any
     guard: Guard
     total: int
+    optimizer_name: str = ""
     step: int = 0
     micro_step: int = 0
     epoch: int = 0
@@ -120,7 +122,19 @@ class Run:
         """
         optimizer = make_optimizer(config, network)
         guard = Guard(network.flat, optimizer, is_scaled)
-        return cls(network, optimizer, make_scheduler(config, optimizer, plan.total), guard, plan.total)
+        scheduler = make_scheduler(config, optimizer, plan.total)
+        return cls(network, optimizer, scheduler, guard, plan.total, optimizer_name=config.optimizer)
+
+    def change_optimizer(self, config: TrainConfig) -> None:
+        """Go on with the 8-bit form of the optimizer; its state is what the run's has come to, in 8 bits."""
+        optimizer = make_optimizer(config, self.network)
+        take_over_state(self.optimizer, optimizer)
+        scheduler = make_scheduler(config, optimizer, self.total)
+        scheduler.load_state_dict(self.scheduler.state_dict())
+        for group, old in zip(optimizer.param_groups, self.optimizer.param_groups, strict=True):
+            group["lr"] = old["lr"]
+        self.guard.change_optimizer(optimizer)
+        self.optimizer, self.scheduler, self.optimizer_name = optimizer, scheduler, config.optimizer
 
     @property
     def smoothed_loss(self) -> float:

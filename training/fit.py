@@ -1,0 +1,216 @@
+"""Fits a run into memory: what each rung of the ladder takes, what there is, and which rung is taken."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import replace
+
+import torch
+
+from .adapters.lora import count_numbers
+from .cache.captions import CaptionStore
+from .config import TrainConfig
+from .data.batches import Batch
+from .dry_run import DryRun
+from .errors import UserError
+from .host import memory
+from .host.model import HostModel
+from .ladder import GIB, Need, in_gb, lora_bytes, preset_bytes, rungs
+from .plan import Plan
+from .rung import Ladder, Rung
+
+log = logging.getLogger(__name__)
+
+# A step keeps at most about this many times what the host reckons a forward pass takes (Flux at 1024 px: 32).
+_ROUGHLY, _ROUGHLY_RECOMPUTED = 40, 8
+_OBVIOUS = 0.5  # share of the memory below which a run fits even by the rough figure
+_WORKSPACE, _FRAGMENTS = GIB // 4, 1.05  # what kernels need for themselves, and what lies unused between tensors
+_LEAST_WEIGHTS = 0.05  # share of the weights that streaming keeps on the device: about a block
+# What a model's code may raise where it needs numbers and there are none.
+_OF_THE_MODELS_CODE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, UserError)
+_LESS = 0.9  # of what was thought to be free, after an out-of-memory error
+
+
+class Fit:
+    """How one run fits into memory.
+
+    Args:
+        model: The model, loaded or not.
+        plan: The run's plan.
+        captions: The captions of `batch`.
+        batch: The batch that takes the most memory.
+        latent: Shape of its latents [1, C, (T,) h, w].
+        precision: The compute dtype.
+        only: The one rung to stand on; None for the whole ladder.
+
+    Attributes:
+        ladder: The rung taken and those below it.
+        budget: Bytes that the run may take, the model included; None if the device does not tell.
+        config: The run's settings.
+    """
+
+    def __init__(
+        self, model: HostModel, plan: Plan, captions: CaptionStore, batch: Batch, latent: tuple[int, ...],
+        precision: torch.dtype, only: Rung | None = None,
+    ) -> None:  # fmt: skip
+        self.config: TrainConfig = plan.config
+        self._model, self._precision, self._batch, self._latent = model, precision, batch, latent
+        self._make_dry = lambda: DryRun(model, plan, captions, {batch.bucket: latent}, precision)
+        self._dry: DryRun | None = None
+        self._is_rough = False
+        self._peaks: dict[tuple[bool, bool, int], int] = {}
+        self._weights = int(model.patcher.model_size())
+        self._copies, self._largest = memory.copies_bytes(model, precision)
+        self._numbers = count_numbers(model.targets().values(), plan.config.rank)
+        self.budget: int | None = None
+        self._is_only = only is not None
+        self.ladder = Ladder([only] if only else self.rungs())
+
+    def rungs(self) -> list[Rung]:
+        """The whole ladder."""
+        return rungs(
+            self.config, has_copies=self._copies > 0, is_apart=memory.is_apart(self._model.device),
+            has_eight_bit=importlib.util.find_spec("bitsandbytes") is not None,
+        )  # fmt: skip
+
+    # -- what a rung takes -------------------------------------------------------------------
+
+    def need(self, rung: Rung) -> Need:
+        """What a run takes on a rung."""
+        state = lora_bytes(self.config, self._numbers, self._precision.itemsize, eight_bit=rung.eight_bit)
+        step = self._step(rung)
+        if memory.is_apart(self._model.device):
+            step = int(step * _FRAGMENTS) + _WORKSPACE
+        if not rung.copies:
+            step += self._largest  # one weight at a time, in the compute dtype
+        return Need(self._weights, self._copies * rung.copies, state, step)
+
+    def _step(self, rung: Rung) -> int:
+        """Bytes that a forward and backward pass holds."""
+        key = rung.checkpointing, rung.offloads, rung.micro_batch
+        if key not in self._peaks:
+            self._peaks[key] = self._count(rung)
+        return self._peaks[key]
+
+    def _count(self, rung: Rung) -> int:
+        if not self._is_rough:
+            try:
+                self._dry = self._dry or self._make_dry()
+                return self._dry.peak(self._batch, rung)
+            except _OF_THE_MODELS_CODE as error:
+                log.warning("LoRA Workbench: the memory of a step is a rough figure: %s", error)
+                self._is_rough = True
+        return self._rough(rung)
+
+    def _rough(self, rung: Rung) -> int:
+        count = min(rung.micro_batch or len(self._batch), len(self._batch))
+        kept = _ROUGHLY_RECOMPUTED if rung.checkpointing else _ROUGHLY
+        return kept * self._model.estimated((count, *self._latent[1:]))
+
+    # -- which rung is taken -----------------------------------------------------------------
+
+    def choose(self) -> str:
+        """Take the first rung that fits by the estimate.
+
+        Returns:
+            What was taken and why, in a sentence.
+
+        Raises:
+            UserError: The memory that was set is less than the last rung takes.
+        """
+        preset = preset_bytes(self.config.memory)
+        free = memory.available(self._model)
+        self.budget = min(filter(None, (preset, free)), default=None)
+        if self.budget is None or self._is_only or self.config.memory == "plenty":
+            return f"Memory: {self.ladder.rung.name}."
+        first = self.ladder.rung
+        if self._is_obvious(first):
+            return f"Memory: {first.name}; {in_gb(self.budget)} are more than enough."
+        refused: Need | None = None
+        while not self._fits(need := self.need(self.ladder.rung), self.ladder.rung):
+            refused = refused or need
+            if not self.ladder.has_lower:
+                if self.budget == preset:
+                    raise UserError(self._too_small(need))
+                break  # the estimate may be wrong; the trial step decides
+            self.ladder.descend()
+        why = f" {first.name.capitalize()} would take {in_gb(refused.total)}." if refused else ""
+        about = self._taken(need, self.ladder.rung)
+        return f"Memory: {self.ladder.rung.name}, about {in_gb(about)} of {in_gb(self.budget)} ({need}).{why}"
+
+    def _is_obvious(self, rung: Rung) -> bool:
+        assert self.budget is not None
+        state = lora_bytes(self.config, self._numbers, self._precision.itemsize, eight_bit=False)
+        return self._weights + self._copies + state + self._rough(rung) < _OBVIOUS * self.budget
+
+    def _taken(self, need: Need, rung: Rung) -> int:
+        """Bytes that a run takes; streamed weights take what is left, at most."""
+        if not rung.streams or self.budget is None:
+            return need.total
+        return max(need.besides + int(_LEAST_WEIGHTS * need.weights), min(need.total, self.budget))
+
+    def _fits(self, need: Need, rung: Rung) -> bool:
+        return self.budget is None or self._taken(need, rung) <= self.budget
+
+    def _too_small(self, need: Need) -> str:
+        least = need.besides + int(_LEAST_WEIGHTS * need.weights) if self.ladder.rung.streams else need.total
+        return (
+            f"memory is {self.config.memory}, which leaves {in_gb(self.budget or 0)} to training, but this run takes "
+            f"at least {in_gb(least)} ({need}). {self._help(need)}"
+        )
+
+    def _help(self, need: Need) -> str:
+        """The one setting that helps most."""
+        if need.lora > need.step and self.config.rank > 1:
+            return f"Set rank to {max(1, self.config.rank // 2)}."
+        if self._precision == torch.float32 and self.config.precision == "fp32":
+            return "Set precision to bf16."
+        width, height = self._batch.bucket
+        return f"Lower resolution in Bucket Images; the largest bucket is {width}×{height}."
+
+    # -- what the device is asked for --------------------------------------------------------
+
+    def load(self) -> None:
+        """Have the host load the model for the rung taken. Call it in inference mode, as the host runs nodes."""
+        rung = self.ladder.rung
+        if self._is_only:
+            memory.load(self._model, 0)
+            return
+        besides = self._rough(rung) if self.budget is None or not self._peaks else self.need(rung).besides
+        weights = None
+        if rung.streams and self.budget is not None:
+            weights = max(int(_LEAST_WEIGHTS * self._weights), self.budget - besides)
+        memory.load(self._model, besides, weights)
+
+    @property
+    def copies(self) -> int:
+        """Bytes that copies of weights may take on the rung taken."""
+        if not self.ladder.rung.copies:
+            return 0
+        if self._is_only or self._peaks:  # they were reckoned with
+            return self._copies
+        return (memory.free(self._model.device) or 0) // 2
+
+    def descend(self) -> None:
+        """Take the next rung after an out-of-memory error.
+
+        Raises:
+            UserError: There is none.
+        """
+        if not self.ladder.has_lower:
+            need = self.need(self.ladder.rung)
+            free = "" if self.budget is None else f" and {in_gb(self.budget)} are free"
+            raise UserError(
+                f"Out of memory. The smallest way to train takes about {in_gb(self._taken(need, self.ladder.rung))}"
+                f"{free} ({self.ladder.rung.name}; {need}). {self._help(need)}"
+            )
+        if self.budget is not None:
+            self.budget = int(_LESS * self.budget)
+        self.ladder.descend()
+
+    @property
+    def config_in_force(self) -> TrainConfig:
+        """The settings with the optimizer that is used."""
+        name = f"{self.config.optimizer}8bit" if self.ladder.rung.eight_bit else self.config.optimizer
+        return replace(self.config, optimizer=name)

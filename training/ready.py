@@ -1,0 +1,145 @@
+"""A model that is ready to train: differentiable, tried with the largest batch, on a rung that fits into memory."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from .events import SilentSink
+from .fit import Fit
+from .host import memory
+from .host.frozen import Differentiable
+from .host.model import HostModel
+from .loop import optimizer_step
+from .run.state import Run
+from .step import Setup, training_step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Ready:
+    """What is ready to train.
+
+    Attributes:
+        model: The model.
+        setup: The parts of a step.
+        made: The model made differentiable.
+        fit: How it fits into memory.
+        run: The run at its beginning; there is none before the first `settle`.
+        seconds: How long the trial step took.
+    """
+
+    model: HostModel
+    setup: Setup
+    made: Differentiable
+    fit: Fit
+    run: Run = field(init=False)
+    seconds: float = 0.0
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Give the model back inside the block, between any two steps, and take it again after it.
+
+        Inside, the host may sample with the model, move it or load another. Training goes on as if nothing had been.
+        """
+        self.made.leave()
+        yield
+        self._load()
+        self.made.copies = min(self.made.copies, self.fit.copies)
+        with torch.inference_mode(False):
+            self.made.enter()
+
+    def begin(self) -> None:
+        """Enter the model, try a whole optimizer step, and start the run.
+
+        Raises:
+            UserError: Not even the last rung fits.
+        """
+        self._settle(self._try_update)
+        self.run = self._fresh_run()
+
+    def step_down(self) -> str:
+        """Take the next rung in the middle of a run, after an out-of-memory error in a step.
+
+        Returns:
+            What is done from now on.
+
+        Raises:
+            UserError: There is no further rung, or none fits.
+        """
+        self.made.leave()
+        self.fit.descend()
+        self._settle(self._try_passes)
+        if self.fit.config_in_force.optimizer != self.run.optimizer_name:
+            self.run.change_optimizer(self.fit.config_in_force)
+        return self.fit.ladder.rung.name
+
+    def _settle(self, trial: object) -> None:
+        """Enter the model and try the largest batch, one rung lower each time that memory does not suffice."""
+        while not self._works(trial):
+            self.made.leave()
+            memory.free_memory()
+            before = self.fit.ladder.rung.name
+            self.fit.descend()
+            log.info("LoRA Workbench: out of memory (%s); tries %s", before, self.fit.ladder.rung.name)
+
+    def _works(self, trial: object) -> bool:
+        memory.free_memory()
+        self._load()
+        self.made.rung, self.made.copies = self.fit.ladder.rung, self.fit.copies
+        memory.begin_peak(self.model.device)
+        try:
+            self.made.enter()
+            self.made.rehearse(trial)  # type: ignore[arg-type]
+        except Exception as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            return False
+        if memory.has_spilled(self.model.device):
+            return not self.fit.ladder.has_lower
+        if (most := memory.peak(self.model.device)) is not None:
+            log.info("LoRA Workbench: the trial step took %.1f GB at most", most / 2**30)
+        return True
+
+    def _load(self) -> None:
+        with torch.inference_mode():  # as the host runs nodes: what it loads stays as it makes it
+            self.fit.load()
+
+    def _fresh_run(self) -> Run:
+        is_scaled = self.setup.precision == torch.float16
+        return Run.start(self.fit.config_in_force, self.setup.plan, self.setup.network, is_scaled=is_scaled)
+
+    def _try_update(self) -> None:
+        """Train one step, which makes the optimizer's state too, and undo it."""
+        flat = self.setup.network.flat
+        start = flat.master.to("cpu", copy=True)
+        run = self._fresh_run()
+        run.micro_step, batch = self.setup.plan.largest()
+        try:
+            begun = time.monotonic()
+            optimizer_step(self.setup, run, [batch], SilentSink())
+            self._wait()
+            self.seconds = time.monotonic() - begun
+        finally:
+            flat.master.copy_(start)
+            flat.begin_step()
+
+    def _try_passes(self) -> None:
+        """Run the largest batch forward and backward; the run stays where it is."""
+        flat = self.setup.network.flat
+        micro_step, batch = self.setup.plan.largest()
+        try:
+            flat.begin_step()
+            training_step(self.setup, batch, micro_step)
+        finally:
+            flat.begin_step()
+
+    def _wait(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
