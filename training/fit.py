@@ -46,7 +46,8 @@ class Fit:
 
     Attributes:
         ladder: The rung taken and those below it.
-        budget: Bytes that the run may take, the model included; None if the device does not tell.
+        given: Bytes that the run may take, the model included; None if the device does not tell.
+        budget: The same, less after each out-of-memory error.
         config: The run's settings.
     """
 
@@ -64,6 +65,7 @@ class Fit:
         self._copies, self._largest = memory.copies_bytes(model, precision)
         self._numbers = count_numbers(model.targets().values(), plan.config.rank)
         self.budget: int | None = None
+        self.given: int | None = None
         self._is_only = only is not None
         self.ladder = Ladder([only] if only else self.rungs())
 
@@ -121,7 +123,7 @@ class Fit:
         """
         preset = preset_bytes(self.config.memory)
         free = memory.available(self._model)
-        self.budget = min(filter(None, (preset, free)), default=None)
+        self.budget = self.given = min(filter(None, (preset, free)), default=None)
         if self.budget is None or self._is_only or self.config.memory == "plenty":
             return f"Memory: {self.ladder.rung.name}."
         first = self.ladder.rung
@@ -200,7 +202,7 @@ class Fit:
         """
         if not self.ladder.has_lower:
             need = self.need(self.ladder.rung)
-            free = "" if self.budget is None else f" and {in_gb(self.budget)} are free"
+            free = "" if self.given is None else f" and {in_gb(self.given)} are free"
             raise UserError(
                 f"Out of memory. The smallest way to train takes about {in_gb(self._taken(need, self.ladder.rung))}"
                 f"{free} ({self.ladder.rung.name}; {need}). {self._help(need)}"

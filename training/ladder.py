@@ -20,14 +20,15 @@ def rungs(config: TrainConfig, *, has_copies: bool, is_apart: bool, has_eight_bi
         is_apart: Whether the device has memory of its own.
         has_eight_bit: Whether the 8-bit optimizers are installed.
     """
-    found = [Rung(copies=has_copies, checkpointing=config.gradient_checkpointing)]
+    found = [Rung(checkpointing=config.gradient_checkpointing)]
 
     def add(**change: bool | int) -> None:
         rung = replace(found[-1], **change)  # type: ignore[arg-type]
         if rung != found[-1]:
             found.append(rung)
 
-    add(copies=False)
+    if has_copies:
+        add(copies=False)
     add(checkpointing=True)
     if is_apart:
         add(offloads=True)

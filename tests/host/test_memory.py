@@ -1,0 +1,180 @@
+"""How a run fits into memory: each rung of the ladder, and out-of-memory errors on a stand-in card."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from support import small_models
+from support.rig import Snapshot, rig, sample, trained_tensors
+
+SETTINGS: dict[str, Any] = {"batch_size": 4, "steps": 6, "pictures": 4, "dropout": 0.3}
+CHANGES = (
+    "plain", "gradient checkpointing", "block inputs in system memory", "weights streamed", "8-bit optimizer state",
+    "batches of 2", "batches of 1",
+)  # fmt: skip
+
+
+class Card:
+    """A card that stands in for a GPU: it has memory of its own and runs out of it when it is told to.
+
+    Attributes:
+        free: Bytes that it says are free; None if it does not tell.
+        fails: How many forward passes from now on find no memory.
+        after: How many succeed before.
+        held: What each failed pass held.
+    """
+
+    def __init__(self, free: int | None = 1 << 40, fails: int = 0, after: int = 0) -> None:
+        self.free, self.fails, self.after = free, fails, after
+        self.held: list[weakref.ref[Any]] = []
+
+    @contextmanager
+    def inserted(self) -> Iterator[Card]:
+        """Train on it inside the block."""
+        from lora_workbench.training.host import memory
+        from lora_workbench.training.host.model import HostModel
+
+        real = HostModel.denoised
+
+        def denoised(model: Any, *args: Any) -> Any:
+            out = real(model, *args)
+            if model.device.type == "meta":
+                return out
+            assert all(one() is None for one in self.held), "a failed try still holds its activations"
+            self.after -= 1
+            if self.after < 0 and self.fails > 0:
+                self.fails -= 1
+                self.held.append(weakref.ref(out))  # its graph holds the activations
+                raise torch.OutOfMemoryError("Allocation on device")
+            return out
+
+        with (
+            mock.patch.object(memory, "is_apart", lambda _device: True),
+            mock.patch.object(memory, "free", lambda _device: self.free),
+            mock.patch.object(HostModel, "denoised", denoised),
+        ):
+            yield self
+
+
+@pytest.fixture
+def folders(comfy_host: Any, small_models_folder: Any, tmp_path: Any) -> Any:
+    return small_models_folder, tmp_path
+
+
+def losses_of(folders: Any, card: Card, name: str = "sd3", **settings: Any) -> tuple[list[float], str, Any]:
+    """Losses of a run, the rung it ended on, and its trained tensors."""
+    models, work = folders
+    with card.inserted(), rig(name, models, work / str(id(card)), **{**SETTINGS, **settings}) as it:
+        losses = list(it.train().losses)
+        return losses, it.ready.fit.ladder.rung.name, [t.clone() for t in trained_tensors(it.network)]
+
+
+@pytest.mark.parametrize("fails", range(len(CHANGES)))
+def test_the_rehearsal_steps_down_until_the_run_fits(folders: Any, fails: int) -> None:
+    expected, plain, _ = losses_of(folders, Card())
+    losses, rung, _ = losses_of(folders, Card(fails=fails))
+    assert plain == "plain" and CHANGES[fails] in rung
+    # All that changes the numbers by more than rounding is the 8-bit state.
+    assert losses == pytest.approx(expected, rel=1e-4 if fails < 4 else 2e-2)
+
+
+@pytest.mark.parametrize("fails", range(1, len(CHANGES)))
+def test_a_run_goes_on_one_rung_lower(folders: Any, fails: int) -> None:
+    """Three steps, the trial step before them included, then no memory."""
+    expected, _, _ = losses_of(folders, Card())
+    losses, rung, _ = losses_of(folders, Card(fails=fails, after=4))
+    assert CHANGES[fails] in rung
+    assert losses[:3] == expected[:3]
+    assert losses == pytest.approx(expected, rel=1e-4 if fails < 4 else 2e-2)
+
+
+@pytest.mark.parametrize("after", [0, 4])
+def test_the_end_of_the_ladder_is_an_error_with_numbers(folders: Any, after: int) -> None:
+    from lora_workbench.training.errors import UserError
+
+    with pytest.raises(UserError) as error:
+        losses_of(folders, Card(free=3 << 30, fails=99, after=after))
+    text = str(error.value)
+    assert text.startswith("Out of memory. The smallest way to train takes about ") and "3.0 GB are free" in text
+    assert text.endswith(" Set precision to bf16.")
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_the_model_comes_back_from_the_last_rung(folders: Any, name: str) -> None:
+    models, work = folders
+    patcher = small_models.build(name, models)
+    before, picture = Snapshot(patcher), sample(patcher, name)
+    card = Card(fails=4, after=3)
+    with card.inserted(), rig(name, models, work, patcher=patcher, **SETTINGS) as it:
+        it.train()
+        assert it.ready.fit.ladder.rung.streams
+    assert torch.equal(picture, sample(patcher, name))
+    # The host keeps streamed what was streamed; it loads it again when there is room.
+    assert [name for name in before.differences(Snapshot(patcher)) if name != "modules"] == []
+
+
+@pytest.mark.parametrize("name", ["sd3", "sdxl"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_parts_of_a_batch_train_what_the_batch_does(folders: Any, name: str, size: int) -> None:
+    """Also with dropout, prior preservation and pictures of another weight."""
+    from lora_workbench.training.rung import Rung
+
+    found = []
+    for micro_batch in (0, size):
+        settings = SETTINGS | {"targets": ("picture", "model", "picture", "model")}
+        models, work = folders
+        with rig(name, models, work / str(micro_batch), only=Rung(micro_batch=micro_batch), **settings) as it:
+            weighted = tuple(replace(p, weight=1 + n) for n, p in enumerate(it.dataset.pictures))
+            it.dataset = replace(it.dataset, pictures=weighted)
+            found.append((it.train().losses, [t.clone() for t in trained_tensors(it.network)]))
+    (losses, tensors), (others, other_tensors) = found
+    assert others == pytest.approx(losses, rel=1e-4)
+    for one, other in zip(tensors, other_tensors, strict=True):
+        assert (one - other).abs().max() <= 1e-3 * one.abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux", "qwen"])
+def test_inputs_that_wait_in_system_memory_change_no_bit(folders: Any, name: str, monkeypatch: Any) -> None:
+    from lora_workbench.training.host import recompute
+    from lora_workbench.training.rung import Rung
+
+    models, work = folders
+    monkeypatch.setattr(recompute, "_WORTH_SENDING", 1)
+    waited, back = [], recompute._Waiting.back
+    monkeypatch.setattr(recompute._Waiting, "back", lambda self: waited.append(self) or back(self))
+    found = []
+    for offloads in (False, True):
+        rung = Rung(checkpointing=True, offloads=offloads)
+        with rig(name, models, work / str(offloads), only=rung, **SETTINGS) as it:
+            found.append((list(it.train().losses), [t.clone() for t in trained_tensors(it.network)]))
+        assert bool(waited) == offloads
+    assert found[0][0] == found[1][0] and all(map(torch.equal, found[0][1], found[1][1]))
+
+
+def test_a_size_that_is_too_small_is_refused_with_the_numbers(folders: Any) -> None:
+    from lora_workbench.training.errors import UserError
+    from lora_workbench.training.host.model import HostModel
+
+    models, work = folders
+    with (
+        Card().inserted(),
+        mock.patch.object(HostModel, "estimated", lambda *_: 1 << 33),
+        pytest.raises(UserError, match=r"^memory is 8 GB, which leaves 7\.2 GB to training, but this run takes at least "
+                          r"\d+\.\d GB \(model 0\.0 GB, LoRA and optimizer \d+\.\d GB, activations .*\)\. Set rank to 512\."),
+        rig("sd3", models, work, memory="8 GB", rank=1024, **SETTINGS),
+    ):  # fmt: skip
+        pass
+
+
+@pytest.mark.parametrize(("memory", "told"), [("auto", "Memory: plain."), ("8 GB", "Memory: plain; 7.2 GB are more than")])
+def test_a_card_that_does_not_tell_its_memory(folders: Any, memory: str, told: str) -> None:
+    sink = Told()
+    losses_of(folders, Card(free=None), memory=memory, sink=sink)
+    assert any(sentence.startswith(told) for sentence in sink.sentences)
