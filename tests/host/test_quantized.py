@@ -183,6 +183,25 @@ def layout_of(weight: Any) -> Any:
     return repr(parameters), weight.dtype
 
 
+@pytest.mark.parametrize("is_inference", [True, False])
+def test_a_weight_is_unpacked_in_the_compute_dtype(is_inference: bool, comfy_host: Any) -> None:
+    """The host may unpack into bf16. Training in fp32 loses nothing to that, and changes nothing of the host's."""
+    from comfy.quant_ops import QuantizedTensor
+    from lora_workbench.training.host.quantized import unpacked
+
+    with torch.inference_mode():
+        draw = torch.Generator().manual_seed(1)
+        packed = QuantizedTensor.from_float(
+            torch.randn(8, 16, generator=draw).bfloat16(), "TensorCoreFP8Layout", scale=torch.tensor(0.0123)
+        )
+        before = layout_of(packed)
+    with torch.inference_mode(is_inference):
+        values = unpacked(packed, torch.float32)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values, packed._qdata.float() * 0.0123)
+    assert layout_of(packed) == before
+
+
 @pytest.mark.parametrize("kind", EVERY)
 def test_memory_is_counted_as_stored_and_copies_as_computed(kind: str, weights: Any, folder: Path) -> None:
     from lora_workbench.training.host.layers import Weights
@@ -308,9 +327,9 @@ def test_no_error_of_a_quantized_layer_blames_the_clip(
 
     patcher = small_models.build("sd3", small_models_folder)
     put(patcher, packed_layer(error))
-    with pytest.raises(UserError, match="Q4_0 and cannot be unpacked") as raised:
-        with rig("sd3", small_models_folder, folder, patcher=patcher):
-            pass
+    failed = pytest.raises(UserError, match="Q4_0 and cannot be unpacked")
+    with failed as raised, rig("sd3", small_models_folder, folder, patcher=patcher):
+        pass
     assert "CLIP" not in str(raised.value)
 
 
@@ -325,9 +344,9 @@ def test_no_error_of_a_patch_blames_the_clip(
 
     patcher = small_models.build("sd3", small_models_folder)
     patcher.add_weight_wrapper(f"diffusion_model.{LAYER}.weight", patch)
-    with pytest.raises(type(error), match="shapes|patch") as raised:
-        with rig("sd3", small_models_folder, folder, patcher=patcher):
-            pass
+    failed = pytest.raises(type(error), match="shapes|patch")
+    with failed as raised, rig("sd3", small_models_folder, folder, patcher=patcher):
+        pass
     assert "CLIP" not in str(raised.value)
 
 
