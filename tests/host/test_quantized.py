@@ -350,6 +350,20 @@ def test_no_error_of_a_patch_blames_the_clip(
     assert "CLIP" not in str(raised.value)
 
 
+@pytest.mark.parametrize("kind", ["fp8 mixed", "Q8_0"])
+def test_a_wrong_clip_is_still_told(kind: str, weights: Any, folder: Path) -> None:
+    """A packed layer gets an input of another width: that is no fault of the layer."""
+    from lora_workbench.training.errors import UserError
+
+    made = Quantized(kind, weights, folder)
+    narrow = small_models.conditioning("sd3")
+    narrow[0][0] = narrow[0][0][..., :40]
+    foreign = mock.patch.object(small_models, "conditioning", lambda *_, **__: narrow)
+    failed = pytest.raises(UserError, match="CLIP does not go with this MODEL .* 40 wide")
+    with foreign, failed, rig("sd3", folder, folder, patcher=made.patcher):
+        pass
+
+
 def test_an_error_in_the_hosts_layers_is_no_wrong_clip(comfy_host: Any) -> None:
     """A layer of the host that this pack leaves alone, such as a norm, when its weights are missing."""
     import comfy.ops

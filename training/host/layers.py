@@ -126,7 +126,8 @@ class Weights:
             if kind is None or isinstance(error, comfy.model_management.OOM_EXCEPTION):
                 raise
             layer = f"The layer {self.path}" if self.path else f"A layer of this MODEL ({type(self.module).__name__})"
-            raise UserError(f"{layer} is quantized as {kind} and cannot be unpacked: {error}. {ADVICE}") from error
+            why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise UserError(f"{layer} is quantized as {kind} and cannot be unpacked: {why}. {ADVICE}") from error
         return taken
 
     def _cast(self) -> tuple[Tensor, Tensor | None, Callable[[], None]]:
