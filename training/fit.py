@@ -61,7 +61,7 @@ class Fit:
         self._dry: DryRun | None = None
         self._is_rough = False
         self._peaks: dict[tuple[bool, bool, int], int] = {}
-        self._weights = int(model.patcher.model_size())
+        self._weights = memory.weights_bytes(model)
         self._copies, self._largest = memory.copies_bytes(model, precision)
         self._numbers = count_numbers(model.targets().values(), plan.config.rank)
         self.budget: int | None = None

@@ -22,9 +22,11 @@ from .errors import UserError
 from .events import SilentSink, Sink, counted
 from .fit import Fit
 from .host.frozen import Differentiable
+from .host.layers import refuse_untrainable
 from .host.memory import make_way
 from .host.model import HostModel, comes_from_the_model
 from .host.precision import NAMES, compute_precision
+from .host.quantized import arises_in_a_layer
 from .optimizers import optimizer_class
 from .plan import Plan, is_trained_with_words, whole_captions
 from .ready import Ready
@@ -52,6 +54,7 @@ def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: Train
     for name, socket in (("CLIP", clip), ("VAE", vae)):
         if socket is None:
             raise UserError(f"The {name} input is empty: its loader has none. Connect one that fits the MODEL.")
+    refuse_untrainable(model.model.diffusion_model)
     refuse_nothing_to_train(model.targets())
     step = int(vae.spacial_compression_encode())
     for width, height in dataset.buckets():
@@ -209,6 +212,8 @@ def _begin(ready: Ready) -> None:
 
 def looks_like_foreign_text(error: Exception) -> bool:
     """Whether an error of a forward pass says that the text does not fit the model."""
+    if arises_in_a_layer(error):
+        return False
     if isinstance(error, (KeyError, AttributeError, TypeError)):
         return True  # a part of the conditioning that this model reads is not there
     text = str(error)

@@ -26,6 +26,9 @@ class CancelAfter:
     def step(self, event):
         pass
 
+    def tell(self, text):
+        pass
+
     def cancelled(self):
         self.left -= 1
         return self.left < 0

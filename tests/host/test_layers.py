@@ -133,40 +133,6 @@ def test_an_unknown_call_is_refused_by_name(call: Any, named: str, comfy_host: A
         layer(torch.zeros(1, WIDE), **call) if isinstance(call, dict) else layer(torch.zeros(1, WIDE), *call)
 
 
-class Packed(nn.Linear):
-    """A layer of a GGUF file: its weight is packed, and it has its own way to unpack it."""
-
-    weight_function: tuple[Any, ...] = ()
-    bias_function: tuple[Any, ...] = ()
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features, self.step = weight.shape[1], weight.shape[0], 0.05
-        self.weight = nn.Parameter((weight / self.step).round().to(torch.int8), requires_grad=False)
-        self.bias = nn.Parameter(bias, requires_grad=False)
-
-    def cast_bias_weight(
-        self, input: Any = None, dtype: Any = None, device: Any = None, bias_dtype: Any = None
-    ) -> tuple[Tensor, Tensor]:
-        """As ComfyUI-GGUF declares it."""
-        return self.weight.to(device, dtype) * self.step, self.bias.to(device, bias_dtype)
-
-
-@pytest.mark.parametrize("copies", [0, 1 << 20])
-def test_a_packed_layer_unpacks_itself(copies: int, comfy_host: Any) -> None:
-    with torch.inference_mode():
-        draw = torch.Generator().manual_seed(4)
-        layer = Packed(torch.randn(OUT, WIDE, generator=draw), torch.randn(OUT, generator=draw))
-    with adapted(layer, copies=copies) as network:
-        network.adapters[0].is_off = True
-        x = torch.randn(4, WIDE, requires_grad=True)
-        layer(x).sum().backward()
-        weight = layer.weight.float() * layer.step
-        torch.testing.assert_close(layer(x.detach()), F.linear(x.detach(), weight, layer.bias.clone()))
-        torch.testing.assert_close(x.grad, weight.sum(0).expand(4, WIDE))
-    assert layer.weight.dtype == torch.int8
-
-
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("copies", [0, 1 << 20])
 def test_resident_copied_and_borrowed_are_one(stored: torch.dtype, copies: int, comfy_host: Any) -> None:
@@ -183,18 +149,6 @@ def test_resident_copied_and_borrowed_are_one(stored: torch.dtype, copies: int, 
     assert "forward" not in vars(layer)
     for name, tensor in layer.named_parameters():
         assert tensor is before[name][0] and torch.equal(tensor.float(), before[name][1])
-
-
-def test_scaled_fp8_counts_its_scale(comfy_host, small_models_folder, tmp_path):
-    """A layer's effective weight is weight × scale: borrowed as such."""
-    import comfy.ops
-    from lora_workbench.training.host.layers import Weights
-
-    layer = comfy.ops.manual_cast.Linear(8, 4, bias=False, dtype=torch.float8_e4m3fn)
-    layer.weight = torch.nn.Parameter(torch.ones(4, 8).to(torch.float8_e4m3fn), requires_grad=False)
-    layer.scale_weight = torch.nn.Parameter(torch.tensor(3.0), requires_grad=False)
-    with Weights(layer, torch.float32, torch.device("cpu")).lend() as (weight, bias):
-        assert bias is None and torch.equal(weight, torch.full((4, 8), 3.0))
 
 
 def test_tensors_of_other_layers_come_to_the_device(comfy_host: Any) -> None:

@@ -155,7 +155,7 @@ def rig(
         keys = {(n, False): f"latent{n}" for n in range(pictures)}
         texts = {f"c{n}": f"caption{n}" for n in range(pictures)}
         stores = LatentStore(latents, dataset, keys, 0), CaptionStore(captions, texts, {}, 0, HostText.unpack)
-        with prepared(model, Plan(dataset, config), *stores, only=only) as ready:
+        with prepared(model, Plan(dataset, config), *stores, only=only, sink=sink) as ready:
             yield Rig(patcher, model, ready, sink or SilentSink(), after_step)
 
 

@@ -112,7 +112,7 @@ class Differentiable:
                 self._keep_replaced(path, module)
                 undo.set_attr(module, "forward", self._parallel(module.forward, adapter))
                 continue
-            weights = Weights(module, self.dtype, self.device)
+            weights = Weights(module, self.dtype, self.device, path)
             if 0 < weights.copy_size <= left:
                 left -= weights.copy_size
                 weights.copy()
@@ -139,7 +139,7 @@ class Differentiable:
         _free_held_tensors(self._undo, owner)
         own = getattr(owner, "original_forward", None)  # of the host's bypass LoRA
         if owner is not None and getattr(own, "__self__", None) is module:
-            bare = _frozen(Weights(module, self.dtype, self.device))
+            bare = _frozen(Weights(module, self.dtype, self.device, path))
             self._undo.set_attr(owner, "original_forward", self._runner(path, bare, None))
         else:
             _swap_tensors(self._undo, module, self.dtype, self.device)

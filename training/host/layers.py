@@ -9,14 +9,19 @@ The host's weights are inference tensors, which autograd cannot save. They may b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import comfy.model_management
 import comfy.ops
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..errors import UserError
+from .quantized import ADVICE, is_packed, is_wrapped, quantization, refuse_unknown, unpacked
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -31,6 +36,13 @@ def is_conv(module: nn.Module) -> bool:
     if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return False
     return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def weight_shape(module: Any) -> tuple[int, ...]:
+    """Return the shape of a layer's weight as it computes; a packed one is stored in another."""
+    if is_linear(module):
+        return (module.out_features, module.in_features)
+    return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
 
 
 def alias(tensor: Tensor) -> Tensor:
@@ -53,11 +65,13 @@ class Weights:
         module: The host's layer.
         dtype: The compute dtype.
         device: Where training computes.
+        path: The layer's path in the model, for messages.
     """
 
-    def __init__(self, module: Any, dtype: torch.dtype, device: torch.device) -> None:
-        self.module = module
+    def __init__(self, module: Any, dtype: torch.dtype, device: torch.device, path: str = "") -> None:
+        self.module, self.path = module, path
         self.dtype, self.device = dtype, device
+        self._quantization = quantization(module)
         self.held: tuple[Tensor, Tensor | None] | None = None
         if self._is_resident():
             weight, bias = self.module.weight, self.module.bias
@@ -78,9 +92,8 @@ class Weights:
         """Bytes that a copy would take; 0 where none is needed or the host keeps the weight off the device."""
         if self.held is not None or self.module.weight.device != self.device:
             return 0
-        module = self.module
-        count = module.in_features * module.out_features if hasattr(module, "in_features") else module.weight.numel()
-        return int(count) * self.dtype.itemsize
+        bias = 0 if self.module.bias is None else self.module.bias.numel()
+        return (math.prod(weight_shape(self.module)) + int(bias)) * self.dtype.itemsize
 
     def copy(self) -> None:
         """Keep a copy in the compute dtype."""
@@ -93,33 +106,100 @@ class Weights:
 
     @contextmanager
     def _borrowed(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        weight, bias, give_back = self._take()
+        try:
+            yield weight, bias
+        finally:
+            give_back()
+
+    def _take(self) -> tuple[Tensor, Tensor | None, Callable[[], None]]:
+        """Return weight and bias, and what to call when they are used no more.
+
+        Raises:
+            UserError: The layer is quantized and does not give its weight.
+        """
+        kind = self._quantization
+        try:
+            taken = self._cast()
+            if kind:
+                self._check_unpacked(taken[0])
+        except (RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError) as error:
+            if kind is None or isinstance(error, comfy.model_management.OOM_EXCEPTION):
+                raise
+            layer = f"The layer {self.path}" if self.path else f"A layer of this MODEL ({type(self.module).__name__})"
+            why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise UserError(f"{layer} is quantized as {kind} and cannot be unpacked: {why}. {ADVICE}") from error
+        return taken
+
+    def _cast(self) -> tuple[Tensor, Tensor | None, Callable[[], None]]:
         module, dtype, device = self.module, self.dtype, self.device
-        if not hasattr(module, "weight_function"):  # a plain torch layer, not one of the host's
-            bias = None if module.bias is None else module.bias.to(device, dtype)
-            yield module.weight.to(device, dtype), bias
-            return
         if hasattr(module, "cast_bias_weight"):  # GGUF: the layer unpacks its own weight
             weight, bias = module.cast_bias_weight(dtype=dtype, device=device, bias_dtype=dtype)[:2]
-            yield weight, bias
-            return
-        weight, bias, handle = comfy.ops.cast_bias_weight(
-            module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
-        )
-        try:
-            yield self._as_computed(weight), bias
-        finally:
-            comfy.ops.uncast_bias_weight(module, weight, bias, handle)
+            return unpacked(weight, dtype), bias, _nothing
+        if is_packed(module.weight) and not is_wrapped(module.weight):
+            raise TypeError("its weight has no way to unpack itself")
+        if not hasattr(module, "weight_function"):  # a plain torch layer, not one of the host's
+            bias = None if module.bias is None else module.bias.to(device, dtype)
+            return self._as_computed(module.weight.to(device)), bias, _nothing
+        # In its own dtype a wrapped weight stays packed: the host would change its own tensor, and with a warning.
+        lent, bias, handle = comfy.ops.cast_bias_weight(
+            module, dtype=module.weight.dtype if is_wrapped(module.weight) else dtype, device=device, bias_dtype=dtype,
+            offloadable=True,
+        )  # fmt: skip
+
+        def give_back() -> None:
+            comfy.ops.uncast_bias_weight(module, lent, bias, handle)
+
+        return self._as_computed(lent), bias, give_back
 
     def _as_computed(self, weight: Tensor) -> Tensor:
         """Return the weight that the layer's own forward effectively multiplies by."""
-        if hasattr(weight, "dequantize") and type(weight) not in (Tensor, nn.Parameter):
-            weight = weight.dequantize().to(self.dtype)
+        weight = unpacked(weight, self.dtype)
         # Scaled fp8 stores one factor per layer next to the weight, AWQ one per input channel.
         for name in ("scale_weight", "pre_quant_scale"):
             factor = getattr(self.module, name, None)
             if factor is not None:
                 weight = weight * factor.to(device=weight.device, dtype=weight.dtype)
         return weight
+
+    def _check_unpacked(self, weight: Tensor) -> None:
+        expected = weight_shape(self.module)
+        # A patch may widen it.
+        if weight.ndim != len(expected) or any(is_ < of for is_, of in zip(weight.shape, expected, strict=True)):
+            raise ValueError(f"its weight is {tuple(weight.shape)} instead of {expected}")
+
+
+def _nothing() -> None:
+    pass
+
+
+def refuse_untrainable(root: nn.Module) -> None:
+    """Refuse a model with a layer that cannot be trained, before any work. One layer of each kind is unpacked.
+
+    Args:
+        root: The diffusion model, wherever its weights are.
+
+    Raises:
+        UserError: Names the layer and its quantization.
+    """
+    tried = set()
+    for path, module in root.named_modules():
+        path = path.replace("_orig_mod.", "")  # it may be compiled
+        if "forward" in vars(module):
+            continue  # another node's code computes it
+        if not (is_linear(module) or is_conv(module)):
+            refuse_unknown(path, module)
+            continue
+        if getattr(module, "weight", None) is None:
+            refuse_unknown(path, module)
+            raise UserError(f"The file of this MODEL has no weight for the layer {path}. Load a complete file.")
+        kind = type(module), quantization(module)
+        if kind[1] is None or kind in tried or module.weight.is_meta or hasattr(module, "_v"):
+            continue  # those that the host pages are the host's own
+        tried.add(kind)
+        weights = Weights(module, torch.float32, module.weight.device, path)
+        with torch.inference_mode(False), torch.no_grad(), weights.lend():
+            pass
 
 
 class FrozenLinear:

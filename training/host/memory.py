@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from typing import Any
 
 import comfy.model_management as management
 import torch
 from torch import nn
 
-from .layers import is_conv, is_linear
+from .layers import is_conv, is_linear, weight_shape
 from .model import HostModel
+from .quantized import stored_size
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def available(model: HostModel) -> int | None:
     if found is None:
         return None
     # In memory that is not apart the weights are there already.
-    own = _resident(model) if is_apart(model.device) else model.patcher.model_size()
+    own = _resident(model) if is_apart(model.device) else weights_bytes(model)
     return found + int(own) - (int(management.extra_reserved_memory()) if is_apart(model.device) else 0)
 
 
@@ -108,14 +110,16 @@ def copies_bytes(model: HostModel, dtype: torch.dtype) -> tuple[int, int]:
     return sum(sizes), max(sizes)
 
 
-def _copy_bytes(module: nn.Module, dtype: torch.dtype) -> int:
-    weight: Any = module.weight
+def _copy_bytes(module: Any, dtype: torch.dtype) -> int:
+    weight = module.weight
     is_plain = type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype == dtype
-    if is_plain and not getattr(module, "weight_function", None) and not hasattr(module, "scale_weight"):
-        return 0
-    linear = hasattr(module, "in_features")
-    count = int(module.in_features) * int(module.out_features) if linear else weight.numel()  # type: ignore[arg-type]
-    return int(count * dtype.itemsize)
+    is_used_as_it_is = not getattr(module, "weight_function", None) and not hasattr(module, "scale_weight")
+    return 0 if is_plain and is_used_as_it_is else math.prod(weight_shape(module)) * dtype.itemsize
+
+
+def weights_bytes(model: HostModel) -> int:
+    """Bytes of all weights of the model, quantized ones as they are stored."""
+    return sum(stored_size(module) for module in model.model.modules())
 
 
 def begin_peak(device: torch.device) -> None:

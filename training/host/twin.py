@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import is_conv, is_linear
+from .layers import is_conv, is_linear, weight_shape
 from .model import HostModel
 
 META = torch.device("meta")
@@ -57,7 +57,7 @@ def _without_data(module: nn.Module, dtype: torch.dtype) -> Any:
         kind: type[nn.Module] = type(module)
         is_layer = is_linear(module) or is_conv(module)
         if is_layer:  # packed and quantized weights count by their shape
-            kind = nn.Linear if is_linear(module) else _CONVS[module.weight.ndim - 2]  # type: ignore[operator,index]
+            kind = nn.Linear if is_linear(module) else _CONVS[len(weight_shape(module)) - 2]
         new = made[id(module)] = kind.__new__(kind)
         own = {name: _copied(value) for name, value in vars(module).items() if not name.endswith("_hooks")}
         own |= {name: type(value)() for name, value in vars(module).items() if name.endswith("_hooks")}
@@ -94,10 +94,7 @@ def _empty(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _shape_layer(new: Any, module: Any, dtype: torch.dtype) -> None:
     """Give a layer's twin a weight and a bias in the compute dtype, of the shapes that it computes with."""
-    if is_linear(module):
-        shape: tuple[int, ...] = (int(module.out_features), int(module.in_features))
-    else:
-        shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+    shape = weight_shape(module)
     tensors: dict[str, Tensor | None] = {"weight": torch.empty(shape, dtype=dtype, device=META), "bias": None}
     if module.bias is not None:
         tensors["bias"] = torch.empty(shape[0], dtype=dtype, device=META)
