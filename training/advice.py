@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from .config import TrainConfig
@@ -14,6 +15,7 @@ USUAL_WARM_UP = 0.1  # share of the steps
 SHORTEST_CYCLE = 2  # steps
 SAVES_SUGGESTED = 3  # in a run
 SMALLEST_SHARE = 0.6  # of the pictures that a step should train
+SLOWER, SLOW_STEPS = 3.0, 8  # times as long as the trial step, which warms up and so is slow itself; steps in a row
 RISEN = 3.0  # times: a mean of ten losses or more hardly does that by chance
 
 
@@ -68,6 +70,31 @@ def risen(config: TrainConfig, losses: Sequence[float]) -> str:
         f"The loss rose from {first:.3g} to {last:.3g}, so the LoRA is probably worse than none. Set learning rate to "
         f"{config.learning_rate / 10:g}."
     )
+
+
+class Slowdown:
+    """Notices steps that take several times as long as the trial step did.
+
+    On Windows the driver then probably keeps part of them in system memory, which raises no error.
+
+    Args:
+        trial: Seconds of the trial step, of one batch.
+    """
+
+    def __init__(self, trial: float) -> None:
+        self._trial, self._last, self._has_told = trial, deque[float](maxlen=SLOW_STEPS), False
+
+    def see(self, seconds: float) -> str:
+        """Take in what a batch took; return a hint the first time that several in a row were slow, else nothing."""
+        self._last.append(seconds)
+        if self._has_told or len(self._last) < SLOW_STEPS or min(self._last) < SLOWER * self._trial:
+            return ""
+        self._has_told = True
+        return (
+            f"Steps take {min(self._last) / self._trial:.0f} times as long as the trial step. The driver probably "
+            "keeps part of them in system memory. Close other programs that use the card, or set memory to a smaller "
+            "size."
+        )
 
 
 def _steps(config: TrainConfig, steps: int, epochs: int) -> str:

@@ -97,6 +97,7 @@ class RunSummary:
         not_saved: One sentence for each file of the run that could not be written.
         seed: Seed of its draws.
         hints: One sentence for each setting that probably does not do what was meant.
+        memory: How the run fitted into memory.
     """
 
     name: str
@@ -116,6 +117,7 @@ class RunSummary:
     not_saved: tuple[str, ...] = field(default=())
     seed: int | None = None
     hints: tuple[str, ...] = field(default=())
+    memory: str = ""
 
     def __str__(self) -> str:
         """Say how the run went in two sentences, as ComfyUI's Preview Any prints it."""

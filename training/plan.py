@@ -14,6 +14,7 @@ from .data.dataset import Dataset, Picture
 from .data.words import has_words
 
 _TRIES = 20  # draws of a varied caption
+_LETTERS = 4  # of a token, where tokens are not counted
 
 
 class Plan:
@@ -92,11 +93,16 @@ class Plan:
         return list(asked)
 
     def largest(self) -> tuple[int, Batch]:
-        """The first micro-batch of the first epoch that has the most pixels, then tokens, and its number."""
+        """The first micro-batch of the first epoch that takes the most memory, and its number.
 
-        def size(numbered: tuple[int, Batch]) -> tuple[int, int]:
+        A caption's token weighs as much as 16×16 pixels, as in models in which they attend to each other.
+        """
+        whole = whole_captions(self.dataset)
+
+        def size(numbered: tuple[int, Batch]) -> float:
             _, batch = numbered
-            return len(batch) * batch.bucket[0] * batch.bucket[1], sum(batch.length)
+            tokens = sum(batch.length) or max(len(whole[index]) for index in batch.indices) / _LETTERS
+            return len(batch) * (batch.bucket[0] * batch.bucket[1] / 256 + tokens)
 
         first = [batch for step in self.steps(0)[: self.total] for batch in step]
         return max(enumerate(first), key=size)

@@ -13,21 +13,24 @@ from typing import Any
 
 import torch
 
-from .advice import risen
+from .advice import Slowdown, risen
 from .cache.captions import CaptionStore, store_captions
 from .cache.latents import LatentStore, cache_folders, store_latents
 from .config import TrainConfig
 from .data.dataset import Dataset
 from .events import Cancelled, Sink
+from .host.memory import is_apart
 from .host.model import HostModel
 from .host.progress import host_interrupt, is_host_interrupt
 from .host.text import HostText, count_tokens
 from .host.vae import HostVAE
-from .loop import train
+from .loop import AfterStep, train
 from .lora import LoraModel, RunSummary
 from .plan import Plan
 from .preflight import announce, check, prepared
+from .ready import Ready
 from .run.keeper import Keeper
+from .run.state import Run
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,9 @@ def train_lora(
     with prepared(model, plan, latents, captions, sink=sink) as ready:
         setup, run = ready.setup, ready.run
         encoded = latents.encoded, captions.encoded
-        keeper = Keeper(model, plan, run, setup.precision, sink, encoded, started_at, hints, model_file)
+        keeper = Keeper(
+            model, plan, run, setup.precision, setup.ladder, sink, encoded, started_at, hints, model_file
+        )
         keeper.open_folder(root)
 
         def smaller() -> None:
@@ -77,8 +82,9 @@ def train_lora(
             keeper.hints += (sentence,)
             sink.hint(sentence)
 
+        after_step = _watched(keeper, ready, sink) if is_apart(model.device) else keeper.after_step
         try:
-            train(setup, run, sink, keeper.after_step, smaller)
+            train(setup, run, sink, after_step, smaller)
             cancelled = False
         except BaseException as error:
             cancelled = is_cancel(error)
@@ -98,6 +104,22 @@ def train_lora(
     if cancelled and not config.keeps_on_cancel:
         raise host_interrupt()
     return result
+
+
+def _watched(keeper: Keeper, ready: Ready, sink: Sink) -> AfterStep:
+    """Keep what is due after each step, and notice steps that have become slow."""
+    slowdown, began = Slowdown(ready.seconds), time.monotonic()
+
+    def after_step(run: Run, epoch_ended: bool) -> None:
+        nonlocal began
+        seconds = (time.monotonic() - began) / ready.setup.plan.config.gradient_accumulation
+        if hint := slowdown.see(seconds):
+            keeper.hints += (hint,)
+            sink.hint(hint)
+        keeper.after_step(run, epoch_ended)
+        began = time.monotonic()
+
+    return after_step
 
 
 def encode(

@@ -78,7 +78,7 @@ def lora_of(it: Any) -> Any:
     """The LORA_MODEL of a rig, as a run hands it on."""
     from lora_workbench.training.run.keeper import Keeper
 
-    keeper = Keeper(it.model, it.setup.plan, it.run, it.setup.precision, it.sink, (0, 0), 0.0)
+    keeper = Keeper(it.model, it.setup.plan, it.run, it.setup.precision, it.setup.ladder, it.sink, (0, 0), 0.0)
     return keeper.lora_model({"ss_note": "a test"})
 
 

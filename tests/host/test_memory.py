@@ -206,3 +206,60 @@ def test_a_card_that_does_not_tell_its_memory(folders: Any, memory: str, told: s
     sink = Told()
     losses_of(folders, Card(free=None), memory=memory, sink=sink)
     assert any(sentence.startswith(told) for sentence in sink.sentences)
+
+
+def test_a_second_training_finds_what_the_first_one_held(folders: Any) -> None:
+    from lora_workbench.training.host import memory
+
+    models, work = folders
+    with Card().inserted():
+        with rig("sd3", models, work / "first", **SETTINGS) as it:
+            it.train()
+            buffers = weakref.ref(it.network.flat)
+            holds = [it.run]  # what a finished node could still hold by a circle
+            holds.append(holds)
+        del it, holds
+        freed: list[bool] = []
+        with mock.patch.object(memory, "free", lambda _device: freed.append(buffers() is None) or 1 << 40):
+            rungs = []
+            with rig("sd3", models, work / "second", **SETTINGS) as it:
+                rungs.append(it.ready.fit.ladder.rung.name)
+    assert freed[0] and rungs == ["plain"]
+
+
+def test_other_models_leave_the_card_or_are_named(folders: Any, monkeypatch: Any) -> None:
+    import comfy.model_management as management
+    from lora_workbench.training.host import memory
+    from lora_workbench.training.host.model import HostModel
+
+    models, _ = folders
+    trained, other, third = (small_models.build(name, models) for name in ("sd3", "sd15", "flux"))
+    with torch.inference_mode():
+        management.load_models_gpu([trained, other, third])
+    loaded = {type(one.model.model).__name__: one for one in management.current_loaded_models}
+    assert memory.make_way(HostModel(trained)) == []  # on the CPU nothing is moved
+    assert set(loaded) >= {"SD3", "BaseModel", "Flux"}
+    monkeypatch.setattr(memory, "is_apart", lambda _device: True)
+    monkeypatch.setattr(loaded["Flux"], "model_unload", lambda *_: False)
+    assert memory.make_way(HostModel(trained)) == ["Flux"]
+    left = [one.model for one in management.current_loaded_models]
+    assert trained in left and other not in left and third in left
+
+
+def test_the_rung_is_in_the_record_of_the_run(folders: Any) -> None:
+    from lora_workbench.training.run.keeper import Keeper
+
+    models, work = folders
+    with Card(fails=5).inserted(), rig("sd3", models, work, optimizer="AdamW", **SETTINGS) as it:
+        it.train()
+        setup = it.setup
+        keeper = Keeper(it.model, setup.plan, it.run, setup.precision, setup.ladder, it.sink, (0, 0), 0.0)
+        keeper.open_folder(work)
+        lora, summary = keeper.finish("finished")
+    rung = (
+        "gradient checkpointing, block inputs in system memory, weights streamed from system memory, 8-bit optimizer "
+        "state, batches of 2"
+    )
+    assert summary.memory == rung == lora.metadata["lora_workbench.memory"]
+    assert lora.metadata["ss_gradient_checkpointing"] == "True"
+    assert "AdamW8bit" in lora.metadata["ss_optimizer"]

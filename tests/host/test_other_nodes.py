@@ -96,7 +96,7 @@ def test_what_is_compiled_is_trained_under_its_own_names(
     before = Snapshot(patcher)
     with rig("sd15", small_models_folder, tmp_path, patcher=patcher, steps=2) as it:
         it.train()
-        keeper = Keeper(it.model, it.setup.plan, it.run, it.setup.precision, it.sink, (0, 0), 0.0)
+        keeper = Keeper(it.model, it.setup.plan, it.run, it.setup.precision, it.setup.ladder, it.sink, (0, 0), 0.0)
         names = list(keeper.lora_model({}))
         got = [tensor.clone() for tensor in trained_tensors(it.network)]
     assert names and not [name for name in names if "orig_mod" in name]

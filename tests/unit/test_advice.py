@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lora_workbench.training.advice import FEWEST_STEPS, MOST_STEPS, hints, run_length
+from lora_workbench.training.advice import FEWEST_STEPS, MOST_STEPS, Slowdown, hints, run_length
 from lora_workbench.training.config import TrainConfig
 from lora_workbench.training.settings import settings_from
 
@@ -110,3 +110,11 @@ def test_batches_that_buckets_and_lengths_leave_short():
     (hint,) = hints(config, 800, 10, 10, 2.6)
     assert "batch size is 4, but a step trains 2.6 pictures" in hint
     assert hint.endswith("Set batch size to 1 and gradient accumulation to 8.")
+
+
+def test_steps_that_became_slow_are_noticed_once():
+    slowdown = Slowdown(trial=1.0)
+    quick = [slowdown.see(seconds) for seconds in [1, 9, 9, 9, 9, 9, 9, 9, 2.9]]
+    slow = [slowdown.see(4) for _ in range(20)]
+    assert not any(quick) and sum(map(bool, slow)) == 1
+    assert slow[7].startswith("Steps take 4 times as long as the trial step.") and "set memory to a smaller" in slow[7]

@@ -107,6 +107,15 @@ def test_of_equal_pixels_the_longest_captions_are_rehearsed():
     assert Plan(data, TrainConfig(batch_size=2), lengths).largest()[1].indices == (5, 5)
 
 
+def test_a_much_longer_caption_outweighs_a_few_pixels():
+    data = dataset()
+    lengths = {caption: (2000 if index == 5 else 20,) for index, caption in enumerate(whole_captions(data))}
+    assert 5 in Plan(data, TrainConfig(), lengths).largest()[1].indices
+    longest = replace(data.pictures[3], caption="a word " * 4000)
+    uncounted = data.with_pictures([*data.pictures[:3], longest, *data.pictures[4:]])
+    assert Plan(uncounted, TrainConfig()).largest()[1].indices == (3,)
+
+
 EMPTYING = CaptionPolicy(tag_dropout=1.0, keep_tokens=0)
 
 

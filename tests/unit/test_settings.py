@@ -23,9 +23,9 @@ def test_every_setting_has_a_doc_and_a_default_within_its_bounds():
     TrainConfig()
 
 
-def test_five_settings_come_first_and_the_rest_is_advanced():
+def test_six_settings_are_basic_and_the_rest_is_advanced():
     plain = [field.name for field in ordered_fields(TrainConfig) if not field.metadata["advanced"]]
-    assert plain == ["name", "epochs", "learning_rate", "rank", "batch_size"]
+    assert plain == ["name", "epochs", "learning_rate", "rank", "batch_size", "memory"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ..lora import LoraModel, RunSummary
 from ..objective import timesteps_in_force
 from ..optimizers import scheduler_in_force, warmup_in_force, weights_to_keep
 from ..plan import Plan
+from ..rung import Ladder
 from .folder import RunFolder
 from .state import Diverged, Run
 
@@ -40,6 +41,7 @@ class Keeper:
         plan: The run's plan, with its settings and its dataset.
         run: The run.
         precision: What the frozen model computes in.
+        ladder: How the run fits into memory.
         sink: Receives the story of the run and the files that could not be written.
         encoded: How many latents and captions had to be encoded.
         started_at: Start of the run, encoding included, in seconds since 1970.
@@ -53,13 +55,15 @@ class Keeper:
         plan: Plan,
         run: Run,
         precision: torch.dtype,
+        ladder: Ladder,
         sink: Sink,
         encoded: tuple[int, int],
         started_at: float,
         hints: tuple[str, ...] = (),
         model_file: Path | None = None,
     ) -> None:
-        self.run, self.plan, self.sink, self.encoded, self.hints = run, plan, sink, encoded, hints
+        self.run, self.plan, self.ladder, self.sink = run, plan, ladder, sink
+        self.encoded, self.hints = encoded, hints
         self.names = layer_names(model.patcher, [HOST_PREFIX + layer.path for layer in run.network.adapters])
         self.key_map = restricted_key_map(model.patcher, self.names)
         self.model = ModelFacts(
@@ -122,10 +126,18 @@ class Keeper:
 
     def lora(self) -> LoraModel:
         """The LoRA as it is now, with the metadata of the run so far."""
-        settings = kohya_settings(self.plan.config, {**self.in_force, "name": self.folder.name})
+        settings = kohya_settings(self.plan.config, {**self.in_force, **self._present()})
         session = replace(self.session, finished_at=time.time())
         metadata = build_metadata(settings, self._summary("running"), self.plan.dataset, self.model, session)
         return self.lora_model(metadata)
+
+    def _present(self) -> dict[str, Any]:
+        """What can change during a run, by the name of its setting."""
+        rung = self.ladder.rung
+        return {
+            "name": self.folder.name, "optimizer": self.run.optimizer_name, "memory": rung.name,
+            "gradient_checkpointing": rung.checkpointing,
+        }  # fmt: skip
 
     def lora_model(self, metadata: dict[str, str]) -> LoraModel:
         """The LoRA as it is now, under kohya's names, with this metadata."""
@@ -147,6 +159,7 @@ class Keeper:
             checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=seconds,
             encoded_latents=latents, encoded_captions=captions, skipped=self.plan.dataset.skipped,
             not_saved=tuple(dict.fromkeys(self.not_saved)), seed=self.plan.config.seed, hints=self.hints,
+            memory=self.ladder.rung.name,
         )  # fmt: skip
 
     def _checkpoint(self, suffix: str) -> None:
