@@ -29,6 +29,7 @@ MODULES = {
     # Single cases of the benchmarks, each in a process of its own.
     "step_time": "bench.step_time",
     "launches": "bench.launches",
+    "rungs": "bench.rungs",
     "dataset_scale": "bench.dataset_scale",
 }
 

@@ -177,7 +177,7 @@ class Fit:
         """Have the host load the model for the rung taken. Call it in inference mode, as the host runs nodes."""
         rung = self.ladder.rung
         if self._is_only:
-            memory.load(self._model, 0)
+            memory.load(self._model, 0, int(_LEAST_WEIGHTS * self._weights) if rung.streams else None)
             return
         besides = self._rough(rung) if self.budget is None or not self._peaks else self.need(rung).besides
         weights = None
