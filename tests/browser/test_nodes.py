@@ -34,13 +34,14 @@ BASIC = {
     "DatasetReport": ["leave_out_the_worst"],
     "EditCaptions": [],
     "BucketImages": ["resolution"],
+    "EstimateTraining": ["measure", "name", "epochs", "learning_rate", "rank", "batch_size"],
     "LoRATrainer": ["name", "epochs", "learning_rate", "rank", "batch_size"],
     "ApplyLoRA": ["strength_model", "strength_clip"],
     "SaveLoRA": ["name", "precision", "format", "overwrite"],
 }
 
 # What the pack's own scripts put into a node.
-PANELS = {"DatasetReport": ["findings"], "EditCaptions": ["gallery"]}
+PANELS = {"DatasetReport": ["findings"], "EditCaptions": ["gallery"], "EstimateTraining": ["estimate"]}
 
 ADD_NODE = """type => {
   window.app.graph.clear();

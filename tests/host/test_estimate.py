@@ -34,13 +34,13 @@ def scanned(tmp_path_factory):
     from lora_workbench.training.data.scan import scan_folder
 
     folder = tmp_path_factory.mktemp("data") / "2_photo"
-    photo = write_photos(folder, longest=256)[0]
+    photo = write_photos(folder, ["astronaut", "cat", "coffee", "launch_tower"], longest=128)[0]
     with Image.open(photo) as image:
         Image.linear_gradient("L").resize(image.size).save(photo.with_name(f"{photo.stem}_mask.png"))
     return scan_folder(folder.parent, trigger="zorp")
 
 
-def bucketed(scanned, resolution=128, **more):
+def bucketed(scanned, resolution=64, **more):
     from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
 
     return assign_buckets(scanned, BucketConfig(resolution=resolution, step=32, **more))
@@ -92,7 +92,7 @@ def without_metadata(path: Path) -> int:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"epochs": 1, "batch_size": 3, "gradient_accumulation": 2},
+        {"epochs": 2, "batch_size": 2, "gradient_accumulation": 2},
         {"steps": 3, "rank": 7, "alpha": 2.0},
     ],
     ids=["epochs", "steps"],
@@ -149,7 +149,7 @@ def test_a_picture_that_is_gone_is_not_counted(checkpoint, tmp_path):
     from lora_workbench.training.data.scan import scan_folder
 
     folder = tmp_path / "data" / "1_photo"
-    gone = write_photos(folder, longest=128)[1]
+    gone = write_photos(folder, ["cat", "coffee", "rocket"], longest=128)[1]
     data = bucketed(scan_folder(folder.parent, trigger="zorp"))
     whole = estimated(checkpoint, data, tmp_path, epochs=1)
     gone.unlink()
@@ -180,7 +180,7 @@ def test_steps_of_several_sizes_are_weighed(scanned, checkpoint, tmp_path, monke
     from lora_workbench.training import measure
     from lora_workbench.training.data.mixing import concat
 
-    both = concat([bucketed(scanned, 64), bucketed(scanned, 128)])
+    both = concat([bucketed(scanned, 64), bucketed(scanned, 96)])
     seconds = []
 
     def timed(ready, step, sink):
@@ -259,13 +259,13 @@ def test_cards_take_what_they_have(checkpoint, dataset, tmp_path):
 def test_a_small_card_takes_a_lower_rung_or_is_too_small(checkpoint, dataset, tmp_path, monkeypatch):
     from lora_workbench.training import estimate, fit
 
-    (plain, *_) = [card.peak for card in estimated(checkpoint, dataset, tmp_path, batch_size=4).cards[1:]]
+    monkeypatch.setattr(fit, "_WORKSPACE", 0)
+    plain = estimated(checkpoint, dataset, tmp_path, batch_size=4).cards[1].peak
     sizes = {"8 GB": plain // 20, "12 GB": int(plain * 0.8), "16 GB": plain, "24 GB": 2 * plain}
     monkeypatch.setattr(estimate, "preset_bytes", sizes.get)
-    monkeypatch.setattr(fit, "_WORKSPACE", 0)
     cards = {card.name: card for card in estimated(checkpoint, dataset, tmp_path, batch_size=4).cards}
     assert cards["24 GB"].how == cards["16 GB"].how == "plain"
-    assert cards["12 GB"].fits and "gradient checkpointing" in cards["12 GB"].how
+    assert cards["12 GB"].fits and cards["12 GB"].how not in ("plain", cards["8 GB"].how)
     assert not cards["8 GB"].fits and cards["8 GB"].how.startswith("too small by ")
 
 
