@@ -33,8 +33,14 @@ GRAPH = """folder => {
   window.app.canvas.ds.scale = 0.8;
   window.app.canvas.draw(true, true);
 }"""
+LOOK_AT_ITS_END = """() => {
+  const node = window.app.graph._nodes.find(node => node.type === "LoRAWorkbench_EstimateTraining");
+  window.app.canvas.ds.offset = [100 - node.pos[0], 1100 - node.pos[1] - node.size[1]];
+  window.app.canvas.draw(true, true);
+}"""
 NUMBERS = """() => Object.fromEntries(
-  [...document.querySelectorAll('.lwb-estimate table:first-of-type tr')].map(row => [...row.cells].map(cell => cell.innerText))
+  [...document.querySelectorAll('.lwb-estimate table:first-of-type tr')]
+    .map(row => [...row.cells].map(cell => cell.innerText))
 )"""
 
 
@@ -49,6 +55,7 @@ def test_the_tables_show_the_estimate(vue: bool, chromium: Any, server: ComfySer
         panel.get_by_text("Queue the graph to estimate the training.").wait_for()
         page.evaluate("() => window.app.queuePrompt(0)")
         panel.get_by_text("24 GB").wait_for()
+        page.evaluate(LOOK_AT_ITS_END)
         page.screenshot(path=tmp_path / "estimate.png")
         numbers = page.evaluate(NUMBERS)
         assert numbers["pictures"] == "3" and numbers["steps per epoch"] == "6" and numbers["steps"] == "600"

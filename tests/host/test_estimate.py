@@ -136,9 +136,10 @@ def test_no_picture_and_at_most_one_caption_is_encoded(checkpoint, dataset, tmp_
         encoded.append(caption)
         return real(self, caption)
 
-    with mock.patch.object(HostVAE, "encode", side_effect=AssertionError), mock.patch.object(HostText, "encode", encode):
-        estimated(checkpoint, dataset, tmp_path, batch_size=4)
-        estimated(checkpoint, dataset, tmp_path)
+    with mock.patch.object(HostVAE, "encode", side_effect=AssertionError):
+        with mock.patch.object(HostText, "encode", encode):
+            estimated(checkpoint, dataset, tmp_path, batch_size=4)
+            estimated(checkpoint, dataset, tmp_path)
     assert len(encoded) == 2
     trained(checkpoint, dataset, tmp_path, steps=1)
     with mock.patch.object(HostText, "encode", side_effect=AssertionError):
@@ -279,7 +280,6 @@ def test_a_setting_of_memory_holds_for_this_device(checkpoint, dataset, tmp_path
 def test_the_shape_of_a_latent_is_known_without_encoding(channels, comfy_host):
     import comfy.sd
     import numpy as np
-
     from lora_workbench.training.host.vae import HostVAE, latent_shape_of
 
     with torch.inference_mode():

@@ -18,8 +18,8 @@ from support.server import ComfyServer
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 # As version 0.1 shipped them: what people saved then must keep loading. These files never change.
-SINCE = {"EstimateTraining"}  # nodes that version 0.1 lacked
 SAVED = sorted((ROOT / "tests" / "data" / "workflows_0.1").glob("*.json"))
+SINCE = {"EstimateTraining"}  # nodes that it lacks
 PREFIX = "LoRAWorkbench_"
 BYPASS = 4  # LiteGraph's mode of a node that passes its input on
 NAMES = {
