@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..training.cache.latents import cache_folders
 from ..training.config import TrainConfig
 from ..training.data.dataset import Dataset as DatasetObject
 from ..training.estimate import EstimateSettings, estimate
@@ -46,6 +47,11 @@ class EstimateTraining(Node):
     def validate_inputs(cls, name: str | None) -> bool | str:
         """Refuse what LoRA Trainer would refuse."""
         return valid_name(name)
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """Change with the caches, so that what is still to encode is counted again after a training."""
+        return " ".join(cache.stamp() for cache in cache_folders(cache_folder()))
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, dataset: DatasetObject, **inputs: Any) -> io.NodeOutput:

@@ -126,7 +126,7 @@ def test_steps_files_and_cache_are_those_of_the_run(settings, checkpoint, datase
     assert after.cache_bytes == before.cache_bytes and after.steps == before.steps
 
 
-def test_no_picture_and_at_most_one_caption_is_encoded(checkpoint, dataset, tmp_path):
+def test_no_picture_and_at_most_one_caption_is_encoded(checkpoint, dataset, tmp_path, monkeypatch):
     from lora_workbench.training.host.text import HostText
     from lora_workbench.training.host.vae import HostVAE
 
@@ -136,10 +136,10 @@ def test_no_picture_and_at_most_one_caption_is_encoded(checkpoint, dataset, tmp_
         encoded.append(caption)
         return real(self, caption)
 
+    monkeypatch.setattr(HostText, "encode", encode)
     with mock.patch.object(HostVAE, "encode", side_effect=AssertionError):
-        with mock.patch.object(HostText, "encode", encode):
-            estimated(checkpoint, dataset, tmp_path, batch_size=4)
-            estimated(checkpoint, dataset, tmp_path)
+        estimated(checkpoint, dataset, tmp_path, batch_size=4)
+        estimated(checkpoint, dataset, tmp_path)
     assert len(encoded) == 2
     trained(checkpoint, dataset, tmp_path, steps=1)
     with mock.patch.object(HostText, "encode", side_effect=AssertionError):

@@ -66,12 +66,16 @@ def test_its_numbers_are_those_of_the_trainer_after_it(server: ComfyServer) -> N
         "LoRATrainer", **defaults(server, "LoRATrainer") | SOCKETS
         | {"name": "estimated", "rank": 2, "epochs": 1, "batch_size": 2},
     )  # fmt: skip
-    del prompt["estimate"]
+    again = prompt.pop("estimate")
     (told,) = server.run(prompt, timeout=240)["outputs"]["train"]["lora_workbench_run"]
     assert numbers["steps"] == str(told["steps"]) and numbers["epochs"] == str(told["epochs"])
     file = server.base / "output" / told["file"]
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata()["ss_steps"] == numbers["steps"]
+    after = dict(panel(server.run({**prompt, "estimate": again}, timeout=120))["numbers"])
+    to_encode = "latents to encode", "captions to encode"
+    assert [numbers[name] for name in to_encode] == ["3", "3"]
+    assert [after[name] for name in to_encode] == ["0 of 3", "0 of 3"], "the same inputs are estimated again"
     assert numbers["LoRA in the run's folder, fp32"] == f"{len(save(load_file(file))) / 2**20:.1f} MB"
 
 

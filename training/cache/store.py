@@ -70,6 +70,13 @@ class TensorCache:
             return False
         return self.get(key) is not None
 
+    def stamp(self) -> str:
+        """What changes when an entry is added, without reading any: the last change of the folder's parts."""
+        try:
+            return str(max((part.stat().st_mtime_ns for part in self.folder.iterdir()), default=0))
+        except OSError:
+            return "0"
+
     def size(self, key: str) -> int:
         """Bytes of an entry; 0 without one."""
         try:
