@@ -14,6 +14,7 @@ from .caption_operation import CaptionOperation
 from .concat_datasets import ConcatDatasets
 from .dataset_report import DatasetReport
 from .edit_captions import EditCaptions
+from .estimate_training import EstimateTraining
 from .images_to_dataset import ImagesToDataset
 from .live_captions import LiveCaptions
 from .load_dataset import LoadDataset
@@ -36,6 +37,7 @@ NODES: list[type[io.ComfyNode]] = [
     DatasetReport,
     EditCaptions,
     BucketImages,
+    EstimateTraining,
     LoRATrainer,
     ApplyLoRA,
     SaveLoRA,

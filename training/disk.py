@@ -6,13 +6,15 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import json
+import math
 import os
 import platform
 import stat
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .errors import UserError
@@ -26,6 +28,8 @@ _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT
 _BAD_CHARACTERS = '<>:"|?*'
 
 GONE = "gone"  # the stamp of a missing file
+
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # by their names in a safetensors file
 
 # An unfinished file is named `.lora_workbench-<machine>-<pid>-<thread>-<number>.part`. Lists of models and pictures do
 # not show it, no two have the same name, and the name identifies the writer.
@@ -54,6 +58,25 @@ def write_whole(path: Path, content: bytes | str | Callable[[Path], object], *, 
         else:
             part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         give_name(part, path, overwrite=overwrite)
+
+
+def safetensors_bytes(
+    shapes: Mapping[str, Sequence[int]], dtype: str, metadata: Mapping[str, str] | None = None
+) -> int:
+    """How large a safetensors file is, without making it: its header, padded to 8 bytes, and its tensors.
+
+    Args:
+        shapes: Of the tensors, by name.
+        dtype: Of all of them: `F32`, `F16` or `BF16`.
+        metadata: None: the file has none.
+    """
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
+    for name in sorted(shapes):
+        begin, end = end, end + math.prod(shapes[name]) * _ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shapes[name]), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + -(-len(text) // 8) * 8 + end
 
 
 @contextlib.contextmanager

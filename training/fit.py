@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,6 +30,23 @@ _LEAST_WEIGHTS = 0.05  # share of the weights that streaming keeps on the device
 # What a model's code may raise where it needs numbers and there are none.
 _OF_THE_MODELS_CODE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, UserError)
 _LESS = 0.9  # of what was thought to be free, after an out-of-memory error
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rung that fits into some memory.
+
+    Attributes:
+        rung: The rung; the last one if none fits.
+        need: What a run takes on it.
+        taken: Bytes of that; streamed weights take what is left, at most.
+        fits: Whether it fits.
+    """
+
+    rung: Rung
+    need: Need
+    taken: int
+    fits: bool
 
 
 class Fit:
@@ -69,20 +86,27 @@ class Fit:
         self._is_only = only is not None
         self.ladder = Ladder([only] if only else self.rungs())
 
-    def rungs(self) -> list[Rung]:
-        """The whole ladder."""
+    def rungs(self, is_apart: bool | None = None) -> list[Rung]:
+        """The whole ladder.
+
+        Args:
+            is_apart: Whether the device has memory of its own; None: as the model's device.
+        """
         return rungs(
-            self.config, has_copies=self._copies > 0, is_apart=memory.is_apart(self._model.device),
+            self.config, has_copies=self._copies > 0, is_apart=self._is_apart(is_apart),
             has_eight_bit=importlib.util.find_spec("bitsandbytes") is not None,
         )  # fmt: skip
 
     # -- what a rung takes -------------------------------------------------------------------
 
-    def need(self, rung: Rung) -> Need:
-        """What a run takes on a rung."""
+    def _is_apart(self, given: bool | None) -> bool:
+        return memory.is_apart(self._model.device) if given is None else given
+
+    def need(self, rung: Rung, is_apart: bool | None = None) -> Need:
+        """What a run takes on a rung; `is_apart` as in `rungs`."""
         state = lora_bytes(self.config, self._numbers, self._precision.itemsize, eight_bit=rung.eight_bit)
         step = self._step(rung)
-        if memory.is_apart(self._model.device):
+        if self._is_apart(is_apart):
             step = int(step * _FRAGMENTS) + _WORKSPACE
         if not rung.copies:
             step += self._largest  # one weight at a time, in the compute dtype
@@ -112,6 +136,11 @@ class Fit:
 
     # -- which rung is taken -----------------------------------------------------------------
 
+    def found_budget(self) -> int | None:
+        """Bytes that the run may take now, the model included; None if the device does not tell."""
+        free = memory.available(self._model)
+        return min(filter(None, (preset_bytes(self.config.memory), free)), default=None)
+
     def choose(self) -> str:
         """Take the first rung that fits by the estimate.
 
@@ -121,46 +150,54 @@ class Fit:
         Raises:
             UserError: The memory that was set is less than the last rung takes.
         """
-        preset = preset_bytes(self.config.memory)
-        free = memory.available(self._model)
-        self.budget = self.given = min(filter(None, (preset, free)), default=None)
+        self.budget = self.given = self.found_budget()
         if self.budget is None or self._is_only or self.config.memory == "plenty":
             return f"Memory: {self.ladder.rung.name}."
         first = self.ladder.rung
         if self._is_obvious(first):
             return f"Memory: {first.name}; {in_gb(self.budget)} are more than enough."
-        refused: Need | None = None
-        while not self._fits(need := self.need(self.ladder.rung), self.ladder.rung):
-            refused = refused or need
-            if not self.ladder.has_lower:
-                if self.budget == preset:
-                    raise UserError(self._too_small(need))
-                break  # the estimate may be wrong; the trial step decides
+        choice = self.choice(self.budget)
+        if not (choice.fits or self.is_rough) and self.budget == preset_bytes(self.config.memory):
+            raise UserError(
+                f"memory is {self.config.memory}, which leaves {in_gb(self.budget)} to training, but this run takes at "
+                f"least {in_gb(choice.taken)} ({choice.need}). {self._help(choice.need)}"
+            )  # what is free is another matter: the trial step decides
+        while self.ladder.rung != choice.rung:
             self.ladder.descend()
-        why = f" {first.name.capitalize()} would take {in_gb(refused.total)}." if refused else ""
-        about = self._taken(need, self.ladder.rung)
-        return f"Memory: {self.ladder.rung.name}, about {in_gb(about)} of {in_gb(self.budget)} ({need}).{why}"
+        is_first = choice.rung == first
+        why = "" if is_first else f" {first.name.capitalize()} would take {in_gb(self.need(first).total)}."
+        taken, given = in_gb(choice.taken), in_gb(self.budget)
+        return f"Memory: {choice.rung.name}, about {taken} of {given} ({choice.need}).{why}"
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether the model's code could not be counted, so that a step's memory is a rough figure."""
+        return self._is_rough
+
+    def choice(self, budget: int | None, is_apart: bool | None = None) -> Choice:
+        """What would be taken if a run had this many bytes; the ladder stays where it is.
+
+        Args:
+            budget: Bytes that the run may take, the model included; None: as many as it takes.
+            is_apart: As in `rungs`.
+        """
+        for rung in self.rungs(is_apart):
+            need = self.need(rung, is_apart)
+            taken = self._taken(need, rung, budget)
+            if fits := budget is None or taken <= budget:
+                break
+        return Choice(rung, need, taken, fits)
 
     def _is_obvious(self, rung: Rung) -> bool:
         assert self.budget is not None
         state = lora_bytes(self.config, self._numbers, self._precision.itemsize, eight_bit=False)
         return self._weights + self._copies + state + self._rough(rung) < _OBVIOUS * self.budget
 
-    def _taken(self, need: Need, rung: Rung) -> int:
-        """Bytes that a run takes; streamed weights take what is left, at most."""
-        if not rung.streams or self.budget is None:
+    def _taken(self, need: Need, rung: Rung, budget: int | None) -> int:
+        """Bytes that a run takes; streamed weights take what is left of the budget, at most."""
+        if not rung.streams or budget is None:
             return need.total
-        return max(need.besides + int(_LEAST_WEIGHTS * need.weights), min(need.total, self.budget))
-
-    def _fits(self, need: Need, rung: Rung) -> bool:
-        return self.budget is None or self._taken(need, rung) <= self.budget
-
-    def _too_small(self, need: Need) -> str:
-        least = need.besides + int(_LEAST_WEIGHTS * need.weights) if self.ladder.rung.streams else need.total
-        return (
-            f"memory is {self.config.memory}, which leaves {in_gb(self.budget or 0)} to training, but this run takes "
-            f"at least {in_gb(least)} ({need}). {self._help(need)}"
-        )
+        return max(need.besides + int(_LEAST_WEIGHTS * need.weights), min(need.total, budget))
 
     def _help(self, need: Need) -> str:
         """The one setting that helps most."""
@@ -204,7 +241,7 @@ class Fit:
             need = self.need(self.ladder.rung)
             free = "" if self.given is None else f" and {in_gb(self.given)} are free"
             raise UserError(
-                f"Out of memory. The smallest way to train takes about {in_gb(self._taken(need, self.ladder.rung))}"
+                f"Out of memory. The smallest way to train takes about {in_gb(self._taken(need, self.ladder.rung, self.budget))}"
                 f"{free} ({self.ladder.rung.name}; {need}). {self._help(need)}"
             )
         if self.budget is not None:

@@ -7,7 +7,7 @@ from typing import Any
 IDS = [
     "LoadDataset", "ImagesToDataset", "ConcatDatasets", "RegularizationImages", "PriorPreservation", "AutoCaption",
     "CaptionOperation", "LiveCaptions", "LossMask", "DatasetReport", "EditCaptions", "BucketImages", "LoRATrainer",
-    "ApplyLoRA", "SaveLoRA",
+    "ApplyLoRA", "SaveLoRA", "EstimateTraining",
 ]  # fmt: skip
 
 

@@ -52,10 +52,8 @@ class LoraAdapter:
 
         `down` is drawn from U(-1/√in, 1/√in) (kaiming uniform with a = √5, as kohya and PEFT draw it), `up` is zero.
         """
-        fan_in, fan_out = _widths(module)
-        kernel = (1, 1) if isinstance(module, nn.Conv2d) else ()
-        down_shape, up_shape = (rank, fan_in, *kernel), (fan_out, rank, *kernel)
-        bound = 1 / math.sqrt(fan_in)
+        down_shape, up_shape = _shapes(module, rank)
+        bound = 1 / math.sqrt(down_shape[1])
         down = torch.rand(down_shape, generator=start) * (2 * bound) - bound
         return cls(path, down, torch.zeros(up_shape), alpha, dropout)
 
@@ -151,6 +149,19 @@ class LoraAdapter:
 def count_numbers(layers: Iterable[nn.Module], rank: int) -> int:
     """How many numbers the pairs of these layers hold."""
     return rank * sum(sum(_widths(layer)) for layer in layers)
+
+
+def saved_shapes(name: str, layer: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a layer's tensors in a kohya file, by the names that `saved_tensors` gives them."""
+    down, up = _shapes(layer, rank)
+    return {f"{name}.{_DOWN}": down, f"{name}.{_UP}": up, f"{name}.{_ALPHA}": ()}
+
+
+def _shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of a layer's two matrices, down and up."""
+    fan_in, fan_out = _widths(layer)
+    kernel = (1, 1) if isinstance(layer, nn.Conv2d) else ()
+    return (rank, fan_in, *kernel), (fan_out, rank, *kernel)
 
 
 def _widths(layer: nn.Module) -> tuple[int, int]:

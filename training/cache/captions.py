@@ -54,6 +54,11 @@ class CaptionStore:
         return self.unpack(*found)
 
 
+def caption_key(caption: str, text: CaptionEncoder) -> str:
+    """Cache key of one caption."""
+    return cache_key("caption-1", text.identity, caption)
+
+
 def store_captions(captions: list[str], text: CaptionEncoder, cache: TensorCache, sink: Sink) -> CaptionStore:
     """Encode each distinct caption that is not cached yet.
 
@@ -75,8 +80,7 @@ def store_captions(captions: list[str], text: CaptionEncoder, cache: TensorCache
         if sink.cancelled():
             raise Cancelled
         sink.phase("encoding captions", done, len(distinct))
-        key = cache_key("caption-1", text.identity, caption)
-        keys[caption] = key
+        key = keys[caption] = caption_key(caption, text)
         if key in cache:
             continue
         conditioning = text.encode(caption)

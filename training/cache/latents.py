@@ -90,8 +90,7 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
             raise Cancelled
         sink.phase("encoding pictures", done, len(dataset.pictures))
         try:
-            flips = (False, True) if picture.flip else (False,)
-            wanted = {flipped: _latent_key(picture, flipped, dataset, vae) for flipped in flips}
+            wanted = _latent_keys(picture, dataset, vae)
             missing = {flipped: key for flipped, key in wanted.items() if key not in cache}
             if missing:
                 encoded += writer.encode(picture, missing)
@@ -104,17 +103,53 @@ def store_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache, sin
         masks |= {(len(kept), flipped): key for flipped, key in masked.items()}
         kept.append(picture)
     if not kept:
-        raise UserError(f"None of the {counted(len(dataset.pictures), 'picture')} can be encoded. {skipped[-1]}")
+        raise UserError(_none_encoded(dataset, skipped))
     sink.phase("encoding pictures", len(dataset.pictures), len(dataset.pictures))
     # One file can be there at several resolutions.
     trained = replace(dataset, pictures=tuple(kept), skipped=tuple(dict.fromkeys(skipped)))
     return LatentStore(cache, trained, keys, encoded, masks)
 
 
-def _latent_key(picture: Picture, flipped: bool, dataset: Dataset, vae: PictureEncoder) -> str:
-    return cache_key(
-        "latent-1", images.file_hash(picture.path), picture.placement, dataset.background, flipped, vae.identity
-    )
+def wanted_latents(dataset: Dataset, vae: PictureEncoder, cache: TensorCache) -> LatentStore:
+    """The latents and masks that a run asks of the cache, there or not. No picture is opened, nothing is encoded.
+
+    Returns:
+        A store of the keys, and of the dataset without pictures whose file is gone.
+
+    Raises:
+        UserError: No file is there.
+    """
+    kept: list[Picture] = []
+    skipped = list(dataset.skipped)
+    keys: dict[tuple[int, bool], str] = {}
+    masks: dict[tuple[int, bool], str] = {}
+    for picture in dataset.pictures:
+        try:
+            wanted = _latent_keys(picture, dataset, vae)
+            masked = _mask_keys(picture, wanted) if picture.is_masked else {}
+        except UnreadableImage as error:
+            skipped.append(str(error))
+            continue
+        keys |= {(len(kept), flipped): key for flipped, key in wanted.items()}
+        masks |= {(len(kept), flipped): key for flipped, key in masked.items()}
+        kept.append(picture)
+    if not kept:
+        raise UserError(_none_encoded(dataset, skipped))
+    there = replace(dataset, pictures=tuple(kept), skipped=tuple(dict.fromkeys(skipped)))
+    return LatentStore(cache, there, keys, 0, masks)
+
+
+def _latent_keys(picture: Picture, dataset: Dataset, vae: PictureEncoder) -> dict[bool, str]:
+    """The keys of a picture's latents, by whether they are mirrored."""
+    content = images.file_hash(picture.path)
+    return {
+        flipped: cache_key("latent-1", content, picture.placement, dataset.background, flipped, vae.identity)
+        for flipped in ((False, True) if picture.flip else (False,))
+    }
+
+
+def _none_encoded(dataset: Dataset, skipped: list[str]) -> str:
+    return f"None of the {counted(len(dataset.pictures), 'picture')} can be encoded. {skipped[-1]}"
 
 
 class _Writer:
@@ -166,20 +201,11 @@ class _Writer:
 
 def _store_masks(picture: Picture, latents: dict[bool, str], writer: _Writer) -> dict[bool, str]:
     """Make the masks that are not cached yet. Returns their keys by whether they are mirrored."""
-    assert picture.mask is not None, "not masked"
-    try:
-        mask_hash = content_hash(picture.mask)
-    except OSError as error:
-        raise UnreadableImage(
-            f"The mask {picture.mask} of {picture.path.name} cannot be read ({error.strerror}). Restore it, or queue "
-            "again without it."
-        ) from error
     cache = writer.cache
-    keys = {}
-    for flipped, latent in latents.items():
-        is_alpha = picture.mask == picture.path
-        keys[flipped] = key = cache_key("mask-1", latent, mask_hash, is_alpha, picture.outside > 0)
+    keys = _mask_keys(picture, latents)
+    for flipped, key in keys.items():
         if key not in cache:
+            latent = latents[flipped]
             cached = cache.get(latent)
             if cached is None:  # its file was damaged
                 writer.encode(picture, {flipped: latent})
@@ -188,6 +214,23 @@ def _store_masks(picture: Picture, latents: dict[bool, str], writer: _Writer) ->
             height, width = cached[0]["latent"].shape[-2:]
             cache.put(key, {"mask": latent_mask(picture, (height, width), flipped)})
     return keys
+
+
+def _mask_keys(picture: Picture, latents: dict[bool, str]) -> dict[bool, str]:
+    """The keys of a picture's masks, by whether they are mirrored."""
+    assert picture.mask is not None, "not masked"
+    try:
+        mask_hash = content_hash(picture.mask)
+    except OSError as error:
+        raise UnreadableImage(
+            f"The mask {picture.mask} of {picture.path.name} cannot be read ({error.strerror}). Restore it, or queue "
+            "again without it."
+        ) from error
+    is_alpha = picture.mask == picture.path
+    return {
+        flipped: cache_key("mask-1", latent, mask_hash, is_alpha, picture.outside > 0)
+        for flipped, latent in latents.items()
+    }
 
 
 def cache_folders(root: Path) -> tuple[TensorCache, TensorCache]:

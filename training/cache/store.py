@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from ..disk import disk_trouble, write_whole
@@ -70,6 +70,20 @@ class TensorCache:
             return False
         return self.get(key) is not None
 
+    def stamp(self) -> str:
+        """What changes when an entry is added, without reading any: the last change of the folder's parts."""
+        try:
+            return str(max((part.stat().st_mtime_ns for part in self.folder.iterdir()), default=0))
+        except OSError:
+            return "0"
+
+    def size(self, key: str) -> int:
+        """Bytes of an entry; 0 without one."""
+        try:
+            return self._path(key).stat().st_size
+        except OSError:
+            return 0
+
     def put(self, key: str, tensors: dict[str, Tensor], note: Any = None) -> None:
         """Store tensors, with a note of anything that JSON can represent.
 
@@ -77,13 +91,9 @@ class TensorCache:
             NotFiniteTensor: A tensor holds NaN or infinity. Nothing is stored.
             UserError: The disk is full or the folder cannot be written.
         """
-        for name, tensor in tensors.items():
-            if not is_finite(tensor):
-                raise NotFiniteTensor(f"The tensor {name} is not finite, so it is not cached. Load its model in fp32.")
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        metadata = {"format": FORMAT, "note": json.dumps(note)}
+        plain = _finite(tensors)
         try:
-            write_whole(self._path(key), lambda part: save_file(plain, part, metadata))
+            write_whole(self._path(key), lambda part: save_file(plain, part, header_of(note)))
         except (OSError, SafetensorError) as error:
             raise UserError(disk_trouble(error, self.folder)) from error
 
@@ -113,6 +123,59 @@ class TensorCache:
         except UserError:
             pass  # the entry is good; without its number it is checked again next time
         return tensors, note
+
+
+class Overlay(TensorCache):
+    """A cache that reads another and writes nothing: its own entries stay in memory.
+
+    Args:
+        under: The cache on disk.
+    """
+
+    def __init__(self, under: TensorCache) -> None:
+        super().__init__(under.folder)
+        self._under = under
+        self._own: dict[str, tuple[dict[str, Tensor], Any]] = {}
+
+    def __contains__(self, key: str) -> bool:
+        """Whether a key has an entry, here or on disk."""
+        return key in self._own or key in self._under
+
+    def size(self, key: str) -> int:
+        """Bytes of an entry on disk, or that it would have there; 0 without one."""
+        if key not in self._own:
+            return self._under.size(key)
+        tensors, note = self._own[key]
+        return len(save(tensors, header_of(note)))
+
+    def put(self, key: str, tensors: dict[str, Tensor], note: Any = None) -> None:
+        """Keep tensors in memory.
+
+        Raises:
+            NotFiniteTensor: A tensor holds NaN or infinity. Nothing is kept.
+        """
+        self._own[key] = _finite(tensors), note
+
+    def get(self, key: str) -> tuple[dict[str, Tensor], Any] | None:
+        """Return (tensors, note) of a key, or None."""
+        return self._own[key] if key in self._own else self._under.get(key)
+
+
+def header_of(note: Any = None) -> dict[str, str]:
+    """The metadata of an entry."""
+    return {"format": FORMAT, "note": json.dumps(note)}
+
+
+def _finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors as an entry has them.
+
+    Raises:
+        NotFiniteTensor: A tensor holds NaN or infinity.
+    """
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise NotFiniteTensor(f"The tensor {name} is not finite, so it is not cached. Load its model in fp32.")
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _metadata(data: bytes) -> dict[str, str]:

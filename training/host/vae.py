@@ -54,6 +54,18 @@ class HostVAE:
         return None if self._copy is None else _encoded(self._copy, pixels)
 
 
+def latent_shape_of(vae: Any, bucket: tuple[int, int]) -> tuple[int, ...]:
+    """The shape that `HostVAE.encode` would give a picture, without encoding: [1, C, (T,) h, w].
+
+    Args:
+        vae: VAE socket.
+        bucket: Width and height in pixels.
+    """
+    step = int(vae.spacial_compression_encode())
+    frames = (1,) * (int(vae.latent_dim) - 2)
+    return (1, int(vae.latent_channels), *frames, bucket[1] // step, bucket[0] // step)
+
+
 def _encoded(vae: Any, pixels: np.ndarray) -> Tensor:
     # Some of the host's autoencoders sample. A fixed seed keeps cache and run repeatable. The state of the global
     # generator, which other nodes may use, is restored.
