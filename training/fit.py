@@ -112,8 +112,11 @@ class Fit:
 
     # -- which rung is taken -----------------------------------------------------------------
 
-    def choose(self) -> str:
+    def choose(self, free: int | None = None) -> str:
         """Take the first rung that fits by the estimate.
+
+        Args:
+            free: Bytes that training may take, those of the model included; None asks the device.
 
         Returns:
             What was taken and why, in a sentence.
@@ -122,7 +125,7 @@ class Fit:
             UserError: The memory that was set is less than the last rung takes.
         """
         preset = preset_bytes(self.config.memory)
-        free = memory.available(self._model)
+        free = memory.available(self._model) if free is None else free
         self.budget = self.given = min(filter(None, (preset, free)), default=None)
         if self.budget is None or self._is_only or self.config.memory == "plenty":
             return f"Memory: {self.ladder.rung.name}."
@@ -140,6 +143,16 @@ class Fit:
         why = f" {first.name.capitalize()} would take {in_gb(refused.total)}." if refused else ""
         about = self._taken(need, self.ladder.rung)
         return f"Memory: {self.ladder.rung.name}, about {in_gb(about)} of {in_gb(self.budget)} ({need}).{why}"
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the run takes on the rung taken, by the estimate."""
+        return self._taken(self.need(self.ladder.rung), self.ladder.rung)
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether the model's code could not run without data, so that a step is a rough figure."""
+        return self._is_rough
 
     def _is_obvious(self, rung: Rung) -> bool:
         assert self.budget is not None
