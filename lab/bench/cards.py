@@ -125,5 +125,6 @@ def card_table(rows: Iterable[Row]) -> str:
     for row in sorted(rows, key=lambda row: order.index(row["model"])):
         number = row.get("memory_gb", "")
         memory = "" if number == "" else f"{float(number):.1f}"
-        lines.append(f"| {row['model']} | {row['weights']} | {row['way']} | {memory} |")
+        way = row["way"].rpartition(", ")[2]  # the others before it are above it on the page
+        lines.append(f"| {row['model']} | {row['weights']} | {way} | {memory} |")
     return "\n".join(lines)

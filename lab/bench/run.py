@@ -100,7 +100,7 @@ def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[list[Row], t
         yield rows, HOST, launches_table(rows)
         return
     if what == "cards":
-        from .cards import cards_benchmark, card_table
+        from .cards import card_table, cards_benchmark
 
         for rows in cards_benchmark(args.only):
             yield rows, ("model", "card"), card_table(rows)
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="learning, defaults: pictures for what is obeyed")
     parser.add_argument("--scenes", type=int, help="learning, defaults: prompts for what is lost")
     parser.add_argument("--concepts", nargs="+", default=["zorp", "gub"], help="learning: these characters")
-    parser.add_argument("--only", nargs="+", default=[], help="step: these cases; cards: these models; defaults: these settings")
+    parser.add_argument("--only", nargs="+", default=[], help="step, cards, defaults: only these")
     parser.add_argument("--write", action="store_true", help="store the rows and rewrite the tables of docs/")
     args = parser.parse_args()
     for what in args.what:

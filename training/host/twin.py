@@ -62,8 +62,9 @@ def _without_data(module: nn.Module, dtype: torch.dtype) -> Any:
         own = {name: _copied(value) for name, value in vars(module).items() if not name.endswith("_hooks")}
         own |= {name: type(value)() for name, value in vars(module).items() if name.endswith("_hooks")}
         if is_layer:
-            own.pop("forward", None)  # another node's code on top
-            own = {name: value for name, value in own.items() if name != "_v" and not name.endswith("_function")}
+            # Not another node's code on top, pages, patches, or a weight that is no parameter.
+            left = ("forward", "_v", "weight", "bias")
+            own = {name: value for name, value in own.items() if name not in left and not name.endswith("_function")}
         new.__dict__.update(own)
         for tensors in ("_parameters", "_buffers"):
             mine = getattr(module, tensors)

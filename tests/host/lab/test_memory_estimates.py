@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ BROKEN = {("chroma", True, 1), ("chroma", True, 4)}
 def cases() -> list[Any]:
     """Every model, plain and checkpointed, with batches of one and four."""
     found = []
-    for case in [(name, checkpointing, batch) for name in MODELS for checkpointing in (False, True) for batch in (1, 4)]:
+    for case in product(MODELS, (False, True), (1, 4)):
         marks = [] if case in QUICK else [pytest.mark.long]
         if case in BROKEN:
             marks.append(pytest.mark.xfail(raises=RuntimeError, strict=True, reason="cannot be trained"))
@@ -49,7 +50,7 @@ def test_the_table_of_cards_is_what_is_estimated_today(comfy_host: Any, monkeypa
     from lora_workbench.lab.bench.results import read
 
     monkeypatch.setitem(os.environ, "COMFYUI_PATH", str(comfy_host.path))
-    (rows,) = cards_benchmark(["sdxl"])
+    (rows,) = cards_benchmark(["sd35"])
     stored = {row["card"]: row for row in read("cards") if row["model"] == rows[0]["model"]}
     assert len(rows) == len(stored) == 4
     for row in rows:
