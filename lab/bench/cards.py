@@ -110,7 +110,7 @@ def _fitted(fit: Fit, card: str) -> Row:
     try:
         fit.choose(free=int(float(card.removesuffix(" GB")) * GIB))
     except UserError:
-        return {"way": NO_WAY}
+        return {"way": NO_ESTIMATE if fit.is_rough else NO_WAY}
     taken, need = fit.taken, fit.need(fit.ladder.rung)
     if fit.is_rough:
         return {"way": NO_ESTIMATE}
