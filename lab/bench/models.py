@@ -181,5 +181,6 @@ def _config(shape: Shape, dtype: torch.dtype) -> Any:
     config = getattr(comfy.supported_models, shape.cls)(dict(shape.config))
     config.unet_config.update(shape.config)  # the class' own settings must not replace these
     config.set_inference_dtype(dtype, None)
-    config.custom_operations = comfy.ops.disable_weight_init
+    # No layer computes in fp8; the host casts such weights when it uses them.
+    config.custom_operations = comfy.ops.manual_cast if dtype.itemsize == 1 else comfy.ops.disable_weight_init
     return config

@@ -168,11 +168,15 @@ def test_a_layer_counts_by_its_shape_whatever_was_done_to_it(
     change: Callable[[Any], None], patcher: Any, comfy_host: Any
 ) -> None:
     from lora_workbench.lab.bench.models import SHAPES, random_model
+    from lora_workbench.training.host.model import HostModel
+    from lora_workbench.training.host.twin import Twin
 
     with torch.inference_mode():
         other = random_model(SHAPES["zimage-narrow"], torch.bfloat16, torch.device("cpu"))
         change(other)
     objects = everything(other.model)
+    made, plain = (Twin(HostModel(one), torch.bfloat16).model for one in (other, patcher))
+    assert [name for name, _ in made.named_modules()] == [name for name, _ in plain.named_modules()]
     for checkpointing in (False, True):
         assert peak(other, checkpointing) == peak(patcher, checkpointing)
     assert everything(other.model) == objects
