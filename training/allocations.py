@@ -90,8 +90,8 @@ def _is_empty(value: Any) -> bool:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
-        # [B, L, H, D] in memory, as the kernels write it: the model's reshape to [B, L, H·D] then copies nothing.
-        out = q.new_empty(*q.shape[:-3], q.shape[-2], q.shape[-3], v.shape[-1]).transpose(-2, -3)
+        # It lies in memory as q does, as the kernels write it: so the model's reshape to [B, L, H·D] may copy nothing.
+        out = torch.empty_like(q) if q.shape[-1] == v.shape[-1] else q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 

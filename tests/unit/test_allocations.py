@@ -87,6 +87,15 @@ def test_attention_keeps_its_inputs_its_output_and_a_number_for_each_row(needs_g
     assert F.scaled_dot_product_attention is plain
 
 
+def test_attention_writes_its_output_as_its_input_lies() -> None:
+    """Where a model turned q before, as with rotary embeddings, joining the heads copies."""
+    with Allocations(CPU) as counted:
+        q = empty(2, 4, 1024, 64)
+        out = F.scaled_dot_product_attention(q, q, q)
+        joined = out.transpose(1, 2).reshape(2, 1024, 256)
+        assert counted.held == 3 * joined.nbytes
+
+
 def test_attention_between_texts_and_pictures() -> None:
     """Other numbers of rows, another width of the values."""
     with Allocations(CPU):
