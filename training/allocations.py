@@ -58,7 +58,9 @@ class Allocations(TorchDispatchMode):
 
     def _attend(self, q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Attention as every device has it: it keeps its inputs, its output and one number for each row."""
-        return _Attention.apply(q, *args[:2]) if _is_empty(q) else self._attention(q, *args, **kwargs)  # type: ignore[no-any-return]
+        if not _is_empty(q) or q.ndim < 4:
+            return self._attention(q, *args, **kwargs)
+        return _Attention.apply(q, *args[:2])  # type: ignore[no-any-return]
 
     def _normalize(self, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
         """RMS norm in one kernel, which keeps its input and one number for each row."""
@@ -88,7 +90,8 @@ def _is_empty(value: Any) -> bool:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        # It lies in memory as q does, as the kernels write it: so the model's reshape to [B, L, H·D] may copy nothing.
+        out = torch.empty_like(q) if q.shape[-1] == v.shape[-1] else q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 

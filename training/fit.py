@@ -240,9 +240,10 @@ class Fit:
         if not self.ladder.has_lower:
             need = self.need(self.ladder.rung)
             free = "" if self.given is None else f" and {in_gb(self.given)} are free"
+            taken = in_gb(self._taken(need, self.ladder.rung, self.budget))
             raise UserError(
-                f"Out of memory. The smallest way to train takes about {in_gb(self._taken(need, self.ladder.rung, self.budget))}"
-                f"{free} ({self.ladder.rung.name}; {need}). {self._help(need)}"
+                f"Out of memory. The smallest way to train takes about {taken}{free} "
+                f"({self.ladder.rung.name}; {need}). {self._help(need)}"
             )
         if self.budget is not None:
             self.budget = int(_LESS * self.budget)

@@ -31,6 +31,32 @@ ZIMAGE_CONFIG: dict[str, Any] = {
     "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
     "pad_tokens_multiple": 32,
 }  # fmt: skip
+LUMINA2_CONFIG: dict[str, Any] = {
+    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 2304, "cap_feat_dim": 2304, "n_layers": 26,
+    "n_heads": 24, "n_kv_heads": 8, "qk_norm": True, "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512],
+    "rope_theta": 10000.0, "ffn_dim_multiplier": 4.0,
+}  # fmt: skip
+SD3_CONFIG: dict[str, Any] = {
+    "in_channels": 16, "patch_size": 2, "out_channels": 16, "depth": 24, "input_size": None, "adm_in_channels": 2048,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 1536}},
+    "num_patches": 192 * 192, "pos_embed_max_size": 192, "pos_embed_scaling_factor": None,
+    "x_block_self_attn_layers": [],
+}  # fmt: skip
+SD35_CONFIG: dict[str, Any] = SD3_CONFIG | {
+    "num_patches": 384 * 384, "pos_embed_max_size": 384, "qk_norm": "rms", "x_block_self_attn_layers": list(range(13)),
+}  # fmt: skip
+FLUX_CONFIG: dict[str, Any] = {
+    "image_model": "flux", "axes_dim": [16, 56, 56], "num_heads": 24, "mlp_ratio": 4.0, "theta": 10000,
+    "out_channels": 16, "qkv_bias": True, "in_channels": 16, "hidden_size": 3072, "context_in_dim": 4096,
+    "patch_size": 2, "vec_in_dim": 768, "depth": 19, "depth_single_blocks": 38, "guidance_embed": True,
+}  # fmt: skip
+CHROMA_CONFIG: dict[str, Any] = {
+    "image_model": "chroma", "axes_dim": [16, 56, 56], "num_heads": 24, "mlp_ratio": 4.0, "theta": 10000,
+    "qkv_bias": True, "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 3072, "hidden_dim": 5120,
+    "hidden_size": 3072, "context_in_dim": 4096, "patch_size": 2, "n_layers": 5, "depth": 19,
+    "depth_single_blocks": 38,
+}  # fmt: skip
+QWEN_CONFIG: dict[str, Any] = {"image_model": "qwen_image", "in_channels": 64, "num_layers": 60}
 
 
 @dataclass(frozen=True)
@@ -45,6 +71,7 @@ class Shape:
         channels: Latent channels.
         pooled: Width of `pooled_output`; 0 without one.
         sigma: A noise level of its schedule.
+        video: Whether its latents have a dimension of time.
     """
 
     cls: str
@@ -54,6 +81,7 @@ class Shape:
     channels: int = 4
     pooled: int = 0
     sigma: float = 5.0
+    video: bool = False
 
 
 # A narrow model has the layers of the full one with 32 channels, so that the work of a kernel hardly counts.
@@ -72,6 +100,13 @@ SHAPES = {
         "ZImage", ZIMAGE_CONFIG | {"dim": 256, "n_heads": 2, "n_kv_heads": 2, "n_layers": 2, "cap_feat_dim": 64},
         64, 32, 16, sigma=0.5,
     ),
+    # The lengths of the text are the least that the host's own text encoders make, or a long caption's.
+    "sd3": Shape("SD3", SD3_CONFIG, 4096, 154, 16, pooled=2048, sigma=0.5),
+    "sd35": Shape("SD3", SD35_CONFIG, 4096, 154, 16, pooled=2048, sigma=0.5),
+    "flux": Shape("Flux", FLUX_CONFIG, 4096, 256, 16, pooled=768, sigma=0.5),
+    "chroma": Shape("Chroma", CHROMA_CONFIG, 4096, 256, 16, pooled=768, sigma=0.5),
+    "lumina2": Shape("Lumina2", LUMINA2_CONFIG, 2304, 128, 16, sigma=0.5),
+    "qwen": Shape("QwenImage", QWEN_CONFIG, 3584, 128, 16, sigma=0.5, video=True),
 }  # fmt: skip
 
 
@@ -122,11 +157,12 @@ def make_sd15_file(path: Path) -> None:
 
 
 def latent(shape: Shape, side: int, seed: int = 0) -> torch.Tensor:
-    """A latent of random numbers [1, C, h, w]."""
+    """A latent of random numbers [1, C, (T,) h, w]."""
     import torch
 
     source = torch.Generator().manual_seed(seed)
-    return torch.randn(1, shape.channels, side // 8, side // 8, generator=source)
+    frames = (1,) if shape.video else ()
+    return torch.randn(1, shape.channels, *frames, side // 8, side // 8, generator=source)
 
 
 def conditioning(shape: Shape) -> list[list[Any]]:
@@ -145,5 +181,6 @@ def _config(shape: Shape, dtype: torch.dtype) -> Any:
     config = getattr(comfy.supported_models, shape.cls)(dict(shape.config))
     config.unet_config.update(shape.config)  # the class' own settings must not replace these
     config.set_inference_dtype(dtype, None)
-    config.custom_operations = comfy.ops.disable_weight_init
+    # No layer computes in fp8; the host casts such weights when it uses them.
+    config.custom_operations = comfy.ops.manual_cast if dtype.itemsize == 1 else comfy.ops.disable_weight_init
     return config

@@ -1,15 +1,16 @@
-"""The tables of docs/benchmarks.md and docs/defaults.md, made from the CSV files in `results/`."""
+"""The tables of docs/benchmarks.md, docs/defaults.md and docs/memory.md, made from the CSV files in `results/`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..pack import ROOT
+from .cards import CARDS, card_table
 from .defaults import defaults_table
 from .learning import THRESHOLD
 from .results import Column, Row, launches_table, read, table, write_table
 
-BENCHMARKS, DEFAULTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "defaults.md"
+BENCHMARKS, DEFAULTS, MEMORY = (ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "defaults", "memory"))
 CHARACTERS = ("zorp", "gub")
 
 
@@ -52,6 +53,7 @@ def tables() -> dict[tuple[Path, str], str]:
         (BENCHMARKS, "learning"): learning_table(read("learning")),
         (BENCHMARKS, "dataset"): dataset_table(read("dataset")),
         (DEFAULTS, "defaults"): defaults_table(read("defaults")),
+        **{(MEMORY, card): card_table(row for row in read("cards") if row["card"] == card) for card in CARDS},
     }
 
 

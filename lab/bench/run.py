@@ -1,10 +1,11 @@
 """The benchmarks: each prints what one run measured.
 
-    python dev.py bench [step] [launches] [dataset] [learning] [defaults] [--write]
+    python dev.py bench [step] [launches] [dataset] [cards] [learning] [defaults] [--write]
     python dev.py bench pages
 
 step: time and memory of a training step, a quarter of an hour. launches: what a step costs besides arithmetic, two
-minutes. dataset: reading and examining ten thousand pictures, a minute. learning: what a LoRA learns and spoils, two or
+minutes. dataset: reading and examining ten thousand pictures, a minute. cards: how models fit into cards, by estimate,
+five minutes. learning: what a LoRA learns and spoils, two or
 three hours on two cores. defaults: the effect of each setting, longer still and only run by name. `--write` stores the
 rows in lab/bench/results/ and rewrites the tables of docs/. pages: rewrite the tables of docs/ from the stored rows,
 without measuring. On a GPU machine, `python lab gpu` checks and measures the engine.
@@ -65,7 +66,7 @@ def dataset_benchmark(count: int, host_count: int = 100) -> list[Row]:
     ]  # fmt: skip
 
 
-WHAT = ("step", "launches", "dataset", "learning", "defaults")
+WHAT = ("step", "launches", "dataset", "cards", "learning", "defaults")
 # The first seed of the learning benchmark. Settings were chosen on the seeds from 0 on. Results on the seeds from 100,
 # 200, 300, 400 and 500 on were seen while settings still changed, those from 600 on while the judge still changed.
 FIRST_REPORTED = 700
@@ -98,6 +99,12 @@ def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[list[Row], t
         rows = launches_benchmark(5 * args.pairs, "sd15" if args.full else "sd15-narrow")
         yield rows, HOST, launches_table(rows)
         return
+    if what == "cards":
+        from .cards import card_table, cards_benchmark
+
+        for rows in cards_benchmark(args.only):
+            yield rows, ("model", "card"), card_table(rows)
+        return
     count, scenes = AMOUNTS.get(what, (0, 0))
     count, scenes = args.count or count, args.scenes or scenes
     if what == "dataset":
@@ -128,7 +135,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="learning, defaults: pictures for what is obeyed")
     parser.add_argument("--scenes", type=int, help="learning, defaults: prompts for what is lost")
     parser.add_argument("--concepts", nargs="+", default=["zorp", "gub"], help="learning: these characters")
-    parser.add_argument("--only", nargs="+", default=[], help="step: these cases; defaults: these settings")
+    parser.add_argument("--only", nargs="+", default=[], help="step, cards, defaults: only these")
     parser.add_argument("--write", action="store_true", help="store the rows and rewrite the tables of docs/")
     args = parser.parse_args()
     for what in args.what:

@@ -62,10 +62,9 @@ def run_case(number: int, job: Job) -> dict[str, float]:
     model = HostModel(load_random(job.model, torch.float16, trainer=True))
     plan, *stores = our_inputs(job)
     marks = []
-    with PeakMemory() as whole, prepared(model, plan, *stores, only=rung) as ready:
-        with PeakMemory() as steps:
-            marks.append(now())
-            train(ready.setup, ready.run, SilentSink(), lambda *_: marks.append(now()))
+    with PeakMemory() as whole, prepared(model, plan, *stores, only=rung) as ready, PeakMemory() as steps:
+        marks.append(now())
+        train(ready.setup, ready.run, SilentSink(), lambda *_: marks.append(now()))
     need = ready.fit.need(rung)  # with the model given back
     each = [after - before for before, after in zip(marks, marks[1:], strict=False)]
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Recomputed:
         """Run the block."""
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves, spec = _flattened((args, kwargs))
         if self.keeps_call:
             copies = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             self.kept_call, self.keeps_call = pytree.tree_unflatten(copies, spec), False
@@ -73,6 +74,39 @@ class Recomputed:
             elif changed - self.changed:
                 raise RuntimeError("a block changed an input in place that it had left alone before")
         return out
+
+
+class _Record:
+    """A dataclass among the arguments, whose tensors are seen too: Chroma hands its modulation over in one."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def flatten(self) -> tuple[list[Any], Any]:
+        """Its values, and what makes it again."""
+        names = [field.name for field in fields(self.value)]
+        return [getattr(self.value, name) for name in names], (type(self.value), names)
+
+    @staticmethod
+    def unflatten(values: Any, made_of: Any) -> Any:
+        """The dataclass itself."""
+        kind, names = made_of
+        made = kind.__new__(kind)
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(made, name, value)
+        return made
+
+
+pytree.register_pytree_node(_Record, _Record.flatten, _Record.unflatten)
+
+
+def _flattened(value: Any) -> tuple[list[Any], Any]:
+    leaves, spec = pytree.tree_flatten(value)
+    is_record = [is_dataclass(leaf) and not isinstance(leaf, type) for leaf in leaves]
+    if any(is_record):
+        opened = [_Record(leaf) if record else leaf for leaf, record in zip(leaves, is_record, strict=True)]
+        leaves, spec = pytree.tree_flatten(pytree.tree_unflatten(opened, spec))
+    return leaves, spec
 
 
 def _copy(tensor: Tensor) -> Tensor:

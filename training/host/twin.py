@@ -31,11 +31,12 @@ class Twin(HostModel):
         self.device = META
         self.transformer_options = dict(model.transformer_options)
         self.model = _without_data(model.model, dtype)
+        self._sampling = _without_data(model.sampling, torch.float32)
 
     @property
     def sampling(self) -> Any:
         """The noise schedule, on tensors without data."""
-        return _without_data(self.original.sampling, torch.float32)
+        return self._sampling
 
     def sigma_table(self) -> Tensor:
         """The noise levels of the model's own schedule."""
@@ -48,34 +49,34 @@ def _without_data(module: nn.Module, dtype: torch.dtype) -> Any:
     What is no module and no tensor is shared with the original, but not the containers it lies in: a model that keeps
     something there for its next call must not find a tensor without data.
     """
-    made: dict[int, nn.Module] = {}
+    return _twin(module, dtype, {})
 
-    def twin(module: nn.Module) -> nn.Module:
-        if id(module) in made:
-            return made[id(module)]
-        module = getattr(module, "_orig_mod", module)  # compiled
-        kind: type[nn.Module] = type(module)
-        is_layer = is_linear(module) or is_conv(module)
-        if is_layer:  # packed and quantized weights count by their shape
-            kind = nn.Linear if is_linear(module) else _CONVS[len(weight_shape(module)) - 2]
-        new = made[id(module)] = kind.__new__(kind)
-        own = {name: _copied(value) for name, value in vars(module).items() if not name.endswith("_hooks")}
-        own |= {name: type(value)() for name, value in vars(module).items() if name.endswith("_hooks")}
-        if is_layer:
-            own.pop("forward", None)  # another node's code on top
-            own = {name: value for name, value in own.items() if name != "_v" and not name.endswith("_function")}
-        new.__dict__.update(own)
-        for tensors in ("_parameters", "_buffers"):
-            mine = getattr(module, tensors)
-            new.__dict__[tensors] = {name: _empty(value, dtype) for name, value in mine.items()}
-        if is_layer:
-            _shape_layer(new, module, dtype)
-        new.__dict__["_modules"] = {
-            name: None if child is None else twin(child) for name, child in module._modules.items()
-        }
-        return new
 
-    return twin(module)
+def _twin(module: nn.Module, dtype: torch.dtype, made: dict[int, nn.Module]) -> nn.Module:
+    if id(module) in made:
+        return made[id(module)]
+    module = getattr(module, "_orig_mod", module)  # compiled
+    kind: type[nn.Module] = type(module)
+    is_layer = is_linear(module) or is_conv(module)
+    if is_layer:  # packed and quantized weights count by their shape
+        kind = nn.Linear if is_linear(module) else _CONVS[len(weight_shape(module)) - 2]
+    new = made[id(module)] = kind.__new__(kind)
+    own = {name: _copied(value) for name, value in vars(module).items() if not name.endswith("_hooks")}
+    own |= {name: type(value)() for name, value in vars(module).items() if name.endswith("_hooks")}
+    if is_layer:
+        # Not another node's code on top, pages, patches, or a weight that is no parameter.
+        left = ("forward", "_v", "weight", "bias")
+        own = {name: value for name, value in own.items() if name not in left and not name.endswith("_function")}
+    new.__dict__.update(own)
+    for tensors in ("_parameters", "_buffers"):
+        mine = getattr(module, tensors)
+        new.__dict__[tensors] = {name: _empty(value, dtype) for name, value in mine.items()}
+    if is_layer:
+        _shape_layer(new, module, dtype)
+    new.__dict__["_modules"] = {
+        name: None if child is None else _twin(child, dtype, made) for name, child in module._modules.items()
+    }
+    return new
 
 
 def _copied(value: Any) -> Any:
