@@ -71,8 +71,13 @@ class DryRun:
             )  # fmt: skip
         return self._network
 
-    def peak(self, batch: Batch, rung: Rung) -> int:
+    def peak(self, micro_step: int, batch: Batch, rung: Rung) -> int:
         """Bytes that the forward and backward pass of a batch hold at once, apart from weights and the LoRA's state.
+
+        Args:
+            micro_step: The batch's number in the run, which decides its captions.
+            batch: The pictures.
+            rung: How the step fits into memory.
 
         Raises:
             Exception: The model's code needs data.
@@ -89,7 +94,7 @@ class DryRun:
             def once() -> None:
                 nonlocal counted
                 with Allocations(self._device) as counted:
-                    training_step(setup, batch, 0)
+                    training_step(setup, batch, micro_step)
 
             with made.entered():
                 made.rehearse(once, compares=False)

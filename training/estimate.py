@@ -275,9 +275,9 @@ def _longest(plan: Plan, clip: Any) -> str:
 
 
 def _fit(model: HostModel, plan: Plan, latents: Any, captions: CaptionStore, precision: torch.dtype) -> Fit:
-    _, batch = plan.largest()
+    largest = plan.largest()
     memory.make_way(model)  # as the run does, so that what is free is the same
-    return Fit(model, plan, captions, batch, latent_shape(model, latents, batch), precision)
+    return Fit(model, plan, captions, largest, latent_shape(model, latents, largest[1]), precision)
 
 
 def _cards(model: HostModel, fit: Fit, sink: Sink) -> tuple[Card, ...]:

@@ -55,8 +55,8 @@ class Fit:
     Args:
         model: The model, loaded or not.
         plan: The run's plan.
-        captions: The captions of `batch`.
-        batch: The batch that takes the most memory.
+        captions: The captions of `largest`.
+        largest: The batch that takes the most memory, and before it its number in the run.
         latent: Shape of its latents [1, C, (T,) h, w].
         precision: The compute dtype.
         only: The one rung to stand on; None for the whole ladder.
@@ -69,12 +69,13 @@ class Fit:
     """
 
     def __init__(
-        self, model: HostModel, plan: Plan, captions: CaptionStore, batch: Batch, latent: tuple[int, ...],
+        self, model: HostModel, plan: Plan, captions: CaptionStore, largest: tuple[int, Batch], latent: tuple[int, ...],
         precision: torch.dtype, only: Rung | None = None,
     ) -> None:  # fmt: skip
         self.config: TrainConfig = plan.config
-        self._model, self._precision, self._batch, self._latent = model, precision, batch, latent
-        self._make_dry = lambda: DryRun(model, plan, captions, {batch.bucket: latent}, precision)
+        self._model, self._precision, self._latent = model, precision, latent
+        self._micro_step, self._batch = largest
+        self._make_dry = lambda: DryRun(model, plan, captions, {self._batch.bucket: latent}, precision)
         self._dry: DryRun | None = None
         self._is_rough = False
         self._peaks: dict[tuple[bool, bool, int], int] = {}
@@ -123,7 +124,7 @@ class Fit:
         if not self._is_rough:
             try:
                 self._dry = self._dry or self._make_dry()
-                return self._dry.peak(self._batch, rung)
+                return self._dry.peak(self._micro_step, self._batch, rung)
             except _OF_THE_MODELS_CODE as error:
                 log.warning("LoRA Workbench: the memory of a step is a rough figure: %s", error)
                 self._is_rough = True

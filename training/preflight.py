@@ -165,10 +165,10 @@ def prepared(
     # The host runs nodes in inference mode; what is made there cannot be trained.
     with torch.inference_mode(False), torch.enable_grad():
         precision = compute_precision(config.precision, model.device, model.computes_in)
-        _, batch = plan.largest()
+        largest = plan.largest()
         for name in make_way(model):
             sink.hint(f"{name} stays in the memory of {model.device}, so that training has less of it.")
-        fit = Fit(model, plan, captions, batch, latent_shape(model, latents, batch), precision, only)
+        fit = Fit(model, plan, captions, largest, latent_shape(model, latents, largest[1]), precision, only)
         told = fit.choose()
         network = fresh_lora(
             model.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=config.dropout,

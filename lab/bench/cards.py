@@ -93,9 +93,8 @@ def fit_on_a_card(model: Trained) -> Fit:
     plan, latents, captions = our_inputs(job)
     with torch.inference_mode():
         patcher = random_model(job.shape, getattr(torch, _DTYPES[model.weights]), torch.device("meta"), draws=False)
-    _, batch = plan.largest()
-    latent = tuple(latents.load(batch.indices[0], False).shape)
-    return Fit(OnCard(patcher), plan, captions, batch, latent, torch.bfloat16)
+    latent = tuple(latents.load(0, False).shape)
+    return Fit(OnCard(patcher), plan, captions, plan.largest(), latent, torch.bfloat16)
 
 
 def _fitted(fit: Fit, card: str) -> Row:

@@ -34,7 +34,7 @@ BASIC = {
     "DatasetReport": ["leave_out_the_worst"],
     "EditCaptions": [],
     "BucketImages": ["resolution"],
-    "LoRATrainer": ["name", "epochs", "learning_rate", "rank", "batch_size"],
+    "LoRATrainer": ["name", "epochs", "learning_rate", "rank", "batch_size", "memory"],
     "ApplyLoRA": ["strength_model", "strength_clip"],
     "SaveLoRA": ["name", "precision", "format", "overwrite"],
     "EstimateTraining": ["measure", "name", "epochs", "learning_rate", "rank", "batch_size", "memory"],

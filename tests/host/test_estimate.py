@@ -167,12 +167,10 @@ def test_nothing_is_written_and_the_model_is_as_before(measure, checkpoint, data
     assert (found.measured is not None) is measure
 
 
-def test_a_measured_step_takes_as_long_as_one_of_a_run(checkpoint, dataset, tmp_path):
+def test_the_time_of_a_run_is_that_of_its_measured_steps(checkpoint, dataset, tmp_path):
+    """How near it comes to a real run is measured in lab/bench."""
     found = estimated(checkpoint, dataset, tmp_path, measure=True, epochs=1)
-    summary = trained(checkpoint, dataset, tmp_path, epochs=1).summary
-    assert found.seconds == pytest.approx(found.steps * found.measured.seconds_per_step)
-    # Loose, as other processes share the machine; lab/bench measures it.
-    assert 0.25 < found.seconds / summary.seconds < 4
+    assert 0 < found.seconds == pytest.approx(found.steps * found.measured.seconds_per_step)
     assert "time of all steps" in dict(found.numbers()) and " in about " in found.summary()
 
 

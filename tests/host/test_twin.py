@@ -29,7 +29,7 @@ def peak(patcher: Any, checkpointing: bool = False) -> int:
     plan, latents, captions = our_inputs(job)
     _, batch = plan.largest()
     shapes = {batch.bucket: tuple(latents.load(0, False).shape)}
-    return DryRun(HostModel(patcher), plan, captions, shapes, torch.bfloat16).peak(batch, job.rung)
+    return DryRun(HostModel(patcher), plan, captions, shapes, torch.bfloat16).peak(0, batch, job.rung)
 
 
 def everything(model: nn.Module) -> dict[str, Any]:

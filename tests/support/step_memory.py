@@ -43,7 +43,7 @@ def dry_peak(job: Any) -> int:
     _, batch = plan.largest()
     assert len(batch) == job.batch
     shapes = {batch.bucket: tuple(latents.load(0, False).shape)}
-    return DryRun(HostModel(patcher), plan, captions, shapes, torch.bfloat16).peak(batch, job.rung)
+    return DryRun(HostModel(patcher), plan, captions, shapes, torch.bfloat16).peak(0, batch, job.rung)
 
 
 def counted_peak(job: Any) -> int:

@@ -65,7 +65,7 @@ def _twin(module: nn.Module, dtype: torch.dtype, made: dict[int, nn.Module]) -> 
     own |= {name: type(value)() for name, value in vars(module).items() if name.endswith("_hooks")}
     if is_layer:
         # Not another node's code on top, pages, patches, or a weight that is no parameter.
-        left = ("forward", "_v", "weight", "bias")
+        left = ("forward", "_v", "weight", "bias", "cast_bias_weight")
         own = {name: value for name, value in own.items() if name not in left and not name.endswith("_function")}
     new.__dict__.update(own)
     for tensors in ("_parameters", "_buffers"):
@@ -102,3 +102,4 @@ def _shape_layer(new: Any, module: Any, dtype: torch.dtype) -> None:
     new.__dict__["_parameters"] = {
         name: None if tensor is None else nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()
     }
+    new.__dict__["_buffers"] = {}  # such as the scales of a quantized weight
