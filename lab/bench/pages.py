@@ -9,6 +9,7 @@ from .cards import CARDS, card_table
 from .defaults import defaults_table
 from .learning import THRESHOLD
 from .results import Column, Row, launches_table, read, table, write_table
+from .rungs import rungs_table
 
 BENCHMARKS, DEFAULTS, MEMORY = (ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "defaults", "memory"))
 CHARACTERS = ("zorp", "gub")
@@ -53,6 +54,7 @@ def tables() -> dict[tuple[Path, str], str]:
         (BENCHMARKS, "learning"): learning_table(read("learning")),
         (BENCHMARKS, "dataset"): dataset_table(read("dataset")),
         (DEFAULTS, "defaults"): defaults_table(read("defaults")),
+        (BENCHMARKS, "rungs"): rungs_table(_of_last(read("rungs"))),
         **{(MEMORY, card): card_table(row for row in read("cards") if row["card"] == card) for card in CARDS},
     }
 

@@ -1,14 +1,14 @@
 """The benchmarks: each prints what one run measured.
 
-    python dev.py bench [step] [launches] [dataset] [cards] [learning] [defaults] [--write]
+    python dev.py bench [step] [launches] [dataset] [cards] [rungs] [learning] [defaults] [--write]
     python dev.py bench pages
 
 step: time and memory of a training step, a quarter of an hour. launches: what a step costs besides arithmetic, two
 minutes. dataset: reading and examining ten thousand pictures, a minute. cards: how models fit into cards, by estimate,
-five minutes. learning: what a LoRA learns and spoils, two or
-three hours on two cores. defaults: the effect of each setting, longer still and only run by name. `--write` stores the
-rows in lab/bench/results/ and rewrites the tables of docs/. pages: rewrite the tables of docs/ from the stored rows,
-without measuring. On a GPU machine, `python lab gpu` checks and measures the engine.
+a minute. rungs: memory and time of each way to fit into memory, a quarter of an hour and 20 GB. learning: what a LoRA
+learns and spoils, two or three hours on two cores. defaults: the effect of each setting, longer still and only run by
+name. `--write` stores the rows in lab/bench/results/ and rewrites the tables of docs/. pages: rewrite the tables of
+docs/ from the stored rows, without measuring. On a GPU machine, `python lab gpu` checks and measures the engine.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def dataset_benchmark(count: int, host_count: int = 100) -> list[Row]:
     ]  # fmt: skip
 
 
-WHAT = ("step", "launches", "dataset", "cards", "learning", "defaults")
+WHAT = ("step", "launches", "dataset", "cards", "rungs", "learning", "defaults")
 # The first seed of the learning benchmark. Settings were chosen on the seeds from 0 on. Results on the seeds from 100,
 # 200, 300, 400 and 500 on were seen while settings still changed, those from 600 on while the judge still changed.
 FIRST_REPORTED = 700
@@ -105,6 +105,12 @@ def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[list[Row], t
         for rows in cards_benchmark(args.only):
             yield rows, ("model", "card"), card_table(rows)
         return
+    if what == "rungs":
+        from .rungs import rungs_benchmark, rungs_table
+
+        rows = rungs_benchmark(*(("sdxl-narrow", 128) if args.tiny else ()))
+        yield rows, HOST, rungs_table(rows)
+        return
     count, scenes = AMOUNTS.get(what, (0, 0))
     count, scenes = args.count or count, args.scenes or scenes
     if what == "dataset":
@@ -130,6 +136,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", metavar="|".join((*WHAT, "pages")))
     parser.add_argument("--pairs", type=int, default=12, help="step, launches: how often cases are compared")
     parser.add_argument("--full", action="store_true", help="launches: count on the full-size model, 8 GB")
+    parser.add_argument("--tiny", action="store_true", help="rungs: a narrow model, only to see that it works")
     parser.add_argument("--pictures", type=int, default=10_000, help="dataset: how many")
     parser.add_argument("--seeds", type=int, default=3, help="learning, defaults: runs of each case")
     parser.add_argument("--count", type=int, help="learning, defaults: pictures for what is obeyed")

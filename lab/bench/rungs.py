@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 from .cases import Job, load_random, our_inputs
 from .host import start_host
 from .machine import measured_on
 from .memory import PeakMemory
-from .results import Row
+from .results import Column, Row, table
 from .turns import now, tell
 
-BATCH, STEPS, SIDE = 2, 3, 512
+BATCH, STEPS, SIDE, GIB = 2, 2, 512, 2**30
 
 
 def ladder(batch: int) -> list[Any]:
@@ -42,16 +43,27 @@ def rungs_benchmark(model: str = "sdxl", side: int = SIDE) -> list[Row]:
             continue
         first = first or found
         rows.append({
-            **measured_on(), "rung": rung.name, "time_of_plain": round(found["seconds"] / first["seconds"], 2),
-            "memory_of_plain": round(found["growth"] / first["growth"], 2),
-            "step_of_plain": round(found["step"] / first["step"], 2), "growth_gib": round(found["growth"] / 2**30, 2),
-            "estimate_gib": round(found["estimate"] / 2**30, 2),
+            **measured_on(), "rung": rung.name.rpartition(", ")[2], "side": side,
+            "time_of_plain": round(found["seconds"] / first["seconds"], 2),
+            "activations_of_plain": round(found["activations"] / first["activations"], 2),
+            "growth_gib": round(found["growth"] / GIB, 2), "estimate_gib": round(found["estimate"] / GIB, 2),
+            "estimate_of_growth": round(found["estimate"] / found["growth"], 2),
         })  # fmt: skip
     return rows
 
 
+def rungs_table(rows: Iterable[Row]) -> str:
+    """Time and memory of each rung as Markdown."""
+    columns = {
+        "time": Column({}, "time_of_plain", 2), "activations": Column({}, "activations_of_plain", 2),
+        "memory growth, GiB": Column({}, "growth_gib", 2), "estimate, GiB": Column({}, "estimate_gib", 2),
+    }  # fmt: skip
+    return table(rows, "rung", columns)
+
+
 def run_case(number: int, job: Job) -> dict[str, float]:
     """Train a few steps on one rung."""
+    import bitsandbytes.optim  # noqa: F401 - its own memory must not count as growth
     import torch
     from lora_workbench.training.events import SilentSink
     from lora_workbench.training.host.model import HostModel
@@ -62,13 +74,14 @@ def run_case(number: int, job: Job) -> dict[str, float]:
     model = HostModel(load_random(job.model, torch.float16, trainer=True))
     plan, *stores = our_inputs(job)
     marks = []
-    with PeakMemory() as whole, prepared(model, plan, *stores, only=rung) as ready, PeakMemory() as steps:
+    with PeakMemory() as memory, prepared(model, plan, *stores, only=rung) as ready:
         marks.append(now())
         train(ready.setup, ready.run, SilentSink(), lambda *_: marks.append(now()))
     need = ready.fit.need(rung)  # with the model given back
     each = [after - before for before, after in zip(marks, marks[1:], strict=False)]
     return {
-        "seconds": statistics.median(each), "growth": whole.growth, "step": steps.growth, "estimate": need.besides
+        "seconds": statistics.median(each), "growth": memory.growth, "estimate": need.besides,
+        "activations": memory.growth - need.copies - need.lora,
     }  # fmt: skip
 
 
