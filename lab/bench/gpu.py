@@ -2,7 +2,8 @@
 
     python lab gpu [FOLDER] [--tiny] [--seconds 480] [--only WORD …]
 
-First the engine's tests on the GPU, then a step of SD1.5 512, SDXL 1024 and a Z-Image-shaped model at 1024 px in bf16:
+First the engine's tests on the GPU. Then SDXL 1024 with `memory` at `auto` in 8, 12, 16 and 24 GB of the card: the way
+it takes, its peak and its estimate. Then a step of SD1.5 512, SDXL 1024 and a Z-Image-shaped model at 1024 px in bf16:
 the frozen model alone (eager and in a CUDA graph), LoRA Workbench and TrainLoraNode. Weights are random and made on the
 GPU. Each case has a process and at most 20 seconds of its own; what fails has a row that says why. Writes gpu.json and
 gpu.md into FOLDER, else $OUT, else .host/gpu. `--tiny` measures narrow models in two steps, also without a GPU.
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..pack import ROOT
-from .cases import Case, Job, NotHere, floor, floor_in_graph, host, load_random, ours
+from .cases import Case, Job, NotHere, floor, floor_in_graph, host, load_random, our_inputs, ours
 from .host import start_host
 from .machine import describe_machine
 from .memory import PeakMemory
@@ -40,6 +41,8 @@ JOBS = {
     "SDXL 1024": Job("sdxl", 1024, "bf16", 10),
     "Z-Image 1024": Job("zimage", 1024, "bf16", 6),
 }
+SIZES = (8, 12, 16, 24)  # GB of a card that this one stands in for
+LADDER = {f"SDXL 1024 in {size} GB": size for size in SIZES}
 CASES: dict[str, Case] = {
     "frozen model": floor,
     "frozen model, CUDA graph": floor_in_graph,
@@ -94,6 +97,48 @@ def run_case(name: str, case: str, tiny: bool) -> dict[str, Any]:
         except NotHere as reason:
             return {"skipped": str(reason)}
     return {"seconds": watch.seconds, "growth": memory.growth, "peak": memory.peak}
+
+
+def run_in(name: str, tiny: bool) -> dict[str, Any]:
+    """Train SDXL with `memory` at `auto` on a part of the card: seconds of a step, peak, way to fit, estimate.
+
+    The part is what PyTorch may take and what ComfyUI is shown as free.
+    """
+    from unittest import mock
+
+    import torch
+
+    start_host()
+    import comfy.model_management as management
+    from lora_workbench.training.events import SilentSink
+    from lora_workbench.training.host.model import HostModel
+    from lora_workbench.training.loop import train
+    from lora_workbench.training.preflight import prepared
+
+    limit = LADDER[name] * 2**30
+    job = replace(JOBS["SDXL 1024"], steps=4)
+    if tiny:
+        job = replace(job, model="sdxl-narrow", side=64, steps=2)
+    if torch.cuda.is_available():
+        _, whole = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole))
+
+    def free(device: Any = None, torch_free_too: bool = False) -> Any:
+        taken = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+        left = limit - taken
+        return (left, left) if torch_free_too else left
+
+    watch = Timed()
+    patcher = load_random(job.model, torch.float16, trainer=True)
+    plan, *stores = our_inputs(job)
+    with mock.patch.object(management, "get_free_memory", free), PeakMemory() as memory:
+        with prepared(HostModel(patcher), plan, *stores) as ready, watch.running():
+            train(ready.setup, ready.run, SilentSink(), lambda *_: watch.step(), ready.step_down)
+        need = ready.fit.need(ready.fit.ladder.rung)
+    return {
+        "seconds": watch.seconds, "growth": memory.growth, "peak": memory.peak, "estimate": need.total,
+        "way": ready.fit.ladder.rung.name,
+    }  # fmt: skip
 
 
 class Finished(NamedTuple):
@@ -178,6 +223,10 @@ class Check:
         self.skipped = [f"{name} ({what})" for name, what in PACKAGES.items() if not importlib.util.find_spec(name)]
         if wanted("tests", only):
             self.run_tests()
+        for name in LADDER:
+            if wanted(f"{name} memory", only):
+                self.measure(name, "memory auto")
+                self.write()
         for name in JOBS:
             for case in CASES:
                 if wanted(f"{name} {case}", only):
@@ -270,6 +319,8 @@ def step_table(rows: list[dict[str, Any]]) -> str:
             base = frozen.get(row["model"])
             ratio = f"{row['seconds'] / base:.2f}" if base else ""
             cells = [f"{row['seconds'] * 1e3:.1f}", ratio, f"{row['peak'] / 2**30:.2f}"]
+            if "way" in row:
+                notes.append(f"- {row['model']}: {row['way']}; estimate {row['estimate'] / 2**30:.2f} GiB")
         else:
             how = "skipped" if "skipped" in row else "failed"
             notes.append(f"- {row['model']}, {row['trainer']}: {how}: {row[how]}")
@@ -287,7 +338,8 @@ def main() -> None:
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        tell("RESULT", run_case(*args.case, args.tiny))
+        name, case = args.case
+        tell("RESULT", run_in(name, args.tiny) if name in LADDER else run_case(name, case, args.tiny))
         return
     check = Check(
         args.folder or Path(os.environ.get("OUT") or ROOT / ".host" / "gpu"), args.tiny,

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..pack import ROOT
 from .cards import CARDS, card_table
 from .defaults import defaults_table
+from .forecast import forecast_table
 from .learning import THRESHOLD
 from .results import Column, Row, launches_table, read, table, write_table
 from .rungs import rungs_table
@@ -54,6 +55,7 @@ def tables() -> dict[tuple[Path, str], str]:
         (BENCHMARKS, "learning"): learning_table(read("learning")),
         (BENCHMARKS, "dataset"): dataset_table(read("dataset")),
         (DEFAULTS, "defaults"): defaults_table(read("defaults")),
+        (BENCHMARKS, "forecast"): forecast_table(_of_last(read("forecast"))),
         (BENCHMARKS, "rungs"): rungs_table(_of_last(read("rungs"))),
         **{(MEMORY, card): card_table(row for row in read("cards") if row["card"] == card) for card in CARDS},
     }
@@ -75,4 +77,6 @@ def _of_last(rows: list[Row]) -> list[Row]:
 
 
 def _last(rows: list[Row]) -> dict[str, str]:
+    if not rows:
+        return {}
     return {key: rows[-1][key] for key in ("comfyui", "gpu")}

@@ -95,6 +95,7 @@ def test_the_check_of_a_gpu_machine_runs_without_one(comfy_host: Any, tmp_path: 
         for case in cases:
             check.measure("SD1.5 512", case)
         check.measure("Z-Image 1024", "LoRA Workbench, gradient checkpointing")
+        check.measure("SDXL 1024 in 8 GB", "memory auto")
         check.until = time.monotonic() + 1
         check.measure("SDXL 1024", "LoRA Workbench")
         check.write()
@@ -106,6 +107,8 @@ def test_the_check_of_a_gpu_machine_runs_without_one(comfy_host: Any, tmp_path: 
     ]:
         assert rows[key]["seconds"] > 0 and rows[key]["peak"] > 0, rows[key]
     assert "NVIDIA" in rows["SD1.5 512", "frozen model, CUDA graph"].get("skipped", "NVIDIA")
+    fitted = rows["SDXL 1024 in 8 GB", "memory auto"]
+    assert fitted["way"] == "plain" and fitted["estimate"] > 0 < fitted["peak"], fitted
     assert rows["SDXL 1024", "LoRA Workbench"]["skipped"] == "no time was left"
     page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
     assert page.count("| SD1.5 512 |") == len(cases) and "SDXL 1024, LoRA Workbench: skipped: no time was left" in page
