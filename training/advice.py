@@ -76,22 +76,24 @@ class Slowdown:
     """Notices steps that take several times as long as the trial step did.
 
     On Windows the driver then probably keeps part of them in system memory, which raises no error.
-
-    Args:
-        trial: Seconds of the trial step, of one batch.
     """
 
-    def __init__(self, trial: float) -> None:
-        self._trial, self._last, self._has_told = trial, deque[float](maxlen=SLOW_STEPS), False
+    def __init__(self) -> None:
+        self._last, self._has_told = deque[float](maxlen=SLOW_STEPS), False
 
-    def see(self, seconds: float) -> str:
-        """Take in what a batch took; return a hint the first time that several in a row were slow, else nothing."""
-        self._last.append(seconds)
-        if self._has_told or len(self._last) < SLOW_STEPS or min(self._last) < SLOWER * self._trial:
+    def see(self, seconds: float, trial: float) -> str:
+        """Return a hint the first time that several steps in a row were slow, else nothing.
+
+        Args:
+            seconds: What a batch took.
+            trial: What a batch took in the trial step.
+        """
+        self._last.append(seconds / trial)
+        if self._has_told or len(self._last) < SLOW_STEPS or min(self._last) < SLOWER:
             return ""
         self._has_told = True
         return (
-            f"Steps take {min(self._last) / self._trial:.0f} times as long as the trial step. The driver probably "
+            f"Steps take {min(self._last):.0f} times as long as the trial step. The driver probably "
             "keeps part of them in system memory. Close other programs that use the card, or set memory to a smaller "
             "size."
         )

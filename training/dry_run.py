@@ -86,9 +86,7 @@ class DryRun:
             setup = Setup(
                 self._twin, self._latents, self._captions, self._plan, self.network, self._precision, Ladder([rung])
             )
-            made = Differentiable(
-                self._twin.model, self.network, dtype=self._precision, device=META, rung=rung, copies=0
-            )
+            made = Differentiable(self._twin.model, self.network, dtype=self._precision, device=META, rung=rung)
             counted = Allocations(self._device)
 
             def once() -> None:

@@ -85,6 +85,7 @@ class Fit:
         self.budget: int | None = None
         self.given: int | None = None
         self._is_only = only is not None
+        self._has_plenty = False  # so that nothing need be counted
         self.ladder = Ladder([only] if only else self.rungs())
 
     def rungs(self, is_apart: bool | None = None) -> list[Rung]:
@@ -155,7 +156,8 @@ class Fit:
         if self.budget is None or self._is_only or self.config.memory == "plenty":
             return f"Memory: {self.ladder.rung.name}."
         first = self.ladder.rung
-        if self._is_obvious(first):
+        self._has_plenty = self._is_obvious(first)
+        if self._has_plenty:
             return f"Memory: {first.name}; {in_gb(self.budget)} are more than enough."
         choice = self.choice(self.budget)
         if not (choice.fits or self.is_rough) and self.budget == preset_bytes(self.config.memory):
@@ -211,26 +213,22 @@ class Fit:
 
     # -- what the device is asked for --------------------------------------------------------
 
-    def load(self) -> None:
-        """Have the host load the model for the rung taken. Call it in inference mode, as the host runs nodes."""
+    def load(self, held: int | None = None) -> None:
+        """Have the host load the model for the rung taken. Call it in inference mode, as the host runs nodes.
+
+        Args:
+            held: Bytes of the LoRA's state that are taken already; None: all of them.
+        """
         rung = self.ladder.rung
         if self._is_only:
             memory.load(self._model, 0, int(_LEAST_WEIGHTS * self._weights) if rung.streams else None)
             return
-        besides = self._rough(rung) if self.budget is None or not self._peaks else self.need(rung).besides
+        state = lora_bytes(self.config, self._numbers, self._precision.itemsize, eight_bit=rung.eight_bit)
+        besides = self._rough(rung) + state if self._has_plenty else self.need(rung).besides
         weights = None
         if rung.streams and self.budget is not None:
             weights = max(int(_LEAST_WEIGHTS * self._weights), self.budget - besides)
-        memory.load(self._model, besides, weights)
-
-    @property
-    def copies(self) -> int:
-        """Bytes that copies of weights may take on the rung taken."""
-        if not self.ladder.rung.copies:
-            return 0
-        if self._is_only or self._peaks:  # they were reckoned with
-            return self._copies
-        return (memory.free(self._model.device) or 0) // 2
+        memory.load(self._model, max(0, besides - (state if held is None else min(held, state))), weights)
 
     def descend(self) -> None:
         """Take the next rung after an out-of-memory error.
@@ -248,6 +246,7 @@ class Fit:
             )
         if self.budget is not None:
             self.budget = int(_LESS * self.budget)
+        self._has_plenty = False
         self.ladder.descend()
 
     @property

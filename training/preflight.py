@@ -175,9 +175,7 @@ def prepared(
             seed=config.seed, dtype=precision, device=model.device,
         )  # fmt: skip
         setup = Setup(model, latents, captions, plan, network, precision, fit.ladder)
-        made = Differentiable(
-            model.model, network, dtype=precision, device=model.device, rung=fit.ladder.rung, copies=0
-        )
+        made = Differentiable(model.model, network, dtype=precision, device=model.device, rung=fit.ladder.rung)
         ready, chosen = Ready(model, setup, made, fit), fit.ladder.rung
         try:
             _begin(ready)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -51,7 +51,6 @@ class Ready:
         self.made.leave()
         yield
         self._load()
-        self.made.copies = min(self.made.copies, self.fit.copies)
         with torch.inference_mode(False):
             self.made.enter()
 
@@ -80,7 +79,7 @@ class Ready:
             self.run.change_optimizer(self.fit.config_in_force)
         return self.fit.ladder.rung.name
 
-    def _settle(self, trial: object) -> None:
+    def _settle(self, trial: Callable[[], None]) -> None:
         """Enter the model and try the largest batch, one rung lower each time that memory does not suffice."""
         while not self._works(trial):
             self.made.leave()
@@ -89,14 +88,14 @@ class Ready:
             self.fit.descend()
             log.info("LoRA Workbench: out of memory (%s); tries %s", before, self.fit.ladder.rung.name)
 
-    def _works(self, trial: object) -> bool:
+    def _works(self, trial: Callable[[], None]) -> bool:
         memory.free_memory()
-        self._load()
-        self.made.rung, self.made.copies = self.fit.ladder.rung, self.fit.copies
         memory.begin_peak(self.model.device)
         try:
+            self._load()
+            self.made.rung = self.fit.ladder.rung
             self.made.enter()
-            self.made.rehearse(trial)  # type: ignore[arg-type]
+            self.made.rehearse(trial)
         except Exception as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -108,8 +107,9 @@ class Ready:
         return True
 
     def _load(self) -> None:
+        held = None if hasattr(self, "run") else self.setup.network.flat.size
         with torch.inference_mode():  # as the host runs nodes: what it loads stays as it makes it
-            self.fit.load()
+            self.fit.load(held)
 
     def _fresh_run(self) -> Run:
         is_scaled = self.setup.precision == torch.float16
@@ -122,10 +122,7 @@ class Ready:
         run = self._fresh_run()
         run.micro_step, batch = self.setup.plan.largest()
         try:
-            begun = time.monotonic()
-            optimizer_step(self.setup, run, [batch], SilentSink())
-            self._wait()
-            self.seconds = time.monotonic() - begun
+            self._timed(lambda: optimizer_step(self.setup, run, [batch], SilentSink()))
         finally:
             flat.master.copy_(start)
             flat.begin_step()
@@ -136,10 +133,13 @@ class Ready:
         micro_step, batch = self.setup.plan.largest()
         try:
             flat.begin_step()
-            training_step(self.setup, batch, micro_step)
+            self._timed(lambda: training_step(self.setup, batch, micro_step))
         finally:
             flat.begin_step()
 
-    def _wait(self) -> None:
+    def _timed(self, step: Callable[[], object]) -> None:
+        begun = time.monotonic()
+        step()
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
+        self.seconds = time.monotonic() - begun

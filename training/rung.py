@@ -38,7 +38,7 @@ class Rung:
             "8-bit optimizer state" * self.eight_bit,
             f"batches of {self.micro_batch}" * bool(self.micro_batch),
         ]
-        return ", ".join(filter(None, done)) or ("plain" if self.copies else "plain, weights cast when used")
+        return ", ".join(filter(None, done)) or ("plain" if self.copies else "weights cast when used")
 
 
 class Ladder:

@@ -108,12 +108,12 @@ def train_lora(
 
 def _watched(keeper: Keeper, ready: Ready, sink: Sink) -> AfterStep:
     """Keep what is due after each step, and notice steps that have become slow."""
-    slowdown, began = Slowdown(ready.seconds), time.monotonic()
+    slowdown, began = Slowdown(), time.monotonic()
 
     def after_step(run: Run, epoch_ended: bool) -> None:
         nonlocal began
         seconds = (time.monotonic() - began) / ready.setup.plan.config.gradient_accumulation
-        if hint := slowdown.see(seconds):
+        if hint := slowdown.see(seconds, ready.seconds):
             keeper.hints += (hint,)
             sink.hint(hint)
         keeper.after_step(run, epoch_ended)

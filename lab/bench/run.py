@@ -8,7 +8,7 @@ step: time and memory of a training step, a quarter of an hour. launches: what a
 minutes. dataset: reading and examining ten thousand pictures, a minute. cards: how models fit into cards, by estimate,
 a minute. rungs: memory and time of each way to fit into memory, a quarter of an hour and 20 GB. forecast: the time that
 Estimate Training gives and that of a real run, a few minutes. learning: what a LoRA learns and spoils, two or three
-hours on two cores. defaults: the effect of each setting, longer still and only run by name. `--write` stores the rows in
+hours on two cores. defaults: the effect of each setting, longer still and only run by name. `--write` stores rows in
 lab/bench/results/ and rewrites the tables of docs/. pages: rewrite the tables of docs/ from the stored rows, without
 measuring. On a GPU machine, `python lab gpu` checks and measures the engine.
 """

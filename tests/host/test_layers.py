@@ -65,7 +65,7 @@ def adapted(layer: nn.Module, dtype: torch.dtype = torch.float32, copies: int = 
     cpu = torch.device("cpu")
     with torch.inference_mode(False), torch.enable_grad():
         network = Network([LoraAdapter("proj", down, up, 1.0, 0.0)], dtype, cpu)
-        made = Differentiable(Model(layer), network, dtype=dtype, device=cpu, rung=Rung(), copies=copies)
+        made = Differentiable(Model(layer), network, dtype=dtype, device=cpu, rung=Rung(copies=copies > 0))
         with made.entered():
             yield network
 

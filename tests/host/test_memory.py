@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -12,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from support import small_models
+from support.card import Card
 from support.rig import Snapshot, rig, sample, trained_tensors
 
 SETTINGS: dict[str, Any] = {"batch_size": 4, "steps": 6, "pictures": 4, "dropout": 0.3}
@@ -19,48 +18,6 @@ CHANGES = (
     "plain", "gradient checkpointing", "block inputs in system memory", "weights streamed", "8-bit optimizer state",
     "batches of 2", "batches of 1",
 )  # fmt: skip
-
-
-class Card:
-    """A card that stands in for a GPU: it has memory of its own and runs out of it when it is told to.
-
-    Attributes:
-        free: Bytes that it says are free; None if it does not tell.
-        fails: How many forward passes from now on find no memory.
-        after: How many succeed before.
-        held: What each failed pass held.
-    """
-
-    def __init__(self, free: int | None = 1 << 40, fails: int = 0, after: int = 0) -> None:
-        self.free, self.fails, self.after = free, fails, after
-        self.held: list[weakref.ref[Any]] = []
-
-    @contextmanager
-    def inserted(self) -> Iterator[Card]:
-        """Train on it inside the block."""
-        from lora_workbench.training.host import memory
-        from lora_workbench.training.host.model import HostModel
-
-        real = HostModel.denoised
-
-        def denoised(model: Any, *args: Any) -> Any:
-            out = real(model, *args)
-            if model.device.type == "meta":
-                return out
-            assert all(one() is None for one in self.held), "a failed try still holds its activations"
-            self.after -= 1
-            if self.after < 0 and self.fails > 0:
-                self.fails -= 1
-                self.held.append(weakref.ref(out))  # its graph holds the activations
-                raise torch.OutOfMemoryError("Allocation on device")
-            return out
-
-        with (
-            mock.patch.object(memory, "is_apart", lambda _device: True),
-            mock.patch.object(memory, "free", lambda _device: self.free),
-            mock.patch.object(HostModel, "denoised", denoised),
-        ):
-            yield self
 
 
 class Told:
@@ -263,3 +220,43 @@ def test_the_rung_is_in_the_record_of_the_run(folders: Any) -> None:
     assert summary.memory == rung == lora.metadata["lora_workbench.memory"]
     assert lora.metadata["ss_gradient_checkpointing"] == "True"
     assert "AdamW8bit" in lora.metadata["ss_optimizer"]
+
+
+def test_the_host_is_asked_for_what_is_not_taken_yet(folders: Any) -> None:
+    """Before the run the LoRA's buffers are there; in its middle all of the LoRA's state is."""
+    from lora_workbench.training.host import memory
+
+    models, work = folders
+    asked: list[int] = []
+    real = memory.load
+
+    def load(model: Any, room: int, weights: int | None) -> None:
+        asked.append(room)
+        real(model, room, weights)
+
+    with (
+        Card(free=3 << 30, fails=1, after=4).inserted(),
+        mock.patch.object(memory, "load", load),
+        rig("sd3", models, work, rank=256, **SETTINGS) as it,
+    ):
+        fit, buffers = it.ready.fit, it.network.flat.size
+        need = fit.need(fit.ladder.rung)
+        it.train()
+        later = fit.need(fit.ladder.rung)
+    assert asked == [need.besides - buffers, later.besides - later.lora]
+
+
+def test_a_host_that_finds_no_memory_to_load_into_is_one_rung_too(folders: Any) -> None:
+    from lora_workbench.training.host import memory
+
+    models, work = folders
+    loads, real = [], memory.load
+
+    def load(*args: Any) -> None:
+        loads.append(args)
+        if len(loads) == 1:
+            raise torch.OutOfMemoryError("Allocation on device")
+        real(*args)
+
+    with Card().inserted(), mock.patch.object(memory, "load", load), rig("sd3", models, work, **SETTINGS) as it:
+        assert it.ready.fit.ladder.rung.name == "gradient checkpointing"

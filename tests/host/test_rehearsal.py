@@ -29,7 +29,7 @@ def test_a_rehearsal_that_fails_holds_nothing(comfy_host):
 
     network = mock.Mock()
     made = Differentiable(
-        None, network, dtype=torch.float32, device=torch.device("cpu"), rung=Rung(), copies=0
+        None, network, dtype=torch.float32, device=torch.device("cpu"), rung=Rung()
     )  # fmt: skip
     made.rehearse(step)
     assert len(attempts) == 2
@@ -78,7 +78,7 @@ def test_a_model_whose_gradients_would_be_wrong_is_refused(
     cpu = torch.device("cpu")
     network = Network([LoraAdapter("blocks.0.proj", torch.ones(1, 4), torch.ones(4, 1), 1.0, 0.0)], torch.float32, cpu)
     made = Differentiable(
-        model, network, dtype=torch.float32, device=cpu, rung=Rung(checkpointing=checkpointing), copies=0
+        model, network, dtype=torch.float32, device=cpu, rung=Rung(checkpointing=checkpointing)
     )  # fmt: skip
     with made.entered():
 

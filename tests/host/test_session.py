@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import small_models
+from support.card import Card
 from support.photos import write_photos
 from support.rig import Snapshot
 
@@ -357,3 +358,21 @@ def test_one_folder_at_two_resolutions(checkpoint, dataset, tmp_path):
     assert result.summary.images == 2 * len(dataset.pictures)
     assert result.lora.metadata["ss_resolution"] == "(128, 128), (64, 64)"
     assert [part["resolution"] for part in json.loads(result.lora.metadata["ss_datasets"])] == [[128, 128], [64, 64]]
+
+
+def test_a_run_goes_on_after_out_of_memory_and_says_so(checkpoint, dataset, tmp_path):
+    before = Snapshot(checkpoint[0])
+    with Card(fails=1, after=3).inserted():
+        summary = train(checkpoint, dataset, tmp_path, steps=4).summary
+    assert summary.outcome == "finished" and summary.steps == 4
+    assert "Out of memory at step 3. It goes on with weights cast when used." in summary.hints
+    assert before.differences(Snapshot(checkpoint[0])) == []
+
+
+def test_the_lora_is_kept_when_no_way_is_left(checkpoint, dataset, tmp_path):
+    from lora_workbench.training.errors import UserError
+
+    with Card(fails=99, after=3).inserted(), pytest.raises(UserError) as raised:
+        train(checkpoint, dataset, tmp_path, steps=4)
+    kept = tmp_path / "runs" / "run" / "run-last-good.safetensors"
+    assert str(raised.value).endswith(f"The LoRA as it was after step 2 is in {kept}.") and kept.exists()

@@ -113,8 +113,8 @@ def test_batches_that_buckets_and_lengths_leave_short():
 
 
 def test_steps_that_became_slow_are_noticed_once():
-    slowdown = Slowdown(trial=1.0)
-    quick = [slowdown.see(seconds) for seconds in [1, 9, 9, 9, 9, 9, 9, 9, 2.9]]
-    slow = [slowdown.see(4) for _ in range(20)]
+    slowdown = Slowdown()
+    quick = [slowdown.see(seconds, trial=1.0) for seconds in [1, 9, 9, 9, 9, 9, 9, 9, 2.9]]
+    slow = [slowdown.see(8, trial=2.0) for _ in range(20)]
     assert not any(quick) and sum(map(bool, slow)) == 1
     assert slow[7].startswith("Steps take 4 times as long as the trial step.") and "set memory to a smaller" in slow[7]

@@ -82,6 +82,12 @@ class Flat:
         view.master.copy_(start)
         return view
 
+    @property
+    def size(self) -> int:
+        """Bytes of all buffers."""
+        buffers = {id(buffer): buffer.nbytes for buffer in (self.master, self.total, self.used, self.grad)}
+        return sum(buffers.values())
+
     def refresh(self) -> None:
         """Compute with the weights as they are now."""
         if self.used is not self.master:

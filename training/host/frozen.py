@@ -59,15 +59,14 @@ class Differentiable:
         dtype: The dtype that everything computes in.
         device: Where training computes.
         rung: How a step fits into memory.
-        copies: Bytes that copies of weights in the compute dtype may take.
     """
 
     def __init__(
-        self, model: nn.Module, network: Network, *, dtype: torch.dtype, device: torch.device, rung: Rung, copies: int
+        self, model: nn.Module, network: Network, *, dtype: torch.dtype, device: torch.device, rung: Rung
     ) -> None:
         self.model, self.network, self.dtype = model, network, dtype
         self.device = torch.empty(0, device=device).device  # with its number, as tensors name it
-        self.rung, self.copies = rung, copies
+        self.rung = rung
         self._copies_norm_inputs = False
         self._undo = _Undo()
         self._norms: list[nn.Module] = []
@@ -97,7 +96,7 @@ class Differentiable:
         self._norms, self.blocks = [], []
 
     def _enter(self) -> None:
-        undo, adapters, left = self._undo, self.network.by_path(), self.copies
+        undo, adapters = self._undo, self.network.by_path()
         undo.set_attr(self.model, "manual_cast_dtype", self.dtype)
         _unwrap_compiled(undo, self.model)
         diffusion_model: nn.Module = self.model.diffusion_model  # type: ignore[assignment]
@@ -113,8 +112,7 @@ class Differentiable:
                 undo.set_attr(module, "forward", self._parallel(module.forward, adapter))
                 continue
             weights = Weights(module, self.dtype, self.device, path)
-            if 0 < weights.copy_size <= left:
-                left -= weights.copy_size
+            if self.rung.copies and weights.copy_size:
                 weights.copy()
             undo.set_attr(module, "forward", self._runner(path, _frozen(weights), adapter))
         for module in self._schedule():

@@ -26,7 +26,7 @@ from ..optimizers import scheduler_in_force, warmup_in_force, weights_to_keep
 from ..plan import Plan
 from ..rung import Ladder
 from .folder import RunFolder
-from .state import Diverged, Run
+from .state import Run
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Keeper:
         self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
         self._keep(lambda: self.folder.write_summary(self._summary("failed")))
         note = f"The LoRA as it was after step {run.step} is in {path}." if path else self.not_saved[-1]
-        if isinstance(error, Diverged):
+        if isinstance(error, UserError):
             error.args = (f"{error} {note}",)
         else:
             log.error("LoRA Workbench: %s", note)

@@ -1,0 +1,53 @@
+"""A card that stands in for a GPU."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+
+class Card:
+    """A card that stands in for a GPU: it has memory of its own and runs out of it when it is told to.
+
+    Attributes:
+        free: Bytes that it says are free; None if it does not tell.
+        fails: How many forward passes from now on find no memory.
+        after: How many succeed before.
+        held: What each failed pass held.
+    """
+
+    def __init__(self, free: int | None = 1 << 40, fails: int = 0, after: int = 0) -> None:
+        self.free, self.fails, self.after = free, fails, after
+        self.held: list[weakref.ref[Any]] = []
+
+    @contextmanager
+    def inserted(self) -> Iterator[Card]:
+        """Train on it inside the block."""
+        from lora_workbench.training.host import memory
+        from lora_workbench.training.host.model import HostModel
+
+        real = HostModel.denoised
+
+        def denoised(model: Any, *args: Any) -> Any:
+            out = real(model, *args)
+            if model.device.type == "meta":
+                return out
+            assert all(one() is None for one in self.held), "a failed try still holds its activations"
+            self.after -= 1
+            if self.after < 0 and self.fails > 0:
+                self.fails -= 1
+                self.held.append(weakref.ref(out))  # its graph holds the activations
+                raise torch.OutOfMemoryError("Allocation on device")
+            return out
+
+        with (
+            mock.patch.object(memory, "is_apart", lambda _device: True),
+            mock.patch.object(memory, "free", lambda _device: self.free),
+            mock.patch.object(HostModel, "denoised", denoised),
+        ):
+            yield self
