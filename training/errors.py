@@ -26,3 +26,7 @@ class SettingError(UserError):
 
 class UnreadableImage(UserError):
     """A picture cannot be read. The run can continue without it."""
+
+
+class NotRecomputable(UserError):
+    """A model's blocks give other gradients when they are computed again, so it trains without checkpointing only."""

@@ -14,8 +14,10 @@ from .config import TrainConfig
 from .data.batches import Batch
 from .dry_run import DryRun
 from .errors import UserError
+from .events import Cancelled
 from .host import memory
 from .host.model import HostModel
+from .host.progress import is_host_interrupt
 from .ladder import GIB, Need, in_gb, lora_bytes, preset_bytes, rungs
 from .plan import Plan
 from .rung import Ladder, Rung
@@ -27,8 +29,6 @@ _ROUGHLY, _ROUGHLY_RECOMPUTED = 40, 8
 _OBVIOUS = 0.5  # share of the memory below which a run fits even by the rough figure
 _WORKSPACE, _FRAGMENTS = GIB // 4, 1.05  # what kernels need for themselves, and what lies unused between tensors
 _LEAST_WEIGHTS = 0.05  # share of the weights that streaming keeps on the device: about a block
-# What a model's code may raise where it needs numbers and there are none.
-_OF_THE_MODELS_CODE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, UserError)
 _LESS = 0.9  # of what was thought to be free, after an out-of-memory error
 
 
@@ -86,6 +86,8 @@ class Fit:
         self.given: int | None = None
         self._is_only = only is not None
         self._has_plenty = False  # so that nothing need be counted
+        self._least = int(_LEAST_WEIGHTS * self._weights)
+        self._kept = self._weights  # of a streamed model on the device
         self.ladder = Ladder([only] if only else self.rungs())
 
     def rungs(self, is_apart: bool | None = None) -> list[Rung]:
@@ -96,6 +98,7 @@ class Fit:
         """
         return rungs(
             self.config, has_copies=self._copies > 0, is_apart=self._is_apart(is_apart),
+            can_stream=memory.can_stream(self._model) if is_apart is None else is_apart,
             has_eight_bit=importlib.util.find_spec("bitsandbytes") is not None,
         )  # fmt: skip
 
@@ -126,7 +129,9 @@ class Fit:
             try:
                 self._dry = self._dry or self._make_dry()
                 return self._dry.peak(self._micro_step, self._batch, rung)
-            except _OF_THE_MODELS_CODE as error:
+            except Exception as error:
+                if isinstance(error, Cancelled) or is_host_interrupt(error):
+                    raise
                 log.warning("LoRA Workbench: the memory of a step is a rough figure: %s", error)
                 self._is_rough = True
         return self._rough(rung)
@@ -167,6 +172,7 @@ class Fit:
             )  # what is free is another matter: the trial step decides
         while self.ladder.rung != choice.rung:
             self.ladder.descend()
+        self._kept = max(self._least, min(self._weights, self.budget - choice.need.besides))
         is_first = choice.rung == first
         why = "" if is_first else f" {first.name.capitalize()} would take {in_gb(self.need(first).total)}."
         taken, given = in_gb(choice.taken), in_gb(self.budget)
@@ -187,7 +193,8 @@ class Fit:
         for rung in self.rungs(is_apart):
             need = self.need(rung, is_apart)
             taken = self._taken(need, rung, budget)
-            if fits := budget is None or taken <= budget:
+            fits = budget is None or taken <= budget
+            if fits or (self.is_rough and rung.streams):  # no rough figure is worth other numbers
                 break
         return Choice(rung, need, taken, fits)
 
@@ -200,10 +207,12 @@ class Fit:
         """Bytes that a run takes; streamed weights take what is left of the budget, at most."""
         if not rung.streams or budget is None:
             return need.total
-        return max(need.besides + int(_LEAST_WEIGHTS * need.weights), min(need.total, budget))
+        return max(need.besides + self._least, min(need.total, budget))
 
     def _help(self, need: Need) -> str:
         """The one setting that helps most."""
+        if need.weights + need.copies > (self.budget or 0) and not self.ladder.rung.streams:
+            return "Load a smaller file of this model, such as fp8."
         if need.lora > need.step and self.config.rank > 1:
             return f"Set rank to {max(1, self.config.rank // 2)}."
         if self._precision == torch.float32 and self.config.precision == "fp32":
@@ -213,41 +222,55 @@ class Fit:
 
     # -- what the device is asked for --------------------------------------------------------
 
-    def load(self, held: int | None = None) -> None:
+    @property
+    def state(self) -> int:
+        """Bytes of the LoRA's weights, gradients and optimizer state on the rung taken."""
+        eight_bit = self.ladder.rung.eight_bit
+        return lora_bytes(self.config, self._numbers, self._precision.itemsize, eight_bit=eight_bit)
+
+    def load(self, held: int = 0) -> None:
         """Have the host load the model for the rung taken. Call it in inference mode, as the host runs nodes.
 
         Args:
-            held: Bytes of the LoRA's state that are taken already; None: all of them.
+            held: Bytes of the LoRA's state that are taken already.
         """
         rung = self.ladder.rung
         if self._is_only:
-            memory.load(self._model, 0, int(_LEAST_WEIGHTS * self._weights) if rung.streams else None)
+            memory.load(self._model, 0, self._least if rung.streams else None)
             return
-        state = lora_bytes(self.config, self._numbers, self._precision.itemsize, eight_bit=rung.eight_bit)
-        besides = self._rough(rung) + state if self._has_plenty else self.need(rung).besides
-        weights = None
-        if rung.streams and self.budget is not None:
-            weights = max(int(_LEAST_WEIGHTS * self._weights), self.budget - besides)
-        memory.load(self._model, max(0, besides - (state if held is None else min(held, state))), weights)
+        besides = self._rough(rung) + self.state if self._has_plenty else self.need(rung).besides
+        memory.load(self._model, max(0, besides - min(held, self.state)), self._kept if rung.streams else None)
 
-    def descend(self) -> None:
-        """Take the next rung after an out-of-memory error.
+    def descend(self, held: int = 0) -> None:
+        """Do something else after an out-of-memory error: stream more weights, or take the next rung.
+
+        Args:
+            held: Bytes of the LoRA's state that are taken already.
 
         Raises:
-            UserError: There is none.
+            UserError: Nothing is left to do.
         """
+        self._has_plenty = False
+        if self.budget is not None:
+            now = memory.available(self._model)
+            self.budget = int(_LESS * min(self.budget, self.budget if now is None else now + held))
+        if self.ladder.rung.streams and self._kept > self._least:
+            self._kept = max(self._least, self._kept // 2)
+            return
         if not self.ladder.has_lower:
             need = self.need(self.ladder.rung)
             free = "" if self.given is None else f" and {in_gb(self.given)} are free"
-            taken = in_gb(self._taken(need, self.ladder.rung, self.budget))
             raise UserError(
-                f"Out of memory. The smallest way to train takes about {taken}{free} "
+                f"Out of memory. The smallest way to train takes about {in_gb(self._least_taken(need))}{free} "
                 f"({self.ladder.rung.name}; {need}). {self._help(need)}"
             )
-        if self.budget is not None:
-            self.budget = int(_LESS * self.budget)
-        self._has_plenty = False
+        was_streaming = self.ladder.rung.streams
         self.ladder.descend()
+        if self.ladder.rung.streams and not was_streaming:
+            self._kept = max(self._least, self._weights // 2)  # all of them did not fit
+
+    def _least_taken(self, need: Need) -> int:
+        return need.besides + self._least if self.ladder.rung.streams else need.total
 
     @property
     def config_in_force(self) -> TrainConfig:

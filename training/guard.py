@@ -49,6 +49,14 @@ class Guard:
         Returns:
             1 if this step or one before it was not finite, else 0, on the device.
         """
+        before = self.loss_scale, self._steps_since
+        try:
+            return self._step(loss, norm)
+        except Exception:  # such as out of memory: the step can be done again
+            self.loss_scale, self._steps_since = before
+            raise
+
+    def _step(self, loss: Tensor, norm: Tensor) -> Tensor:
         is_finite, has_overflowed = torch.isfinite(loss) & torch.isfinite(norm), None
         if self.loss_scale is not None:
             has_overflowed = self._rescale(torch.isfinite(norm))
@@ -66,10 +74,13 @@ class Guard:
         return self._bad
 
     def _update(self) -> None:
+        is_first = not self._optimizer.state
         try:
             self._optimizer.step()
-        except Exception:  # such as out of memory, with some weights changed and others not
+        except Exception:  # with some weights changed and others not
             self.restore()
+            if is_first:  # half of its state may be missing
+                self._optimizer.state.clear()
             raise
 
     def change_optimizer(self, optimizer: Optimizer) -> None:

@@ -11,13 +11,16 @@ GIB = 2**30
 _SHARE = 0.9  # of a card's memory that a program can have; the rest is the screen's and the driver's
 
 
-def rungs(config: TrainConfig, *, has_copies: bool, is_apart: bool, has_eight_bit: bool) -> list[Rung]:
+def rungs(
+    config: TrainConfig, *, has_copies: bool, is_apart: bool, can_stream: bool, has_eight_bit: bool
+) -> list[Rung]:
     """The ladder of a run, the fastest rung first.
 
     Args:
         config: The run's settings.
         has_copies: Whether the model has weights in another dtype than the run computes in.
         is_apart: Whether the device has memory of its own.
+        can_stream: Whether weights can stay in system memory.
         has_eight_bit: Whether the 8-bit optimizers are installed.
     """
     found = [Rung(checkpointing=config.gradient_checkpointing)]
@@ -32,6 +35,7 @@ def rungs(config: TrainConfig, *, has_copies: bool, is_apart: bool, has_eight_bi
     add(checkpointing=True)
     if is_apart:
         add(offloads=True)
+    if can_stream:
         add(streams=True)
     if has_eight_bit and f"{config.optimizer}8bit" in SOURCES:
         add(eight_bit=True)

@@ -23,10 +23,11 @@ from .events import SilentSink, Sink, counted
 from .fit import Fit
 from .host.frozen import Differentiable
 from .host.layers import refuse_untrainable
-from .host.memory import make_way
+from .host.memory import kept_away, let_go, make_way
 from .host.model import HostModel, comes_from_the_model
 from .host.precision import NAMES, compute_precision
 from .host.quantized import arises_in_a_layer
+from .ladder import in_gb
 from .optimizers import optimizer_class
 from .plan import Plan, is_trained_with_words, whole_captions
 from .ready import Ready
@@ -184,9 +185,12 @@ def prepared(
             for sentence in (told, f"Computes in {NAMES[precision]}."):
                 sink.tell(sentence)
                 log.info("LoRA Workbench: %s", sentence)
+            if (away := kept_away(model)) and not fit.ladder.rung.streams:
+                sink.hint(f"ComfyUI keeps {in_gb(away)} of the model in system memory, so steps are slower.")
             yield ready
         finally:
             made.leave()
+            let_go(model)
 
 
 def _begin(ready: Ready) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .errors import NotRecomputable
 from .events import SilentSink
 from .fit import Fit
 from .host import memory
@@ -72,44 +73,58 @@ class Ready:
         Raises:
             UserError: There is no further rung, or none fits.
         """
-        self.made.leave()
-        self.fit.descend()
+        self._give_up()
         self._settle(self._try_passes)
-        if self.fit.config_in_force.optimizer != self.run.optimizer_name:
-            self.run.change_optimizer(self.fit.config_in_force)
         return self.fit.ladder.rung.name
 
     def _settle(self, trial: Callable[[], None]) -> None:
         """Enter the model and try the largest batch, one rung lower each time that memory does not suffice."""
         while not self._works(trial):
-            self.made.leave()
-            memory.free_memory()
-            before = self.fit.ladder.rung.name
-            self.fit.descend()
-            log.info("LoRA Workbench: out of memory (%s); tries %s", before, self.fit.ladder.rung.name)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Leave the rung for the next one."""
+        self.made.leave()
+        memory.let_go(self.model)
+        memory.free_memory()
+        before = self.fit.ladder.rung.name
+        self.fit.descend(self._held)
+        log.info("LoRA Workbench: out of memory (%s); tries %s", before, self.fit.ladder.rung.name)
 
     def _works(self, trial: Callable[[], None]) -> bool:
         memory.free_memory()
-        memory.begin_peak(self.model.device)
+        most = memory.begin_peak(self.model.device)
         try:
+            if hasattr(self, "run") and self.fit.config_in_force.optimizer != self.run.optimizer_name:
+                self.run.change_optimizer(self.fit.config_in_force)  # before the trial, which needs what it frees
             self._load()
             self.made.rung = self.fit.ladder.rung
             self.made.enter()
             self.made.rehearse(trial)
+        except NotRecomputable:
+            if self.setup.plan.config.gradient_checkpointing:
+                raise
+            self.made.leave()
+            self.fit.ladder.forbid_checkpointing()
+            return self._works(trial)
         except Exception as error:
             if not memory.is_out_of_memory(error):
                 raise
             return False
-        if memory.has_spilled(self.model.device):
+        if memory.has_spilled(self.model.device, most):
             return not self.fit.ladder.has_lower
-        if (most := memory.peak(self.model.device)) is not None:
-            log.info("LoRA Workbench: the trial step took %.1f GB at most", most / 2**30)
+        if (taken := memory.peak(self.model.device)) is not None:
+            log.info("LoRA Workbench: the trial step took %.1f GB at most", taken / 2**30)
         return True
 
     def _load(self) -> None:
-        held = None if hasattr(self, "run") else self.setup.network.flat.size
         with torch.inference_mode():  # as the host runs nodes: what it loads stays as it makes it
-            self.fit.load(held)
+            self.fit.load(self._held)
+
+    @property
+    def _held(self) -> int:
+        """Bytes of the LoRA's state that are taken already."""
+        return self.fit.state if hasattr(self, "run") else self.setup.network.flat.size
 
     def _fresh_run(self) -> Run:
         is_scaled = self.setup.precision == torch.float16

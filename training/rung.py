@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Ladder:
     def has_lower(self) -> bool:
         """Whether there is a rung below."""
         return bool(self._rungs)
+
+    def forbid_checkpointing(self) -> None:
+        """Leave it out, here and below: the model's blocks cannot be computed again."""
+        plain = [replace(rung, checkpointing=False, offloads=False) for rung in (self.rung, *self._rungs)]
+        self.rung, *self._rungs = dict.fromkeys(plain)
 
     def descend(self) -> Rung:
         """Step down one rung."""

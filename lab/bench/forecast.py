@@ -53,8 +53,15 @@ def forecast_benchmark(rounds: int = ROUNDS, steps: int = STEPS) -> list[Row]:
     }]  # fmt: skip
 
 
-def forecast_table(rows: Iterable[Row]) -> str:
-    """The estimate relative to what was measured, as Markdown."""
+def forecast_table(rows: Iterable[Row], rungs: Iterable[Row] = ()) -> str:
+    """The estimate relative to what was measured, as Markdown.
+
+    Args:
+        rows: Of this benchmark.
+        rungs: Of the rungs, whose memory was measured too.
+    """
+    memory = [{"what": f"memory: {row['rung']}", "estimate_of_real": row["estimate_of_growth"]} for row in rungs]
+    rows = [*rows, *memory[:3]]  # those below take more on a CPU, where nothing is apart
     columns = {name: Column({}, value, 2) for name, value in
                (("estimate, of the real", "estimate_of_real"), ("least", "least"), ("most", "most"))}  # fmt: skip
     return table(rows, "what", columns)

@@ -55,7 +55,7 @@ def tables() -> dict[tuple[Path, str], str]:
         (BENCHMARKS, "learning"): learning_table(read("learning")),
         (BENCHMARKS, "dataset"): dataset_table(read("dataset")),
         (DEFAULTS, "defaults"): defaults_table(read("defaults")),
-        (BENCHMARKS, "forecast"): forecast_table(_of_last(read("forecast"))),
+        (BENCHMARKS, "forecast"): forecast_table(_of_last(read("forecast")), _of_last(read("rungs"))),
         (BENCHMARKS, "rungs"): rungs_table(_of_last(read("rungs"))),
         **{(MEMORY, card): card_table(row for row in read("cards") if row["card"] == card) for card in CARDS},
     }

@@ -27,7 +27,7 @@ def ladder(batch: int) -> list[Any]:
     from lora_workbench.training.config import TrainConfig
     from lora_workbench.training.ladder import rungs
 
-    return rungs(TrainConfig(batch_size=batch), has_copies=True, is_apart=True, has_eight_bit=True)
+    return rungs(TrainConfig(batch_size=batch), has_copies=True, is_apart=True, can_stream=True, has_eight_bit=True)
 
 
 def rungs_benchmark(model: str = "sdxl", side: int = SIDE) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -19,11 +19,15 @@ class Card:
         fails: How many forward passes from now on find no memory.
         after: How many succeed before.
         held: What each failed pass held.
+        on_pass: Called before each pass.
+        on_failure: Called when one fails.
     """
 
     def __init__(self, free: int | None = 1 << 40, fails: int = 0, after: int = 0) -> None:
         self.free, self.fails, self.after = free, fails, after
         self.held: list[weakref.ref[Any]] = []
+        self.on_pass: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], None] = lambda: None
 
     @contextmanager
     def inserted(self) -> Iterator[Card]:
@@ -34,6 +38,8 @@ class Card:
         real = HostModel.denoised
 
         def denoised(model: Any, *args: Any) -> Any:
+            if model.device.type != "meta":
+                self.on_pass()
             out = real(model, *args)
             if model.device.type == "meta":
                 return out
@@ -41,6 +47,7 @@ class Card:
             self.after -= 1
             if self.after < 0 and self.fails > 0:
                 self.fails -= 1
+                self.on_failure()
                 self.held.append(weakref.ref(out))  # its graph holds the activations
                 raise torch.OutOfMemoryError("Allocation on device")
             return out

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..adapters.adapter import Adapted, Adapter, Parallel
 from ..adapters.network import Network
-from ..errors import UserError
+from ..errors import NotRecomputable, UserError
 from ..rung import Rung
 from .calls import called
 from .layers import FrozenConv, FrozenLinear, Weights, alias, alone, is_conv, is_linear, is_resident
@@ -225,7 +225,7 @@ class Differentiable:
         step()
         for block in chosen:
             if (off := differences(block, self.network.flat)) > _MOST_OFF:
-                raise UserError(
+                raise NotRecomputable(
                     f"{self._name} cannot be trained with gradient_checkpointing: the gradients of a block "
                     f"({type(block.module).__name__}) are off by {off:.0%}. Turn gradient_checkpointing off."
                 )

@@ -124,7 +124,7 @@ class Weights:
             if kind:
                 self._check_unpacked(taken[0])
         except (RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError) as error:
-            if kind is None or isinstance(error, comfy.model_management.OOM_EXCEPTION):
+            if kind is None or _is_of_memory(error):
                 raise
             layer = f"The layer {self.path}" if self.path else f"A layer of this MODEL ({type(self.module).__name__})"
             why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -150,7 +150,11 @@ class Weights:
         def give_back() -> None:
             comfy.ops.uncast_bias_weight(module, lent, bias, handle)
 
-        return self._as_computed(lent), bias, give_back
+        try:
+            return self._as_computed(lent), bias, give_back
+        except BaseException:
+            give_back()
+            raise
 
     def _as_computed(self, weight: Tensor) -> Tensor:
         """Return the weight that the layer's own forward effectively multiplies by."""
@@ -171,6 +175,10 @@ class Weights:
 
 def _nothing() -> None:
     pass
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, comfy.model_management.OOM_EXCEPTION) or "memory" in str(error).lower()
 
 
 def refuse_untrainable(root: nn.Module) -> None:

@@ -17,19 +17,40 @@ from .quantized import stored_size
 
 log = logging.getLogger(__name__)
 
+# What they say whose error has no class of its own: CUDA, cuBLAS, Apple's, the host's pager, the processor's.
+_OUT_OF_MEMORY = (
+    "out of memory", "ALLOC_FAILED", "VRAM grow failed", "can't allocate memory", "not enough memory",
+)  # fmt: skip
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the device has no memory left."""
     is_of_host = getattr(management, "is_oom", None)
     if isinstance(error, management.OOM_EXCEPTION) or (is_of_host and is_of_host(error)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of the processor's
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def free_memory() -> None:
     """Give memory that nothing uses back to the device."""
     gc.collect()  # tracebacks and graphs that point to themselves hold activations
     management.soft_empty_cache()
+    empty_pinned = getattr(torch._C, "_host_emptyCache", None)
+    if empty_pinned and torch.cuda.is_available():
+        empty_pinned()  # of block inputs that waited in system memory
+
+
+def let_go(model: HostModel) -> None:
+    """Take back the pages that the host had lent to layers when an error broke off their use.
+
+    A host with dynamic memory would lend what lies there now, or leave the pages pinned for good.
+    """
+    lent = [module for module in model.model.modules() if hasattr(module, "_prefetch")]
+    if lent:
+        from comfy.model_prefetch import cleanup_prefetched_modules
+
+        for module in lent:
+            cleanup_prefetched_modules(module, [module])
 
 
 def is_apart(device: torch.device) -> bool:
@@ -45,11 +66,24 @@ def make_way(model: HostModel) -> list[str]:
     """
     if not is_apart(model.device):
         return []
-    mine = [loaded for loaded in management.current_loaded_models if _is_of(loaded, model)]
+    here = [one for one in management.current_loaded_models if one.device == model.device and one.model is not None]
+    mine = [one for one in here if _is_of(one, model)]
+    # Kept, as a model that has left is no longer in the host's list, even where it leaves to the same device.
+    others = [one.model for one in here if one not in mine]
     management.free_memory(1e30, model.device, keep_loaded=mine)
     free_memory()
-    others = (one for one in management.current_loaded_models if one.device == model.device and one not in mine)
-    return [type(one.model.model).__name__ for one in others if one.model is not None and one.model_loaded_memory()]
+    return [type(patcher.model).__name__ for patcher in others if _lies_on(patcher, model.device)]
+
+
+def _lies_on(patcher: Any, device: torch.device) -> bool:
+    if patcher.loaded_size() and any(one.model is patcher for one in management.current_loaded_models):
+        return True
+    return any(tensor.device == device for tensor in patcher.model.parameters()) and device.type != "cpu"
+
+
+def can_stream(model: HostModel) -> bool:
+    """Whether weights can stay in system memory; `--highvram` keeps them on the device."""
+    return is_apart(model.device) and (model.patcher.offload_device != model.device or model.device.type == "cpu")
 
 
 def _is_of(loaded: Any, model: HostModel) -> bool:
@@ -112,6 +146,8 @@ def copies_bytes(model: HostModel, dtype: torch.dtype) -> tuple[int, int]:
 
 def _copy_bytes(module: Any, dtype: torch.dtype) -> int:
     weight = module.weight
+    if hasattr(module, "_v"):  # paged by the host: it gets no copy
+        return 0
     is_plain = type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype == dtype
     is_used_as_it_is = not getattr(module, "weight_function", None) and not hasattr(module, "scale_weight")
     return 0 if is_plain and is_used_as_it_is else math.prod(weight_shape(module)) * dtype.itemsize
@@ -122,10 +158,19 @@ def weights_bytes(model: HostModel) -> int:
     return sum(stored_size(module) for module in model.model.modules())
 
 
-def begin_peak(device: torch.device) -> None:
-    """Begin to watch the device's peak."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def kept_away(model: HostModel) -> int:
+    """Bytes of a loaded model that the host keeps off the device. A host with dynamic memory decides as it goes."""
+    if not is_apart(model.device) or getattr(model.patcher, "is_dynamic", bool)():
+        return 0
+    return max(0, int(model.patcher.model_size()) - _resident(model))
+
+
+def begin_peak(device: torch.device) -> int:
+    """Begin to watch the device's peak; return how much of its memory this program can have."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return int(torch.cuda.memory_reserved(device) + torch.cuda.mem_get_info(device)[0])
 
 
 def peak(device: torch.device) -> int | None:
@@ -133,9 +178,8 @@ def peak(device: torch.device) -> int | None:
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
 
 
-def has_spilled(device: torch.device) -> bool:
-    """Whether more was taken since `begin_peak` than the device has: Windows then uses system memory, slowly."""
+def has_spilled(device: torch.device, most: int) -> bool:
+    """Whether more was taken since `begin_peak` than it said: Windows then uses system memory, slowly."""
     if device.type != "cuda" or not management.WINDOWS:
         return False
-    _, whole = torch.cuda.mem_get_info(device)
-    return bool(torch.cuda.max_memory_reserved(device) > 0.97 * whole)
+    return bool(torch.cuda.max_memory_reserved(device) > most)

@@ -126,7 +126,7 @@ class HostModel:
         Args:
             latent_shape: [B, C, (T,) H, W].
         """
-        return int(self.patcher.memory_required(list(latent_shape)))
+        return int(self.model.memory_required(list(latent_shape)))  # the patcher adds what its own plans need
 
     # -- a training step's parts -------------------------------------------------------------
 

@@ -27,7 +27,7 @@ def test_the_page_says_that_it_is_an_estimate() -> None:
 
 
 def test_every_row_is_a_way_that_fits() -> None:
-    ladder = rungs(TrainConfig(), has_copies=True, is_apart=True, has_eight_bit=True)
+    ladder = rungs(TrainConfig(), has_copies=True, is_apart=True, can_stream=True, has_eight_bit=True)
     names = {rung.name for rung in ladder} | {"plain"}
     for row in read("cards"):
         if row["way"] in (NO_WAY, NO_ESTIMATE):
