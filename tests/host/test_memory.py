@@ -293,6 +293,8 @@ def test_pages_that_an_error_kept_are_taken_back(folders: Any) -> None:
 
     card = Card(fails=1)
     card.on_failure = lambda: setattr(layer, "_prefetch", {"signature": None})
+    lent: list[bool] = []
+    card.on_pass = lambda: lent.append(hasattr(layer, "_prefetch"))
     pages = ModuleType("comfy.model_prefetch")
     pages.cleanup_prefetched_modules = cleanup  # type: ignore[attr-defined]
     with (
@@ -301,7 +303,29 @@ def test_pages_that_an_error_kept_are_taken_back(folders: Any) -> None:
         rig("sd3", models, work, patcher=patcher, **SETTINGS) as it,
     ):
         it.train()
-    assert taken_back == [layer] and not hasattr(layer, "_prefetch")
+    assert taken_back == [layer] and not any(lent) and not hasattr(layer, "_prefetch")
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Lion"])
+def test_the_optimizers_state_goes_on_in_eight_bits(comfy_host: Any, name: str) -> None:
+    from bitsandbytes.functional import dequantize_blockwise
+    from lora_workbench.training.config import TrainConfig
+    from lora_workbench.training.optimizers import optimizer_class, take_over_state
+
+    weight = torch.randn(64, 256)
+    weight.grad = torch.randn(64, 256)
+    old, new = (optimizer_class(kind)([weight], lr=TrainConfig().learning_rate) for kind in (name, f"{name}8bit"))
+    for _ in range(3):
+        old.step()
+    take_over_state(old, new)
+    state, before = new.state[weight], old.state[weight]
+    assert state["step"] == 3
+    for which, kept in enumerate(("exp_avg", "exp_avg_sq")[: 2 if name == "AdamW" else 1], 1):
+        held, scales, code = (state[f"{part}{which}"] for part in ("state", "absmax", "qmap"))
+        again = dequantize_blockwise(held, absmax=scales, code=code, blocksize=256)
+        assert (again - before[kept]).abs().max() < 0.02 * before[kept].abs().max()
+    new.step()
+    assert state["step"] == 4 and bool(weight.isfinite().all())
 
 
 def test_eight_bits_are_there_before_they_are_tried(folders: Any) -> None:
@@ -320,16 +344,19 @@ def test_a_step_that_fails_late_is_done_again(folders: Any, where: str, optimize
     from lora_workbench.training.adapters.flat import Flat
 
     models, work = folders
-    settings = SETTINGS | {"optimizer": optimizer, "precision": "bf16", "learning_rate": 1e-4}
+    settings = SETTINGS | {"optimizer": optimizer, "learning_rate": 1e-4}
     expected, _, _ = losses_of(folders, Card(), **settings)
     failed: list[int] = []
 
     def failing(*args: Any) -> Any:
-        out = real(*args)  # the gradients are added, the weights changed
-        if len(it.run.rates) == 3 and not failed:
-            failed.append(1)
-            raise torch.OutOfMemoryError("Allocation on device")
-        return out
+        if len(it.run.rates) != 3 or failed:
+            return real(*args)
+        failed.append(1)
+        if where == "backward":
+            real(*args)
+        else:
+            it.network.flat.master[::2].add_(1)  # some weights are changed, others not
+        raise torch.OutOfMemoryError("Allocation on device")
 
     with Card().inserted(), rig("sd3", models, work / "late", **settings) as it:
         owner = Flat if where == "backward" else it.run.optimizer
@@ -338,7 +365,7 @@ def test_a_step_that_fails_late_is_done_again(folders: Any, where: str, optimize
         with mock.patch.object(owner, name, failing):
             losses = it.train().losses
         assert failed and it.ready.fit.ladder.rung.name != "plain"
-    assert losses == pytest.approx(expected, rel=2e-2)
+    assert losses == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(("reserved", "windows", "spilled"), [(70, True, False), (75, True, True), (75, False, False)])
