@@ -100,8 +100,11 @@ class Plan:
         whole = whole_captions(self.dataset)
 
         def size(numbered: tuple[int, Batch]) -> float:
-            _, batch = numbered
-            tokens = sum(batch.length) or max(len(whole[index]) for index in batch.indices) / _LETTERS
+            number, batch = numbered
+            drawn = max(len(self.caption(index, number, place)) for place, index in enumerate(batch.indices))
+            tokens = drawn / _LETTERS  # a policy may draw less than the whole caption, or nothing
+            if batch.length:
+                tokens = sum(batch.length) * drawn / max(1, *(len(whole[index]) for index in batch.indices))
             return len(batch) * (batch.bucket[0] * batch.bucket[1] / 256 + tokens)
 
         first = [batch for step in self.steps(0)[: self.total] for batch in step]
