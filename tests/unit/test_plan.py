@@ -116,15 +116,16 @@ def test_a_much_longer_caption_outweighs_a_few_pixels():
     assert Plan(uncounted, TrainConfig()).largest()[1].indices == (3,)
 
 
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("counted", [False, True])
-def test_the_rehearsed_caption_was_not_dropped(counted):
+def test_the_rehearsed_caption_was_not_dropped(counted, seed):
     data = dataset(policy=CaptionPolicy(caption_dropout=0.8))
     lengths = {caption: (20,) for caption in whole_captions(data)} if counted else {}
-    plan = Plan(data, TrainConfig(epochs=1), lengths)
+    plan = Plan(data, TrainConfig(epochs=1, seed=seed), lengths)
     number, largest = plan.largest()
     same = [(n, batch) for n, batch in plan.micro_batches() if batch.bucket == largest.bucket]
     drawn = [len(plan.caption(batch.indices[0], n, 0)) for n, batch in same]
-    assert len(plan.caption(largest.indices[0], number, 0)) == max(drawn) > min(drawn)
+    assert len(plan.caption(largest.indices[0], number, 0)) == max(drawn)
 
 
 EMPTYING = CaptionPolicy(tag_dropout=1.0, keep_tokens=0)
