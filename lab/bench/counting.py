@@ -175,17 +175,23 @@ def _after(first: Any, then: Any) -> Any:
     return both
 
 
+def _much_memory(*_: Any, torch_free_too: bool = False) -> Any:
+    return (1 << 40, 1 << 40) if torch_free_too else 1 << 40
+
+
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Let PyTorch and the host compute shapes as on an NVIDIA GPU, up to the first backward, which raises."""
     import comfy.model_management
     import comfy.ops
+    from lora_workbench.training.host import memory
 
     def backward(*_: Any, **__: Any) -> None:
         raise _Measured
 
     with (
-        mock.patch.object(comfy.model_management, "get_free_memory", lambda *_: 1 << 40),
+        mock.patch.object(comfy.model_management, "get_free_memory", _much_memory),
+        mock.patch.object(memory, "load", lambda *_: None),  # it is there
         mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
         mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True),
         mock.patch.object(torch.autograd, "backward", backward),

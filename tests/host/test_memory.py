@@ -378,6 +378,7 @@ def test_a_step_that_went_into_system_memory_is_seen_on_windows(
 
     card = torch.device("cuda")
     monkeypatch.setattr(management, "WINDOWS", windows)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 20)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (52, 80))

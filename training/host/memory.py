@@ -167,7 +167,7 @@ def kept_away(model: HostModel) -> int:
 
 def begin_peak(device: torch.device) -> int:
     """Begin to watch the device's peak; return how much of its memory this program can have."""
-    if device.type != "cuda":
+    if not _is_counted(device):
         return 0
     torch.cuda.reset_peak_memory_stats(device)
     return int(torch.cuda.memory_reserved(device) + torch.cuda.mem_get_info(device)[0])
@@ -175,11 +175,15 @@ def begin_peak(device: torch.device) -> int:
 
 def peak(device: torch.device) -> int | None:
     """Most bytes that were taken on the device since `begin_peak`; None where nothing counts them."""
-    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
+    return int(torch.cuda.max_memory_allocated(device)) if _is_counted(device) else None
+
+
+def _is_counted(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_available()
 
 
 def has_spilled(device: torch.device, most: int) -> bool:
     """Whether more was taken since `begin_peak` than it said: Windows then uses system memory, slowly."""
-    if device.type != "cuda" or not management.WINDOWS:
+    if not (_is_counted(device) and management.WINDOWS):
         return False
     return bool(torch.cuda.max_memory_reserved(device) > most)
