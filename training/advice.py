@@ -93,9 +93,8 @@ class Slowdown:
             return ""
         self._has_told = True
         return (
-            f"Steps take {min(self._last):.0f} times as long as the trial step. The driver probably "
-            "keeps part of them in system memory. Close other programs that use the card, or set memory to a smaller "
-            "size."
+            f"Steps take {min(self._last):.0f} times as long as the trial step. On Windows, what does not fit into the "
+            "card is moved to system memory. Close other programs that use the card, or set memory to a smaller size."
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .data.batches import Batch
 from .events import Cancelled, Sink, StepEvent
-from .host.memory import is_out_of_memory
+from .host.out_of_memory import is_out_of_memory
 from .late import Late
 from .run.state import Diverged, NotFinite, Run, Unread
 from .step import BatchLosses, Setup, training_step

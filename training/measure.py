@@ -18,6 +18,7 @@ from .errors import UserError
 from .events import Sink
 from .host import memory
 from .host.model import HostModel
+from .host.out_of_memory import is_out_of_memory
 from .host.text import HostText
 from .host.vae import HostVAE
 from .loop import optimizer_step, why
@@ -136,7 +137,7 @@ def _timed(ready: Ready, step: Step, sink: Sink) -> float:
         except NotFinite as error:
             raise UserError(why(ready.setup, error)) from error
         except Exception as error:
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         ready.step_down()  # outside of the error's block: its traceback holds the activations
 

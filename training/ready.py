@@ -16,6 +16,7 @@ from .fit import Fit
 from .host import memory
 from .host.frozen import Differentiable
 from .host.model import HostModel
+from .host.out_of_memory import is_out_of_memory
 from .loop import optimizer_step
 from .run.state import Run
 from .step import Setup, training_step
@@ -108,7 +109,7 @@ class Ready:
             self.fit.ladder.forbid_checkpointing()
             return self._works(trial)
         except Exception as error:
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return False
         if memory.has_spilled(self.model.device, most):

@@ -271,7 +271,7 @@ def test_a_host_that_finds_no_memory_to_load_into_is_one_rung_too(folders: Any) 
              "MPS backend out of memory", "DefaultCPUAllocator: not enough memory", "can't allocate memory"],
 )  # fmt: skip
 def test_what_libraries_say_when_memory_is_out(comfy_host: Any, text: str) -> None:
-    from lora_workbench.training.host.memory import is_out_of_memory
+    from lora_workbench.training.host.out_of_memory import is_out_of_memory
 
     assert is_out_of_memory(RuntimeError(text)) and is_out_of_memory(torch.OutOfMemoryError("Allocation on device"))
     assert not is_out_of_memory(RuntimeError("size mismatch")) and not is_out_of_memory(ValueError(text))

@@ -54,7 +54,7 @@ def test_fp16_changes_little(name: str, comfy_host: Any, small_models_folder: An
 
 
 def test_half_and_eighth_precision_weights(comfy_host, small_models_folder, tmp_path):
-    """Weights stored in half are cast for each use, in forward and in backward, and none is kept."""
+    """Half-precision weights are cast at each use, forward and backward. No copy is kept."""
     import comfy.sd
 
     losses = {}

@@ -12,7 +12,7 @@ import torch
 
 
 class Card:
-    """A card that stands in for a GPU: it has memory of its own and runs out of it when it is told to.
+    """A stand-in for a GPU: it has its own memory and runs out of it on request.
 
     Attributes:
         free: Bytes that it says are free; None if it does not tell.

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import comfy.model_management
 import comfy.ops
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
+from .out_of_memory import is_out_of_memory
 from .quantized import ADVICE, is_packed, is_wrapped, quantization, refuse_unknown, unpacked
 
 
@@ -124,7 +124,7 @@ class Weights:
             if kind:
                 self._check_unpacked(taken[0])
         except (RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError) as error:
-            if kind is None or _is_of_memory(error):
+            if kind is None or is_out_of_memory(error):
                 raise
             layer = f"The layer {self.path}" if self.path else f"A layer of this MODEL ({type(self.module).__name__})"
             why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -175,10 +175,6 @@ class Weights:
 
 def _nothing() -> None:
     pass
-
-
-def _is_of_memory(error: Exception) -> bool:
-    return isinstance(error, comfy.model_management.OOM_EXCEPTION) or "memory" in str(error).lower()
 
 
 def refuse_untrainable(root: nn.Module) -> None:

@@ -17,18 +17,7 @@ from .quantized import stored_size
 
 log = logging.getLogger(__name__)
 
-# What they say whose error has no class of its own: CUDA, cuBLAS, Apple's, the host's pager, the processor's.
-_OUT_OF_MEMORY = (
-    "out of memory", "ALLOC_FAILED", "VRAM grow failed", "can't allocate memory", "not enough memory",
-)  # fmt: skip
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the device has no memory left."""
-    is_of_host = getattr(management, "is_oom", None)
-    if isinstance(error, management.OOM_EXCEPTION) or (is_of_host and is_of_host(error)):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+_UNCOUNTED = 0.02  # share of a model that the host does not count as loaded, such as buffers
 
 
 def free_memory() -> None:
@@ -162,7 +151,9 @@ def kept_away(model: HostModel) -> int:
     """Bytes of a loaded model that the host keeps off the device. A host with dynamic memory decides as it goes."""
     if not is_apart(model.device) or getattr(model.patcher, "is_dynamic", bool)():
         return 0
-    return max(0, int(model.patcher.model_size()) - _resident(model))
+    whole = int(model.patcher.model_size())
+    away = whole - _resident(model)
+    return away if away > _UNCOUNTED * whole else 0
 
 
 def begin_peak(device: torch.device) -> int:
