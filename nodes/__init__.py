@@ -20,9 +20,12 @@ from .live_captions import LiveCaptions
 from .load_dataset import LoadDataset
 from .lora_trainer import LoRATrainer
 from .loss_mask import LossMask
+from .loss_options import LossOptions
+from .optimizer_options import OptimizerOptions
 from .prior_preservation import PriorPreservation
 from .regularization_images import RegularizationImages
 from .save_lora import SaveLoRA
+from .text_encoder_options import TextEncoderOptions
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDataset,
@@ -37,6 +40,9 @@ NODES: list[type[io.ComfyNode]] = [
     DatasetReport,
     EditCaptions,
     BucketImages,
+    TextEncoderOptions,
+    LossOptions,
+    OptimizerOptions,
     EstimateTraining,
     LoRATrainer,
     ApplyLoRA,

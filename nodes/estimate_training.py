@@ -8,13 +8,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training.cache.latents import cache_folders
-from ..training.config import TrainConfig
 from ..training.data.dataset import Dataset as DatasetObject
 from ..training.estimate import EstimateSettings, estimate
 from ..training.host.paths import cache_folder
 from ..training.settings import settings_from
 from .base import Node
-from .schema import Dataset, valid_name, widgets
+from .schema import Dataset, training_config, training_inputs, valid_name, widgets
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class EstimateTraining(Node):
                 Dataset.Input("dataset", tooltip="The training pictures, from Bucket Images."),
                 # Before the trainer's settings, which get new ones at their end: workflows hold values by position.
                 *widgets(EstimateSettings),
-                *widgets(TrainConfig),
+                *training_inputs(),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="The estimate in words.")],
         )
@@ -56,7 +55,7 @@ class EstimateTraining(Node):
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, dataset: DatasetObject, **inputs: Any) -> io.NodeOutput:
         """Estimate, and show the tables in the node."""
-        config, settings = settings_from(TrainConfig, inputs), settings_from(EstimateSettings, inputs)
+        config, settings = training_config(inputs), settings_from(EstimateSettings, inputs)
         with cls.cancellable() as sink:
             found = estimate(
                 model, clip, vae, dataset, config, cache_root=cache_folder(), sink=sink, measure=settings.measure

@@ -7,15 +7,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.config import TrainConfig
 from ..training.data.dataset import Dataset as DatasetObject
 from ..training.host.origin import model_file
 from ..training.host.paths import cache_folder, runs_folder
 from ..training.host.progress import NodeSink
-from ..training.settings import settings_from
 from ..training.train import train_lora
 from .base import Node
-from .schema import Dataset, LoraModel, LossMap, Run, valid_name, widgets
+from .schema import Dataset, LoraModel, LossMap, Run, training_config, training_inputs, valid_name
 
 # Number of cancelled runs by name since ComfyUI started.
 _cancelled: Counter[str | None] = Counter()
@@ -39,7 +37,7 @@ class LoRATrainer(Node):
                 io.Clip.Input("clip", tooltip="Encodes the captions as it encodes prompts."),
                 io.Vae.Input("vae", tooltip="Encodes the pictures. Use the model's own VAE."),
                 Dataset.Input("dataset", tooltip="The training pictures, from Bucket Images."),
-                *widgets(TrainConfig),
+                *training_inputs(),
             ],
             outputs=[
                 LoraModel.Output(
@@ -68,7 +66,7 @@ class LoRATrainer(Node):
             clip,
             vae,
             dataset,
-            settings_from(TrainConfig, inputs),
+            training_config(inputs),
             root=runs_folder(),
             cache_root=cache_folder(),
             sink=NodeSink(cls.hidden.unique_id),

@@ -7,13 +7,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..training.config import TrainConfig, TrainerSettings
 from ..training.disk import safe_name
 from ..training.errors import UserError
-from ..training.settings import Settings, ordered_fields
+from ..training.settings import Settings, ordered_fields, settings_from
 
 # Our own sockets carry the pack's name, because other packs use the bare words.
 Dataset = io.Custom("LORA_DATASET")
 Run = io.Custom("LORA_RUN")
+TextEncoderOptions = io.Custom("LORA_TEXT_ENCODER_OPTIONS")
+LossOptions = io.Custom("LORA_LOSS_OPTIONS")
+OptimizerOptions = io.Custom("LORA_OPTIMIZER_OPTIONS")
 # ComfyUI's own, so that its nodes and ours connect.
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
@@ -35,6 +39,34 @@ def widgets(config: type[Settings], **overrides: dict[str, Any]) -> list[Any]:
     added = names[names.index(config.ADDED_FROM) :] if config.ADDED_FROM else []
     optional = {name: {"optional": True} for name in added}
     return [_widget(field, {**optional.get(field.name, {}), **overrides.get(field.name, {})}) for field in fields]
+
+
+def training_inputs() -> list[Any]:
+    """The inputs of the nodes that train: option nodes first, then the trainer's settings."""
+    return [
+        TextEncoderOptions.Input(
+            "text_encoder_options", optional=True, tooltip="From Text Encoder Options. Empty: none is trained."
+        ),
+        LossOptions.Input("loss_options", optional=True, tooltip="From Loss Options. Empty: their default settings."),
+        OptimizerOptions.Input(
+            "optimizer_options", optional=True, tooltip="From Optimizer Options. Empty: their default settings."
+        ),
+        LoraModel.Input(
+            "start_from", optional=True, tooltip="A LoRA to train on, from Load LoRA File. Empty: a fresh one."
+        ),
+        *widgets(TrainerSettings),
+    ]
+
+
+def training_config(inputs: dict[str, Any]) -> TrainConfig:
+    """The settings of a run from the inputs made by `training_inputs`.
+
+    Raises:
+        SettingError: Settings contradict each other.
+    """
+    options = [inputs.get(name) for name in ("text_encoder_options", "loss_options", "optimizer_options")]
+    chosen = {name: value for option in options if option is not None for name, value in vars(option).items()}
+    return settings_from(TrainConfig, {**chosen, **inputs})
 
 
 def _widget(field: dataclasses.Field[Any], more: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 Node inputs, tooltips, help tables and saved metadata are all made from these dataclasses. A value that does not fit is
 refused here, in words, whoever set it. To add a setting, add its field to the part it belongs to and its name to the
-end of `TrainConfig.ORDER`.
+end of `TrainerSettings.ORDER`. What few people need goes to an option node (`options.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .errors import SettingError
+from .options import LossOptions, OptimizerOptions, TextEncoderOptions
 from .settings import Settings, knob, saved_settings
 
 
@@ -248,8 +249,8 @@ class RunSettings(Settings):
 
 
 @dataclass(frozen=True)
-class TrainConfig(NetworkSettings, OptimizerSettings, LossSettings, MemorySettings, RunSettings):
-    """All settings of a training run. A function that needs one part of them takes that part."""
+class TrainerSettings(NetworkSettings, OptimizerSettings, LossSettings, MemorySettings, RunSettings):
+    """The settings on the node LoRA Trainer."""
 
     # Saved workflows hold values by position: a new setting goes to the end.
     ORDER: ClassVar[tuple[str, ...]] = (
@@ -259,6 +260,22 @@ class TrainConfig(NetworkSettings, OptimizerSettings, LossSettings, MemorySettin
         "save_every_steps", "on_cancel", "train_without_captions", "warn_about_steps", "memory",
     )  # fmt: skip
     ADDED_FROM: ClassVar[str] = "train_without_captions"
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainerSettings, TextEncoderOptions, LossOptions, OptimizerOptions):
+    """All settings of a training run. A function that needs one part of them takes that part."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings of different nodes that contradict each other."""
+        super().__post_init__()
+        for encoder in ("clip_l", "clip_g", "other"):
+            rate = getattr(self, f"{encoder}_rate")
+            if self.optimizer == "Prodigy" and getattr(self, encoder) and rate not in (0, self.learning_rate):
+                raise SettingError(
+                    f"{encoder.replace('_', ' ')} rate is {rate:g}, but Prodigy uses one rate for all weights. Set it "
+                    "to 0."
+                )
 
 
 def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str, Any]:

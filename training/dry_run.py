@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .adapters.network import Network, fresh_lora
+from .adapters.lora import Trained
+from .adapters.network import Network, make_network
 from .allocations import Allocations
 from .cache.captions import CaptionStore
 from .data.batches import Batch
@@ -48,15 +49,18 @@ class DryRun:
         captions: The captions of the batches that are asked for.
         shapes: Shape of the latents by bucket.
         precision: The compute dtype.
+        layers: What is trained.
     """
 
     def __init__(
-        self, model: HostModel, plan: Plan, captions: CaptionStore, shapes: Shapes, precision: torch.dtype
-    ) -> None:
+        self, model: HostModel, plan: Plan, captions: CaptionStore, shapes: Shapes, precision: torch.dtype,
+        layers: Sequence[Trained],
+    ) -> None:  # fmt: skip
         self._precision, self._device = precision, model.device
         self._plan = Plan(plan.dataset, replace(plan.config, dropout=0.0), plan.lengths)
         self._latents: Any = _Latents(self._plan, shapes)
         self._captions = captions
+        self._layers = layers
         self._twin = Twin(model, precision)
         self._network: Network | None = None
 
@@ -64,11 +68,9 @@ class DryRun:
     def network(self) -> Network:
         """The run's LoRA, without data."""
         if self._network is None:
-            config = self._plan.config
-            self._network = fresh_lora(
-                self._twin.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=0.0, seed=0,
-                dtype=self._precision, device=META,
-            )  # fmt: skip
+            targets = self._twin.targets()
+            layers = [replace(layer, module=targets[layer.path], start=None) for layer in self._layers]
+            self._network = make_network(layers, dropout=0.0, seed=0, dtype=self._precision, device=META)
         return self._network
 
     def peak(self, micro_step: int, batch: Batch, rung: Rung) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapters.lora import saved_shapes
+from .adapters.lora import Trained, saved_shapes
 from .cache.captions import CaptionStore, caption_key, store_captions
 from .cache.latents import LatentStore, cache_folders, wanted_latents
 from .cache.store import Overlay, header_of
@@ -29,7 +29,7 @@ from .host.vae import HostVAE, latent_shape_of
 from .ladder import in_gb, preset_bytes
 from .measure import Measured, SomeCaptions, measured
 from .plan import Plan, whole_captions
-from .preflight import announce, check, latent_shape
+from .preflight import announce, check, latent_shape, trained_layers
 from .settings import Settings, knob
 
 _CANDIDATES = 32  # captions whose tokens are counted to find the longest
@@ -212,9 +212,10 @@ def estimate(
     caption_bytes = sum(caption_cache.size(keys[caption]) for caption in captions if caption not in missing)
     caption_bytes += len(missing) * caption_cache.size(longest_key)
     precision = compute_precision(config.precision, model.device, model.computes_in)
-    fit = _fit(model, plan, shaped, SomeCaptions.of(longest), precision)
+    layers = trained_layers(model, config)
+    fit = _fit(model, plan, shaped, SomeCaptions.of(longest), precision, layers)
     cards = _cards(model, fit, sink)
-    lora = _lora_shapes(model, config.rank)
+    lora = _lora_shapes(model, layers)
     return Estimate(
         pictures=len(plan.dataset.pictures) - len(plan.dataset.further_views()),
         pictures_per_epoch=plan.dataset.images_per_epoch,
@@ -274,10 +275,13 @@ def _longest(plan: Plan, clip: Any) -> str:
     return max(found, key=lambda caption: sum(count_tokens(clip, caption)))
 
 
-def _fit(model: HostModel, plan: Plan, latents: Any, captions: CaptionStore, precision: torch.dtype) -> Fit:
+def _fit(
+    model: HostModel, plan: Plan, latents: Any, captions: CaptionStore, precision: torch.dtype,
+    layers: Sequence[Trained],
+) -> Fit:  # fmt: skip
     largest = plan.largest()
     memory.make_way(model)  # as the run does, so that what is free is the same
-    return Fit(model, plan, captions, largest, latent_shape(model, latents, largest[1]), precision)
+    return Fit(model, plan, captions, largest, latent_shape(model, latents, largest[1]), precision, layers)
 
 
 def _cards(model: HostModel, fit: Fit, sink: Sink) -> tuple[Card, ...]:
@@ -300,13 +304,12 @@ def _cards(model: HostModel, fit: Fit, sink: Sink) -> tuple[Card, ...]:
     return tuple(found)
 
 
-def _lora_shapes(model: HostModel, rank: int) -> dict[str, tuple[int, ...]]:
+def _lora_shapes(model: HostModel, layers: Sequence[Trained]) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors in the LoRA's file."""
-    targets = model.targets()
-    names = layer_names(model.patcher, [HOST_PREFIX + path for path in targets])
+    names = layer_names(model.patcher, [HOST_PREFIX + layer.path for layer in layers])
     shapes: dict[str, tuple[int, ...]] = {}
-    for path, layer in targets.items():
-        shapes |= saved_shapes(names[HOST_PREFIX + path].kohya, layer, rank)
+    for layer in layers:
+        shapes |= saved_shapes(names[HOST_PREFIX + layer.path].kohya, layer)
     return shapes
 
 

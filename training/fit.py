@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from .adapters.lora import count_numbers
+from .adapters.lora import Trained, count_numbers
 from .cache.captions import CaptionStore
 from .config import TrainConfig
 from .data.batches import Batch
@@ -59,6 +60,7 @@ class Fit:
         largest: The batch that takes the most memory, and before it its number in the run.
         latent: Shape of its latents [1, C, (T,) h, w].
         precision: The compute dtype.
+        layers: What is trained.
         only: The one rung to stand on; None for the whole ladder.
 
     Attributes:
@@ -70,18 +72,18 @@ class Fit:
 
     def __init__(
         self, model: HostModel, plan: Plan, captions: CaptionStore, largest: tuple[int, Batch], latent: tuple[int, ...],
-        precision: torch.dtype, only: Rung | None = None,
+        precision: torch.dtype, layers: Sequence[Trained], only: Rung | None = None,
     ) -> None:  # fmt: skip
         self.config: TrainConfig = plan.config
         self._model, self._precision, self._latent = model, precision, latent
         self._micro_step, self._batch = largest
-        self._make_dry = lambda: DryRun(model, plan, captions, {self._batch.bucket: latent}, precision)
+        self._make_dry = lambda: DryRun(model, plan, captions, {self._batch.bucket: latent}, precision, layers)
         self._dry: DryRun | None = None
         self._is_rough = False
         self._peaks: dict[tuple[bool, bool, int], int] = {}
         self._weights = memory.weights_bytes(model)
         self._copies, self._largest = memory.copies_bytes(model, precision)
-        self._numbers = count_numbers(model.targets().values(), plan.config.rank)
+        self._numbers = count_numbers(layers)
         self.budget: int | None = None
         self.given: int | None = None
         self._is_only = only is not None

@@ -45,10 +45,10 @@ def make_optimizer(config: OptimizerSettings, network: Network) -> Optimizer:
     if is_schedule_free(config):
         settings["warmup_steps"] = config.warmup_steps  # it warms up by itself
     make: Any = optimizer_class(config.optimizer)
-    rates = {"up": config.learning_rate * config.lora_plus}
+    trained = network.flat.trained(is_per_tensor=SOURCES[config.optimizer].per_tensor)
     groups = [
-        {"params": tensors, "lr": rates.get(group, config.learning_rate)}
-        for group, tensors in network.flat.trained(is_per_tensor=SOURCES[config.optimizer].per_tensor).items()
+        {"params": tensors, "lr": config.learning_rate * (config.lora_plus if kind == "up" else 1)}
+        for (_, kind), tensors in trained.items()
     ]
     if config.optimizer == "AdamW":
         settings["fused"] = network.flat.master.device.type in ("cuda", "cpu")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from . import advice
-from .adapters.network import fresh_lora, refuse_nothing_to_train
+from .adapters.lora import Trained
+from .adapters.network import layers_to_train, make_network, refuse_nothing_to_train
 from .cache.captions import CaptionStore
 from .cache.latents import LatentStore
 from .config import TrainConfig
@@ -140,6 +141,15 @@ def latent_shape(model: HostModel, latents: LatentStore, batch: Batch) -> tuple[
     return shape
 
 
+def trained_layers(model: HostModel, config: TrainConfig) -> list[Trained]:
+    """The layers that a run trains, with their ranks.
+
+    Raises:
+        UserError: There is nothing to train.
+    """
+    return layers_to_train(model.targets(), config.rank, config.effective_alpha)
+
+
 @contextmanager
 def prepared(
     model: HostModel, plan: Plan, latents: LatentStore, captions: CaptionStore, *, only: Rung | None = None,
@@ -167,14 +177,14 @@ def prepared(
     with torch.inference_mode(False), torch.enable_grad():
         precision = compute_precision(config.precision, model.device, model.computes_in)
         largest = plan.largest()
+        layers = trained_layers(model, config)
         for name in make_way(model):
             sink.hint(f"{name} stays in the memory of {model.device}, so that training has less of it.")
-        fit = Fit(model, plan, captions, largest, latent_shape(model, latents, largest[1]), precision, only)
+        fit = Fit(model, plan, captions, largest, latent_shape(model, latents, largest[1]), precision, layers, only)
         told = fit.choose()
-        network = fresh_lora(
-            model.targets(), rank=config.rank, alpha=config.effective_alpha, dropout=config.dropout,
-            seed=config.seed, dtype=precision, device=model.device,
-        )  # fmt: skip
+        network = make_network(
+            layers, dropout=config.dropout, seed=config.seed, dtype=precision, device=model.device
+        )
         setup = Setup(model, latents, captions, plan, network, precision, fit.ladder)
         made = Differentiable(model.model, network, dtype=precision, device=model.device, rung=fit.ladder.rung)
         ready, chosen = Ready(model, setup, made, fit), fit.ladder.rung

@@ -8,6 +8,7 @@ prediction, so one formula serves every kind of model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -43,7 +44,7 @@ def training_step(setup: Setup, batch: Batch, micro_step: int, loss_scale: Tenso
         setup.network.begin_micro_step(plan.config.seed, micro_step, micro.share)
         target = clean_target(setup, micro)
         xt = model.noised(micro.x0, micro.drawn.noise, micro.drawn.sigma)
-        estimate = model.denoised(xt, micro.drawn.sigma, micro.conds).float()
+        estimate = model.denoised(xt, micro.drawn.sigma, conditions(setup, micro)).float()
         error = (estimate - target) / model.output_scale(micro.drawn.sigma, xt.ndim)
         losses = mean_per_picture(error.square(), micro.mask)
         weighted = losses if micro.weights is None else losses * micro.weights
@@ -98,7 +99,8 @@ class MicroBatch:
     Attributes:
         x0: Clean latents [B, C, (T,) h, w] in the model's scale.
         drawn: Noise and noise levels.
-        conds: The model's inputs for each picture.
+        captions: Of each picture.
+        extras: What else the model is given for each picture: sizes and guidance.
         mask: Weight of each latent position, or None.
         weights: Weight of each picture's loss [B], or None for 1.
         preserved: Places of the pictures that are trained towards the model's own prediction.
@@ -109,7 +111,8 @@ class MicroBatch:
 
     x0: Tensor
     drawn: Draw
-    conds: list[dict[str, Any]]
+    captions: tuple[str, ...]
+    extras: tuple[dict[str, Any], ...]
     mask: Tensor | None
     weights: Tensor | None
     preserved: list[int]
@@ -129,8 +132,9 @@ class MicroBatch:
         mask, weights = (None if value is None else value[at] for value in (self.mask, self.weights))
         preserved = [place - at.start for place in self.preserved if at.start <= place < at.stop]
         return replace(
-            self, x0=self.x0[at], drawn=drawn, conds=self.conds[at], mask=mask, weights=weights, preserved=preserved,
-            names=self.names[at], concepts=self.concepts[at], share=(at.start, at.stop - at.start, len(self.names)),
+            self, x0=self.x0[at], drawn=drawn, captions=self.captions[at], extras=self.extras[at], mask=mask,
+            weights=weights, preserved=preserved, names=self.names[at], concepts=self.concepts[at],
+            share=(at.start, at.stop - at.start, len(self.names)),
         )  # fmt: skip
 
 
@@ -144,11 +148,9 @@ def prepare(setup: Setup, batch: Batch, micro_step: int) -> MicroBatch:
     x0 = model.latents_in(sent(torch.cat(raw), device)).float()
     timesteps = timesteps_in_force(config.timesteps, model.is_flow)
     drawn = draw(tuple(x0.shape), setup.sigmas, timesteps, config.seed, micro_step).to(device)
-    conds = []
-    for place, (index, flip) in enumerate(shown):
-        conditioning = setup.captions.load(plan.caption(index, micro_step, place))
-        extra = {**size_conditions(pictures[place], flip), "guidance": config.guidance}
-        conds.append(model.conditions(conditioning, drawn.noise[place : place + 1], extra))
+    captions = tuple(plan.caption(index, micro_step, place) for place, index in enumerate(batch.indices))
+    sizes = [size_conditions(picture, flip) for picture, flip in zip(pictures, batch.flips, strict=True)]
+    extras = tuple({**size, "guidance": config.guidance} for size in sizes)
     masks = [_mask(setup, index, flip, x0) for index, flip in shown]
     mask = None
     if any(m is not None for m in masks):
@@ -160,7 +162,17 @@ def prepare(setup: Setup, batch: Batch, micro_step: int) -> MicroBatch:
     preserved = [place for place, picture in enumerate(pictures) if picture.preserves_prior]
     names = tuple(picture.path.name for picture in pictures)
     concepts = tuple(dataset.concept_of(picture) for picture in pictures)
-    return MicroBatch(x0, drawn, conds, mask, weights, preserved, names, concepts)
+    return MicroBatch(x0, drawn, captions, extras, mask, weights, preserved, names, concepts)
+
+
+def conditions(setup: Setup, micro: MicroBatch, places: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """The model's inputs for each picture, or for those at some places."""
+    return [
+        setup.model.conditions(
+            setup.captions.load(micro.captions[place]), micro.drawn.noise[place : place + 1], micro.extras[place]
+        )
+        for place in (range(len(micro.names)) if places is None else places)
+    ]
 
 
 def clean_target(setup: Setup, micro: MicroBatch) -> Tensor:
@@ -172,8 +184,8 @@ def clean_target(setup: Setup, micro: MicroBatch) -> Tensor:
     if not micro.preserved:
         return micro.x0
     sigma = micro.drawn.sigma[micro.preserved]
-    conds = [micro.conds[place] for place in micro.preserved]
     with torch.no_grad(), setup.network.switched_off():
+        conds = conditions(setup, micro, micro.preserved)
         xt = setup.model.noised(micro.x0[micro.preserved], micro.drawn.noise[micro.preserved], sigma)
         estimate = setup.model.denoised(xt, sigma, conds).float()
     target = micro.x0.clone()

@@ -79,6 +79,7 @@ def fit_on_a_card(model: Trained) -> Fit:
 
     from ...training.fit import Fit
     from ...training.host.model import HostModel
+    from ...training.preflight import trained_layers
     from .cases import Job, our_inputs
     from .models import random_model
 
@@ -94,7 +95,10 @@ def fit_on_a_card(model: Trained) -> Fit:
     with torch.inference_mode():
         patcher = random_model(job.shape, getattr(torch, _DTYPES[model.weights]), torch.device("meta"), draws=False)
     latent = tuple(latents.load(0, False).shape)
-    return Fit(OnCard(patcher), plan, captions, plan.largest(), latent, torch.bfloat16)
+    on_card = OnCard(patcher)
+    return Fit(
+        on_card, plan, captions, plan.largest(), latent, torch.bfloat16, trained_layers(on_card, plan.config)
+    )
 
 
 def _fitted(fit: Fit, card: str) -> Row:

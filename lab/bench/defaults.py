@@ -49,9 +49,10 @@ def optimizer(name: str, rate: float, **more: Any) -> dict[str, Settings]:
 
 def node_settings(**changed: Any) -> Settings:
     """The default settings of the trainer node, without the run's name and seed."""
-    from lora_workbench.training.config import TrainConfig
+    from lora_workbench.training.config import TrainerSettings
 
-    own = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name not in ("name", "seed")}
+    fields = dataclasses.fields(TrainerSettings)
+    own = {field.name: field.default for field in fields if field.name not in ("name", "seed")}
     return {**own, **changed}
 
 

@@ -38,9 +38,9 @@ WORKFLOW = ROOT / "example_workflows" / "lora_5_learn_a_character.json"
 @cache
 def demo_settings() -> dict[str, Any]:
     """The trainer's settings in the demo's workflow, by name."""
-    from lora_workbench.training.config import TrainConfig
+    from lora_workbench.training.config import TrainerSettings
 
-    return _settings(TrainConfig, "LoRATrainer")
+    return _settings(TrainerSettings, "LoRATrainer")
 
 
 @cache

@@ -114,15 +114,16 @@ def test_a_batch_is_the_sum_of_its_pictures(comfy_host, small_models_folder, tmp
     with rig("sdxl", small_models_folder, tmp_path, batch_size=2) as it:
         batch = it.steps()[0][0]
         micro = it.prepare(batch)
+        conds = it.conditions(micro)
         with torch.no_grad():
-            together = it.model.denoised(micro.x0, micro.drawn.sigma, micro.conds)
+            together = it.model.denoised(micro.x0, micro.drawn.sigma, conds)
             alone = torch.cat(
                 [
-                    it.model.denoised(micro.x0[i : i + 1], micro.drawn.sigma[i : i + 1], micro.conds[i : i + 1])
+                    it.model.denoised(micro.x0[i : i + 1], micro.drawn.sigma[i : i + 1], conds[i : i + 1])
                     for i in range(2)
                 ]
             )
-            swapped = it.model.denoised(micro.x0, micro.drawn.sigma, micro.conds[::-1])
+            swapped = it.model.denoised(micro.x0, micro.drawn.sigma, conds[::-1])
     assert torch.allclose(together, alone, atol=1e-3, rtol=1e-3)
     assert not torch.allclose(together, swapped, atol=1e-2, rtol=1e-2), "captions and sizes have no effect"
 
@@ -134,7 +135,7 @@ def test_captions_of_different_lengths_share_a_batch(name, comfy_host, small_mod
         noise = micro.drawn.noise[:1]
         length = small_models.conditioning(name, seed=0)[0][0].shape[1]
         longer = small_models.conditioning(name, seed=9, length=2 * length)
-        conds = [micro.conds[0], it.model.conditions(longer, noise, {})]
+        conds = [it.conditions(micro)[0], it.model.conditions(longer, noise, {})]
         with torch.no_grad():
             both = it.model.denoised(micro.x0, micro.drawn.sigma, conds)
             one = it.model.denoised(micro.x0[1:], micro.drawn.sigma[1:], conds[1:])

@@ -39,9 +39,9 @@ def test_what_is_to_be_kept_is_held_against_the_model_without_the_lora(
         losses = losses_of(it, batch, replace(micro, weights=weights))
         xt = it.model.noised(micro.x0, micro.drawn.noise, micro.drawn.sigma)
         with torch.no_grad():
-            adapted = it.model.denoised(xt, micro.drawn.sigma, micro.conds).float()
+            adapted = it.model.denoised(xt, micro.drawn.sigma, it.conditions(micro)).float()
             with it.network.switched_off():
-                base = it.model.denoised(xt, micro.drawn.sigma, micro.conds).float()
+                base = it.model.denoised(xt, micro.drawn.sigma, it.conditions(micro)).float()
         scale = it.model.output_scale(micro.drawn.sigma, xt.ndim)
         moved = ((adapted - base) / scale).square().flatten(1).mean(1)
         assert float(moved.min()) > 1e-4
@@ -70,7 +70,7 @@ def test_what_lies_outside_a_mask_counts_less(outside, comfy_host, small_models_
         losses = torch.tensor(losses_of(it, batch))
         error = (
             it.model.denoised(it.model.noised(micro.x0, micro.drawn.noise, micro.drawn.sigma), micro.drawn.sigma,
-                              micro.conds) - micro.x0
+                              it.conditions(micro)) - micro.x0
         ) / it.model.output_scale(micro.drawn.sigma, micro.x0.ndim)  # fmt: skip
         squared = error.square().mean(1)
         left, right = squared[..., :8].flatten(1).mean(1), squared[..., 8:].flatten(1).mean(1)

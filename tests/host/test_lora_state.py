@@ -37,11 +37,12 @@ def reached(*roots: Any) -> int:
 
 def network(dtype: torch.dtype) -> Any:
     """A LoRA on the feed-forward layers of four blocks, 3 million numbers."""
-    from lora_workbench.training.adapters.network import fresh_lora
+    from lora_workbench.training.adapters.network import layers_to_train, make_network
 
     shapes = [(512, 2048), (2048, 512)]
     targets = {f"blocks.{n}.ff.{k}": torch.nn.Linear(*shapes[k]) for n in range(4) for k in range(2)}
-    return fresh_lora(targets, rank=160, alpha=16.0, dropout=0.0, seed=0, dtype=dtype, device=torch.device("cpu"))
+    layers = layers_to_train(targets, 160, 16.0)
+    return make_network(layers, dropout=0.0, seed=0, dtype=dtype, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("precision", list(PRECISIONS))

@@ -22,6 +22,7 @@ def patcher(comfy_host: Any) -> Any:
 def peak(patcher: Any, checkpointing: bool = False) -> int:
     """What a step holds by a dry run."""
     from lora_workbench.lab.bench.cases import Job, our_inputs
+    from lora_workbench.training.adapters.network import layers_to_train
     from lora_workbench.training.dry_run import DryRun
     from lora_workbench.training.host.model import HostModel
 
@@ -29,7 +30,9 @@ def peak(patcher: Any, checkpointing: bool = False) -> int:
     plan, latents, captions = our_inputs(job)
     _, batch = plan.largest()
     shapes = {batch.bucket: tuple(latents.load(0, False).shape)}
-    return DryRun(HostModel(patcher), plan, captions, shapes, torch.bfloat16).peak(0, batch, job.rung)
+    model = HostModel(patcher)
+    layers = layers_to_train(model.targets(), plan.config.rank, plan.config.effective_alpha)
+    return DryRun(model, plan, captions, shapes, torch.bfloat16, layers).peak(0, batch, job.rung)
 
 
 def everything(model: nn.Module) -> dict[str, Any]:

@@ -79,6 +79,12 @@ class Rig:
 
         return prepare(self.setup, batch or self.steps()[0][0], self.run.micro_step)
 
+    def conditions(self, micro: Any) -> list[Any]:
+        """The model's inputs for each picture of a batch."""
+        from lora_workbench.training.step import conditions
+
+        return conditions(self.setup, micro)
+
     def step(self, batch: Any = None, micro: Any = None) -> Any:
         """Run the first batch, or another, forward and backward; return its `BatchLosses`.
 

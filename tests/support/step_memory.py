@@ -32,6 +32,7 @@ def dry_peak(job: Any) -> int:
     """The engine's estimate."""
     from lora_workbench.lab.bench.cases import our_inputs
     from lora_workbench.lab.bench.models import random_model
+    from lora_workbench.training.adapters.network import layers_to_train
     from lora_workbench.training.dry_run import DryRun
     from lora_workbench.training.host.model import HostModel
 
@@ -42,14 +43,16 @@ def dry_peak(job: Any) -> int:
     _, batch = plan.largest()
     assert len(batch) == job.batch
     shapes = {batch.bucket: tuple(latents.load(0, False).shape)}
-    return DryRun(HostModel(patcher), plan, captions, shapes, torch.bfloat16).peak(0, batch, job.rung)
+    model = HostModel(patcher)
+    layers = layers_to_train(model.targets(), plan.config.rank, plan.config.effective_alpha)
+    return DryRun(model, plan, captions, shapes, torch.bfloat16, layers).peak(0, batch, job.rung)
 
 
 def counted_peak(job: Any) -> int:
     """The independent count. Attention is PyTorch's flash attention."""
     from lora_workbench.lab.bench.cases import our_inputs
     from lora_workbench.lab.bench.models import random_model
-    from lora_workbench.training.adapters.network import fresh_lora
+    from lora_workbench.training.adapters.network import layers_to_train, make_network
     from lora_workbench.training.host.frozen import Differentiable
     from lora_workbench.training.host.model import HostModel
     from lora_workbench.training.rung import Ladder
@@ -76,9 +79,8 @@ def counted_peak(job: Any) -> int:
         mock.patch.object(FakeTensor, "dequantize", lambda tensor: tensor, create=True),
     ):
         model = HostModel(random_model(job.shape, torch.bfloat16, CPU, draws=False))
-        network = fresh_lora(
-            model.targets(), rank=16, alpha=16.0, dropout=0.0, seed=0, dtype=torch.bfloat16, device=CPU
-        )
+        layers = layers_to_train(model.targets(), 16, 16.0)
+        network = make_network(layers, dropout=0.0, seed=0, dtype=torch.bfloat16, device=CPU)
         setup = Setup(model, latents, captions, plan, network, torch.bfloat16, Ladder([job.rung]))
         made = Differentiable(
             model.model, network, dtype=torch.bfloat16, device=CPU, rung=job.rung

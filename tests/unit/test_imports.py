@@ -12,7 +12,7 @@ ORDER = (
     "nodes", "train estimate", "measure", "preflight", "ready", "fit loop", "dry_run", "step", "run advice",
     "guard plan objective optimizers ladder", "config review",
     "captions files", "cache", "data host", "adapters",
-    "errors events draws late lora settings disk allocations rung",
+    "errors events draws late lora settings options disk allocations rung",
 )  # fmt: skip
 RANK = {room: rank for rank, line in enumerate(ORDER) for room in line.split()}
 GROUND = len(ORDER) - 1

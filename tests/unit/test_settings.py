@@ -9,7 +9,7 @@ import pytest
 import torch
 from lora_workbench.training.adapters.lora import LoraAdapter
 from lora_workbench.training.adapters.network import Network
-from lora_workbench.training.config import SOURCES, Source, TrainConfig
+from lora_workbench.training.config import SOURCES, Source, TrainConfig, TrainerSettings
 from lora_workbench.training.draws import generator, seed_for
 from lora_workbench.training.errors import SettingError, UserError
 from lora_workbench.training.events import StepEvent, clock, describe
@@ -24,7 +24,7 @@ def test_every_setting_has_a_doc_and_a_default_within_its_bounds():
 
 
 def test_six_settings_are_basic_and_the_rest_is_advanced():
-    plain = [field.name for field in ordered_fields(TrainConfig) if not field.metadata["advanced"]]
+    plain = [field.name for field in ordered_fields(TrainerSettings) if not field.metadata["advanced"]]
     assert plain == ["name", "epochs", "learning_rate", "rank", "batch_size", "memory"]
 
 

@@ -31,11 +31,13 @@ class Adapter(Protocol):
         path: Of the frozen layer inside the host's model.
         index: Its number among the run's adapters, which its random draws depend on.
         is_off: Whether the frozen layer runs alone at present.
+        part_of: The model that the layer belongs to: the denoiser, or a text encoder by its name.
     """
 
     path: str
     index: int
     is_off: bool
+    part_of: str
 
     def parts(self) -> list[Part]:
         """Its trainable tensors as they start."""

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+DENOISER = "denoiser"
 _ALIGNED = 8  # elements; matrix kernels read 16 bytes at once
+
+
+Group = tuple[str, str]  # the model, and the kind of tensor
 
 
 @dataclass(frozen=True)
@@ -16,12 +20,19 @@ class Part:
     """One trainable tensor at its start.
 
     Attributes:
-        group: Its parameter group, such as `up`; a group can have a learning rate of its own.
+        kind: What it is to its adapter, such as `up`; each kind can have a learning rate of its own.
         start: Its first values.
+        part_of: The model that its layer belongs to, which can have a rate of its own too.
     """
 
-    group: str
+    kind: str
     start: Tensor
+    part_of: str = DENOISER
+
+    @property
+    def group(self) -> Group:
+        """Its parameter group."""
+        return self.part_of, self.kind
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Flat:
     """
 
     def __init__(self, parts: Sequence[Part], dtype: torch.dtype, device: torch.device) -> None:
-        self.groups: dict[str, slice] = {}
+        self.groups: dict[Group, slice] = {}
         places: dict[int, int] = {}
         end = 0
         for group in dict.fromkeys(part.group for part in parts):
@@ -110,14 +121,14 @@ class Flat:
             self.total.add_(self.grad.float().div_(loss_scale) if loss_scale is not None else self.grad)
             self.grad.zero_()
 
-    def trained(self, is_per_tensor: bool) -> dict[str, list[Tensor]]:
+    def trained(self, is_per_tensor: bool) -> dict[Group, list[Tensor]]:
         """The fp32 weights as an optimizer takes them, by parameter group, each with its gradient.
 
         Args:
             is_per_tensor: Whether the optimizer's rule depends on a tensor's shape or size. Otherwise a group is one
                 tensor.
         """
-        found: dict[str, list[Tensor]] = {group: [] for group in self.groups}
+        found: dict[Group, list[Tensor]] = {group: [] for group in self.groups}
         if is_per_tensor:
             pairs = [(group, view.master, view.total) for group, view in zip(self._groups, self.views, strict=True)]
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..draws import generator
 from ..lora import DiffusersTarget
 from .adapter import WHOLE, Share
-from .flat import Part, View
+from .flat import DENOISER, Part, View
 
 _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"  # as kohya's trainer calls them
 
@@ -30,13 +31,16 @@ class LoraAdapter:
         up: [out, rank] or [out, rank, 1, 1]; initially zero so that training starts at the base model.
         alpha: Its output is scaled by alpha / rank.
         is_off: Whether the frozen layer currently runs without the pair.
+        part_of: The model that the layer belongs to.
     """
 
     down: View
     up: View
 
-    def __init__(self, path: str, down: Tensor, up: Tensor, alpha: float, dropout: float) -> None:
-        self.path, self.alpha, self.dropout = path, alpha, dropout
+    def __init__(
+        self, path: str, down: Tensor, up: Tensor, alpha: float, dropout: float, part_of: str = DENOISER
+    ) -> None:
+        self.path, self.alpha, self.dropout, self.part_of = path, alpha, dropout, part_of
         self._start = (down, up)
         self.scale = alpha / down.shape[0]
         self.index = 0
@@ -45,22 +49,24 @@ class LoraAdapter:
         self._is_conv = down.ndim > 2
 
     @classmethod
-    def fresh(
-        cls, path: str, module: nn.Module, rank: int, alpha: float, dropout: float, start: torch.Generator
-    ) -> LoraAdapter:
-        """A pair that changes nothing yet.
+    def of(cls, layer: Trained, dropout: float, draws: torch.Generator) -> LoraAdapter:
+        """The pair of a layer: with its given start, or one that changes nothing yet.
 
-        `down` is drawn from U(-1/√in, 1/√in) (kaiming uniform with a = √5, as kohya and PEFT draw it), `up` is zero.
+        In a fresh pair `down` is drawn from U(-1/√in, 1/√in) (kaiming uniform with a = √5, as kohya and PEFT draw it)
+        and `up` is zero.
         """
-        down_shape, up_shape = _shapes(module, rank)
-        bound = 1 / math.sqrt(down_shape[1])
-        down = torch.rand(down_shape, generator=start) * (2 * bound) - bound
-        return cls(path, down, torch.zeros(up_shape), alpha, dropout)
+        if layer.start is not None:
+            down, up = layer.start
+        else:
+            down_shape, up_shape = _shapes(layer.module, layer.rank)
+            bound = 1 / math.sqrt(down_shape[1])
+            down, up = torch.rand(down_shape, generator=draws) * (2 * bound) - bound, torch.zeros(up_shape)
+        return cls(layer.path, down, up, layer.alpha, dropout, layer.part_of)
 
     def parts(self) -> list[Part]:
         """Its two matrices as they start. LoRA+ tells the random one (down) from the zero one (up)."""
         down, up = self._start
-        return [Part("down", down), Part("up", up)]
+        return [Part("down", down, self.part_of), Part("up", up, self.part_of)]
 
     def place(self, views: list[View]) -> None:
         """Take the places of its matrices in the run's buffers."""
@@ -146,14 +152,35 @@ class LoraAdapter:
         }
 
 
-def count_numbers(layers: Iterable[nn.Module], rank: int) -> int:
+@dataclass(frozen=True)
+class Trained:
+    """One layer to train.
+
+    Attributes:
+        path: Of the frozen layer inside its model.
+        module: The frozen layer.
+        rank: Of its pair.
+        alpha: Its output is scaled by alpha / rank.
+        part_of: The model that it belongs to: the denoiser, or a text encoder by its name.
+        start: Its matrices down and up; None for a fresh pair.
+    """
+
+    path: str
+    module: nn.Module
+    rank: int
+    alpha: float
+    part_of: str = DENOISER
+    start: tuple[Tensor, Tensor] | None = None
+
+
+def count_numbers(layers: Iterable[Trained]) -> int:
     """How many numbers the pairs of these layers hold."""
-    return rank * sum(sum(_widths(layer)) for layer in layers)
+    return sum(layer.rank * sum(_widths(layer.module)) for layer in layers)
 
 
-def saved_shapes(name: str, layer: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+def saved_shapes(name: str, layer: Trained) -> dict[str, tuple[int, ...]]:
     """The shapes of a layer's tensors in a kohya file, by the names that `saved_tensors` gives them."""
-    down, up = _shapes(layer, rank)
+    down, up = _shapes(layer.module, layer.rank)
     return {f"{name}.{_DOWN}": down, f"{name}.{_UP}": up, f"{name}.{_ALPHA}": ()}
 
 

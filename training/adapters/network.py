@@ -12,7 +12,7 @@ from ..draws import generator
 from ..errors import UserError
 from .adapter import WHOLE, Adapter, Share
 from .flat import Flat
-from .lora import LoraAdapter
+from .lora import LoraAdapter, Trained
 
 
 class Network:
@@ -85,27 +85,34 @@ def refuse_nothing_to_train(targets: Mapping[str, nn.Module]) -> None:
         )
 
 
-def fresh_lora(
-    targets: Mapping[str, nn.Module], *, rank: int, alpha: float, dropout: float, seed: int, dtype: torch.dtype,
-    device: torch.device,
-) -> Network:  # fmt: skip
-    """Create a fresh LoRA for each target, each drawn with a generator of its own.
+def layers_to_train(targets: Mapping[str, nn.Module], rank: int, alpha: float) -> list[Trained]:
+    """A fresh pair for each target.
 
     Args:
-        targets: Frozen layers by path.
+        targets: Frozen layers of the denoiser by path.
         rank: Of the matrices.
         alpha: The output is scaled by alpha / rank.
-        dropout: Share of inner values dropped, 0 to 1.
-        seed: The run's seed.
-        dtype: The compute dtype.
-        device: Where training computes.
 
     Raises:
         UserError: There is nothing to train.
     """
     refuse_nothing_to_train(targets)
+    return [Trained(path, module, rank, alpha) for path, module in targets.items()]
+
+
+def make_network(
+    layers: Sequence[Trained], *, dropout: float, seed: int, dtype: torch.dtype, device: torch.device
+) -> Network:
+    """Create the LoRA of these layers, each drawn with a generator of its own.
+
+    Args:
+        layers: What is trained.
+        dropout: Share of inner values dropped, 0 to 1.
+        seed: The run's seed.
+        dtype: The compute dtype.
+        device: Where training computes.
+    """
     adapters = [
-        LoraAdapter.fresh(path, module, rank, alpha, dropout, generator(seed, "init", index))
-        for index, (path, module) in enumerate(targets.items())
+        LoraAdapter.of(layer, dropout, generator(seed, "init", index)) for index, layer in enumerate(layers)
     ]
     return Network(adapters, dtype, device)
