@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.host.apply import ApplySettings, apply_lora
+from ..training.host.apply import ApplySettings, apply_lora, has_text_layers
+from ..training.host.server import executing_node, node_text
 from ..training.settings import settings_from
 from .base import Node
 from .schema import LoraModel, widgets
@@ -40,4 +41,10 @@ class ApplyLoRA(Node):
     def execute(cls, model: Any, lora: Any, clip: Any = None, **inputs: Any) -> io.NodeOutput:
         """Patch copies of MODEL and CLIP."""
         strengths = settings_from(ApplySettings, inputs)
+        if clip is not None and strengths.strength_clip != 0 and not has_text_layers(clip, lora):
+            node_text(
+                executing_node(),
+                "strength_clip has no effect: no text encoder was trained in this LoRA. Train one with Text Encoder "
+                "Options.",
+            )
         return io.NodeOutput(*apply_lora(model, clip, lora, strengths.strength_model, strengths.strength_clip))

@@ -7,12 +7,13 @@ end of `TrainerSettings.ORDER`. What few people need goes to an option node (`op
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .errors import SettingError
-from .options import LossOptions, OptimizerOptions, TextEncoderOptions
+from .options import TEXT_ENCODERS, LossOptions, OptimizerOptions, TextEncoderOptions
 from .settings import Settings, knob, saved_settings
 
 
@@ -269,13 +270,29 @@ class TrainConfig(TrainerSettings, TextEncoderOptions, LossOptions, OptimizerOpt
     def __post_init__(self) -> None:
         """Refuse settings of different nodes that contradict each other."""
         super().__post_init__()
-        for encoder in ("clip_l", "clip_g", "other"):
+        for encoder in TEXT_ENCODERS:
             rate = getattr(self, f"{encoder}_rate")
             if self.optimizer == "Prodigy" and getattr(self, encoder) and rate not in (0, self.learning_rate):
                 raise SettingError(
                     f"{encoder.replace('_', ' ')} rate is {rate:g}, but Prodigy uses one rate for all weights. Set it "
                     "to 0."
                 )
+
+    def rate_of(self, part: str) -> float:
+        """The learning rate of a part of the LoRA.
+
+        Args:
+            part: The denoiser, or a text encoder by its kind.
+        """
+        return getattr(self, f"{part}_rate", 0.0) or self.learning_rate
+
+    def last_step(self, part: str, total: int) -> int:
+        """The last of `total` steps in which a part of the LoRA learns; `part` as in `rate_of`."""
+        return math.ceil(total * getattr(self, f"{part}_until", 100.0) / 100)
+
+    def stopped(self, step: int, total: int) -> frozenset[str]:
+        """The kinds of text encoders that learn no more after so many steps of `total`."""
+        return frozenset(kind for kind in TEXT_ENCODERS if step >= self.last_step(kind, total))
 
 
 def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,7 +311,15 @@ def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str
         "ss_network_dropout": config.dropout or None,
         "ss_network_args": {} if config.lora_plus == 1 else {"loraplus_lr_ratio": f"{config.lora_plus:g}"},
         "ss_unet_lr": config.learning_rate,
-        "ss_text_encoder_lr": None,
+        "ss_text_encoder_lr": _text_encoder_rates(config),
         "ss_optimizer": f"{source.module}.{source.name}({','.join(f'{k}={v}' for k, v in arguments)})",
         "ss_mixed_precision": "no" if precision == "fp32" else precision,
     }
+
+
+def _text_encoder_rates(config: TrainConfig) -> float | list[float] | None:
+    """The rates of the trained text encoders: one number where they are equal, None where none is trained."""
+    rates = [config.rate_of(kind) for kind, is_trained in config.trained_encoders.items() if is_trained]
+    if len(set(rates)) > 1:
+        return [config.rate_of(kind) if config.trained_encoders[kind] else 0.0 for kind in TEXT_ENCODERS]
+    return rates[0] if rates else None

@@ -69,6 +69,8 @@ class DryRun:
         """The run's LoRA, without data."""
         if self._network is None:
             targets = self._twin.targets()
+            if self._twin.text:
+                targets |= {path: module for path, (_, module) in self._twin.text.targets().items()}
             layers = [replace(layer, module=targets[layer.path], start=None) for layer in self._layers]
             self._network = make_network(layers, dropout=0.0, seed=0, dtype=self._precision, device=META)
         return self._network
@@ -88,7 +90,10 @@ class DryRun:
             setup = Setup(
                 self._twin, self._latents, self._captions, self._plan, self.network, self._precision, Ladder([rung])
             )
-            made = Differentiable(self._twin.model, self.network, dtype=self._precision, device=META, rung=rung)
+            encoders = self._twin.text.trained if self._twin.text else None
+            made = Differentiable(
+                self._twin.model, self.network, dtype=self._precision, device=META, rung=rung, encoders=encoders
+            )
             counted = Allocations(self._device)
 
             def once() -> None:

@@ -12,22 +12,24 @@ import torch
 from torch import Tensor
 
 from .adapters.lora import Trained, saved_shapes
-from .cache.captions import CaptionStore, caption_key, store_captions
+from .cache.captions import CaptionStore, caption_key
 from .cache.latents import LatentStore, cache_folders, wanted_latents
-from .cache.store import Overlay, header_of
+from .cache.store import Overlay, TensorCache, header_of
 from .config import MEMORY, TrainConfig
 from .data.dataset import Dataset
 from .disk import safetensors_bytes
+from .encode import Asked, asked_captions, encode_captions
 from .events import Cancelled, Sink, counted, lasted
 from .fit import Fit
 from .host import memory
-from .host.keys import HOST_PREFIX, layer_names
+from .host.keys import trained_names
 from .host.model import HostModel
 from .host.precision import NAMES, compute_precision
-from .host.text import HostText, count_tokens
+from .host.text import count_tokens
+from .host.text_encoders import trained_text
 from .host.vae import HostVAE, latent_shape_of
 from .ladder import in_gb, preset_bytes
-from .measure import Measured, SomeCaptions, measured
+from .measure import Measured, measured
 from .plan import Plan, whole_captions
 from .preflight import announce, check, latent_shape, trained_layers
 from .settings import Settings, knob
@@ -197,23 +199,23 @@ def estimate(
     """
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
+    model.text = trained_text(clip, config.trained_encoders, model.device)
     latent_cache, caption_cache = map(Overlay, cache_folders(cache_root))
-    text = HostText(clip)
     latents = wanted_latents(dataset, HostVAE(vae), latent_cache)
     plan, hints = announce(latents.dataset, config, sink, partial(count_tokens, clip))
     shaped = _Shaped(latents, vae)
     captions = plan.captions()
-    keys = {caption: caption_key(caption, text) for caption in captions}
-    missing = [caption for caption, key in keys.items() if key not in caption_cache]
     no_latents = sum(key not in latent_cache for key in dict.fromkeys(latents.keys.values()))
+    longest = [_longest(plan, clip)]
+    asked = asked_captions(model, clip, captions, plan.captions(preserved=True))
+    missing = _missing(asked, caption_cache)
     with torch.inference_mode():  # as the host runs nodes
-        longest = store_captions([_longest(plan, clip)], text, caption_cache, sink)
-    (longest_key,) = longest.keys.values()
-    caption_bytes = sum(caption_cache.size(keys[caption]) for caption in captions if caption not in missing)
-    caption_bytes += len(missing) * caption_cache.size(longest_key)
+        some = [Asked(encoder, longest if wanted else []) for encoder, wanted in asked]
+        encoded = encode_captions(model, some, caption_cache, sink, is_part=True)
+    caption_bytes = sum(_caption_bytes(one, longest[0], caption_cache) for one in asked)
     precision = compute_precision(config.precision, model.device, model.computes_in)
     layers = trained_layers(model, config)
-    fit = _fit(model, plan, shaped, SomeCaptions.of(longest), precision, layers)
+    fit = _fit(model, plan, shaped, encoded, precision, layers)
     cards = _cards(model, fit, sink)
     lora = _lora_shapes(model, layers)
     return Estimate(
@@ -228,6 +230,18 @@ def estimate(
         measured=measured(model, clip, vae, plan, (latent_cache, caption_cache), sink) if measure else None,
         hints=hints,
     )  # fmt: skip
+
+
+def _missing(asked: Sequence[Asked], cache: TensorCache) -> set[str]:
+    """The captions that are still to encode."""
+    return {text for encoder, texts in asked for text in texts if caption_key(text, encoder) not in cache}
+
+
+def _caption_bytes(asked: Asked, longest: str, cache: TensorCache) -> int:
+    """Bytes of encoded captions on disk; one that is not there counts like the longest."""
+    keys = [caption_key(text, asked.encoder) for text in asked.captions]
+    most = cache.size(caption_key(longest, asked.encoder))
+    return sum(cache.size(key) or most for key in dict.fromkeys(keys))
 
 
 class _Shaped:
@@ -306,10 +320,11 @@ def _cards(model: HostModel, fit: Fit, sink: Sink) -> tuple[Card, ...]:
 
 def _lora_shapes(model: HostModel, layers: Sequence[Trained]) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors in the LoRA's file."""
-    names = layer_names(model.patcher, [HOST_PREFIX + layer.path for layer in layers])
+    encoders = model.text.modules if model.text else None
+    names = trained_names(model.patcher, encoders, [(layer.path, layer.part_of) for layer in layers])
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in layers:
-        shapes |= saved_shapes(names[HOST_PREFIX + layer.path].kohya, layer)
+        shapes |= saved_shapes(names[layer.path].kohya, layer)
     return shapes
 
 

@@ -95,6 +95,8 @@ def optimizer_step(
         Cancelled: The user pressed cancel between two batches; the run is as before this step.
     """
     flat = run.network.flat
+    if text := setup.model.text:
+        text.stopped = setup.plan.config.stopped(run.step, run.total)
     flat.begin_step()
     done: list[BatchLosses] = []
     numbered = tuple(enumerate(batches, run.micro_step))
@@ -131,7 +133,9 @@ def why(setup: Setup, error: NotFinite) -> str:
             if not setup.latents.load(index, flip).isfinite().all():
                 named["latents"].append(name)
             caption = setup.plan.caption(index, micro_step, place)
-            if not all_finite(setup.captions.load(caption)):
+            with torch.no_grad():
+                conditioning = setup.conditioning(caption)
+            if not all_finite(conditioning):
                 named["text"].append(f"{name}: {caption[:40]!r}")
     start = f"Training stopped at step {error.step}: "
     if named["latents"]:

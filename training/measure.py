@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from .cache.captions import CaptionStore, store_captions
+from .cache.captions import CaptionStore
 from .cache.latents import LatentStore, store_latents
 from .cache.store import Overlay
 from .data.batches import Batch
+from .encode import asked_captions, encode_captions
 from .errors import UserError
 from .events import Sink
 from .host import memory
 from .host.model import HostModel
 from .host.out_of_memory import is_out_of_memory
-from .host.text import HostText
 from .host.vae import HostVAE
 from .loop import optimizer_step, why
 from .plan import Plan
@@ -71,7 +71,7 @@ def measured(
     """
     steps = _numbered(plan)
     chosen = _chosen(plan, steps)
-    latents, captions = _stores(clip, vae, plan, [*chosen, _largest(plan)], caches, sink)
+    latents, captions = _stores(model, clip, vae, plan, [*chosen, _largest(plan)], caches, sink)
     times: dict[float, list[float]] = {}
     with prepared(model, plan, latents, captions, sink=sink) as ready:
         # The trial step has made the largest batch warm; the first step of another size is slower than the rest.
@@ -142,21 +142,8 @@ def _timed(ready: Ready, step: Step, sink: Sink) -> float:
         ready.step_down()  # outside of the error's block: its traceback holds the activations
 
 
-class SomeCaptions(CaptionStore):
-    """Some of a run's captions; the first stands for those that are not among them."""
-
-    @classmethod
-    def of(cls, store: CaptionStore) -> SomeCaptions:
-        """The captions of a store."""
-        return cls(store.cache, store.keys, store.loose, store.encoded, store.unpack)
-
-    def load(self, caption: str) -> Any:
-        """Return the conditioning of one caption, or of the first."""
-        return super().load(caption if caption in self.keys else next(iter(self.keys)))
-
-
 def _stores(
-    clip: Any, vae: Any, plan: Plan, steps: list[Step], caches: tuple[Overlay, Overlay], sink: Sink
+    model: HostModel, clip: Any, vae: Any, plan: Plan, steps: list[Step], caches: tuple[Overlay, Overlay], sink: Sink
 ) -> tuple[LatentStore, CaptionStore]:
     """Encode what some steps ask for.
 
@@ -174,11 +161,14 @@ def _stores(
     part = plan.dataset.with_pictures(plan.dataset.pictures[index] for index in indices)
     with torch.inference_mode():  # as the host runs nodes
         found = store_latents(part, HostVAE(vae), latent_cache, sink)
-        captions = store_captions([plan.caption(*one) for one in shown], HostText(clip), caption_cache, sink)
+        texts = [plan.caption(*one) for one in shown]
+        kept = [text for text, one in zip(texts, shown, strict=True) if plan.dataset.pictures[one[0]].preserves_prior]
+        asked = asked_captions(model, clip, texts, kept)
+        captions = encode_captions(model, asked, caption_cache, sink, is_part=True)
     if len(found.dataset.pictures) < len(indices):
         raise UserError(found.dataset.skipped[-1])
     keys, masks = (
         {(indices[number], flipped): key for (number, flipped), key in those.items()}
         for those in (found.keys, found.masks)
     )
-    return LatentStore(latent_cache, plan.dataset, keys, found.encoded, masks), SomeCaptions.of(captions)
+    return LatentStore(latent_cache, plan.dataset, keys, found.encoded, masks), captions

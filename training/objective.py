@@ -14,10 +14,21 @@ from .draws import generator
 from .late import sent
 
 
+class TrainedText(Protocol):
+    """The text encoders that are trained; `training/host/text_encoders.py` has the one there is."""
+
+    stopped: frozenset[str]
+
+    def encode(self, caption: str) -> Any: ...  # noqa: D102
+
+
 class Denoiser(Protocol):
     """The model as a training step uses it; `training/host/model.py` is the one there is."""
 
     device: torch.device
+
+    @property
+    def text(self) -> TrainedText | None: ...  # noqa: D102
 
     @property
     def is_flow(self) -> bool: ...  # noqa: D102

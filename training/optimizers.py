@@ -12,8 +12,9 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from .adapters.flat import DENOISER
 from .adapters.network import Network
-from .config import SOURCES, OptimizerSettings
+from .config import SOURCES, OptimizerSettings, TrainConfig
 from .errors import UserError
 
 _BLOCK = 256  # numbers that share a scale in the 8-bit state of bitsandbytes
@@ -35,11 +36,11 @@ def optimizer_class(name: str) -> type[Optimizer]:
         ) from error
 
 
-def make_optimizer(config: OptimizerSettings, network: Network) -> Optimizer:
+def make_optimizer(config: TrainConfig, network: Network) -> Optimizer:
     """Make the optimizer a config asks for.
 
-    With LoRA+ (Hayou et al. 2024, arXiv:2402.12354) `up` has a rate of its own, in a second group; the first group's is
-    always the learning rate of the config.
+    Each text encoder has groups of its own. With LoRA+ (Hayou et al. 2024, arXiv:2402.12354) `up` has a rate of its
+    own, in a second group. The first group's is always the learning rate of the config.
     """
     settings = dict(SOURCES[config.optimizer].settings)
     if is_schedule_free(config):
@@ -47,8 +48,8 @@ def make_optimizer(config: OptimizerSettings, network: Network) -> Optimizer:
     make: Any = optimizer_class(config.optimizer)
     trained = network.flat.trained(is_per_tensor=SOURCES[config.optimizer].per_tensor)
     groups = [
-        {"params": tensors, "lr": config.learning_rate * (config.lora_plus if kind == "up" else 1)}
-        for (_, kind), tensors in trained.items()
+        {"params": tensors, "lr": config.rate_of(part) * (config.lora_plus if kind == "up" else 1), "part": part}
+        for (part, kind), tensors in trained.items()
     ]
     if config.optimizer == "AdamW":
         settings["fused"] = network.flat.master.device.type in ("cuda", "cpu")
@@ -128,18 +129,25 @@ def decay(name: str, progress: float, cycles: int = 2) -> float:
     return 1.0
 
 
-def make_scheduler(config: OptimizerSettings, optimizer: Optimizer, steps: int) -> LambdaLR:
-    """Make the schedule over `steps` optimizer steps, warm-up included; stepped once after each optimizer step."""
-    if is_schedule_free(config):
-        return LambdaLR(optimizer, lambda _step: 1.0)
+def make_scheduler(config: TrainConfig, optimizer: Optimizer, steps: int) -> LambdaLR:
+    """Make the schedule over `steps` optimizer steps, warm-up included; stepped once after each optimizer step.
+
+    A text encoder that stops early follows the same schedule until then.
+    """
     warmup = warmup_in_force(config, steps)
 
     def factor(step: int) -> float:
+        if is_schedule_free(config):
+            return 1.0
         if step < warmup:
             return step / warmup
         return decay(config.scheduler, (step - warmup) / max(1, steps - warmup), config.scheduler_cycles)
 
-    return LambdaLR(optimizer, factor)
+    def until(last: int) -> Callable[[int], float]:
+        return lambda step: factor(step) if step < last else 0.0
+
+    parts = [group.get("part", DENOISER) for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [until(config.last_step(part, steps)) if part != DENOISER else factor for part in parts])
 
 
 @contextmanager

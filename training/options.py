@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 from .settings import Settings, knob
 
+TEXT_ENCODERS = ("clip_l", "clip_g", "other")  # the kinds that have settings of their own
+
 
 @dataclass(frozen=True)
 class TextEncoderOptions(Settings):
     """Which text encoders are trained with the model, how fast and how long."""
 
-    clip_l: bool = knob(False, "Train CLIP-L, the text encoder of SD 1.5 and the smaller one of SDXL, SD3 and Flux.")
+    clip_l: bool = knob(
+        False,
+        "Train CLIP-L, the text encoder of SD 1.5 and the smaller one of SDXL, SD3 and Flux. Of SD 2 it is CLIP-H.",
+    )
     clip_l_rate: float = knob(
         5e-5, "Learning rate of CLIP-L. 0 takes the trainer's. A text encoder wants half of the model's rate or less.",
         min=0.0, max=10.0, step=1e-6,
@@ -40,9 +45,9 @@ class TextEncoderOptions(Settings):
     )  # fmt: skip
 
     @property
-    def trains_text(self) -> bool:
-        """Whether any text encoder is trained."""
-        return self.clip_l or self.clip_g or self.other
+    def trained_encoders(self) -> dict[str, bool]:
+        """Whether each kind of text encoder is trained."""
+        return {kind: getattr(self, kind) for kind in TEXT_ENCODERS}
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,12 @@ def trained_layers(model: HostModel, config: TrainConfig) -> list[Trained]:
     Raises:
         UserError: There is nothing to train.
     """
-    return layers_to_train(model.targets(), config.rank, config.effective_alpha)
+    layers = layers_to_train(model.targets(), config.rank, config.effective_alpha)
+    text = model.text.targets() if model.text else {}
+    layers += [
+        Trained(path, module, config.rank, config.effective_alpha, kind) for path, (kind, module) in text.items()
+    ]
+    return layers
 
 
 @contextmanager
@@ -186,7 +191,10 @@ def prepared(
             layers, dropout=config.dropout, seed=config.seed, dtype=precision, device=model.device
         )
         setup = Setup(model, latents, captions, plan, network, precision, fit.ladder)
-        made = Differentiable(model.model, network, dtype=precision, device=model.device, rung=fit.ladder.rung)
+        made = Differentiable(
+            model.model, network, dtype=precision, device=model.device, rung=fit.ladder.rung,
+            encoders=model.text.trained if model.text else None,
+        )  # fmt: skip
         ready, chosen = Ready(model, setup, made, fit), fit.ladder.rung
         try:
             _begin(ready)
@@ -215,7 +223,8 @@ def _begin(ready: Ready) -> None:
         if not (looks_like_foreign_text(error) and comes_from_the_model(error)):
             raise
         setup = ready.setup
-        width = setup.captions.load(setup.plan.captions()[0])[0][0].shape[-1]
+        with torch.no_grad():
+            width = setup.conditioning(setup.plan.captions()[0])[0][0].shape[-1]
         raise UserError(
             f"This CLIP does not go with this MODEL ({ready.model.family}). Its text vectors are {width} wide, or a "
             f"part is missing ({error}). Connect the CLIP of the same checkpoint."

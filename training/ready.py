@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .errors import NotRecomputable
+from .adapters.flat import DENOISER
+from .errors import NotRecomputable, UserError
 from .events import SilentSink
 from .fit import Fit
 from .host import memory
@@ -139,9 +140,30 @@ class Ready:
         run.micro_step, batch = self.setup.plan.largest()
         try:
             self._timed(lambda: optimizer_step(self.setup, run, [batch], SilentSink()))
+            self._refuse_deaf()
         finally:
             flat.master.copy_(start)
             flat.begin_step()
+
+    def _refuse_deaf(self) -> None:
+        """Refuse a text encoder that no gradient reaches, after a trial step.
+
+        Raises:
+            UserError: Names the setting that turns it off.
+        """
+        flat = self.setup.network.flat
+        parts = {part: 0.0 for part, _ in flat.groups}
+        for (part, _), at in flat.groups.items():
+            parts[part] += float(flat.total[at].abs().sum())
+        if parts.pop(DENOISER) == 0:
+            return  # nothing to learn from this batch, such as prior preservation before the first step
+        for part, total in parts.items():
+            if total == 0:
+                label = part.replace("_", " ")
+                raise UserError(
+                    f"The text encoders of {label} get no gradient through ComfyUI's encoding, so they cannot be "
+                    f"trained. Turn {label} off in Text Encoder Options."
+                )
 
     def _try_passes(self) -> None:
         """Run the largest batch forward and backward; the run stays where it is."""

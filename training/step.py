@@ -71,7 +71,8 @@ class Setup:
     Attributes:
         model: Made differentiable by the caller.
         latents: Latents of the bucketed dataset.
-        captions: Encoded captions.
+        captions: Captions encoded without the LoRA: all, or those of prior preservation where the model's text encoders
+            are trained.
         plan: Order of the pictures, their captions, the settings.
         network: The LoRA on the model.
         precision: What the frozen model computes in.
@@ -90,6 +91,16 @@ class Setup:
     def sigmas(self) -> Tensor:
         """The noise levels of the model's schedule, rising, on the CPU."""
         return self.model.sigma_table()
+
+    def conditioning(self, caption: str, is_frozen: bool = False) -> Any:
+        """A caption's conditioning, from the cache or from the text encoders that are trained.
+
+        Args:
+            caption: The caption.
+            is_frozen: Whether it is that of the encoders without the LoRA.
+        """
+        text = None if is_frozen else self.model.text
+        return text.encode(caption) if text else self.captions.load(caption)
 
 
 @dataclass(frozen=True)
@@ -165,14 +176,21 @@ def prepare(setup: Setup, batch: Batch, micro_step: int) -> MicroBatch:
     return MicroBatch(x0, drawn, captions, extras, mask, weights, preserved, names, concepts)
 
 
-def conditions(setup: Setup, micro: MicroBatch, places: Sequence[int] | None = None) -> list[dict[str, Any]]:
-    """The model's inputs for each picture, or for those at some places."""
-    return [
-        setup.model.conditions(
-            setup.captions.load(micro.captions[place]), micro.drawn.noise[place : place + 1], micro.extras[place]
-        )
-        for place in (range(len(micro.names)) if places is None else places)
-    ]
+def conditions(
+    setup: Setup, micro: MicroBatch, places: Sequence[int] | None = None, *, is_frozen: bool = False
+) -> list[dict[str, Any]]:
+    """The model's inputs for each picture, or for those at some places.
+
+    Args:
+        setup: The parts of the step.
+        micro: The pictures.
+        places: Of the pictures that are wanted; None for all.
+        is_frozen: Whether the text is that of the encoders without the LoRA.
+    """
+    wanted = range(len(micro.names)) if places is None else places
+    texts = {caption: setup.conditioning(caption, is_frozen) for caption in {micro.captions[at]: 0 for at in wanted}}
+    noise = micro.drawn.noise
+    return [setup.model.conditions(texts[micro.captions[at]], noise[at : at + 1], micro.extras[at]) for at in wanted]
 
 
 def clean_target(setup: Setup, micro: MicroBatch) -> Tensor:
@@ -185,7 +203,7 @@ def clean_target(setup: Setup, micro: MicroBatch) -> Tensor:
         return micro.x0
     sigma = micro.drawn.sigma[micro.preserved]
     with torch.no_grad(), setup.network.switched_off():
-        conds = conditions(setup, micro, micro.preserved)
+        conds = conditions(setup, micro, micro.preserved, is_frozen=True)
         xt = setup.model.noised(micro.x0[micro.preserved], micro.drawn.noise[micro.preserved], sigma)
         estimate = setup.model.denoised(xt, sigma, conds).float()
     target = micro.x0.clone()

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 
 from .advice import Slowdown, risen
-from .cache.captions import CaptionStore, store_captions
+from .cache.captions import CaptionStore
 from .cache.latents import LatentStore, cache_folders, store_latents
 from .config import TrainConfig
 from .data.dataset import Dataset
+from .encode import asked_captions, encode_captions
 from .events import Cancelled, Sink
 from .host.memory import is_apart
 from .host.model import HostModel
 from .host.progress import host_interrupt, is_host_interrupt
-from .host.text import HostText, count_tokens
+from .host.text import count_tokens
+from .host.text_encoders import trained_text
 from .host.vae import HostVAE
 from .loop import AfterStep, train
 from .lora import LoraModel, RunSummary
@@ -67,8 +69,9 @@ def train_lora(
     started_at = time.time()
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
+    model.text = trained_text(clip, config.trained_encoders, model.device)
     plan, hints = announce(dataset, config, sink, partial(count_tokens, clip))
-    plan, latents, captions = encode(clip, vae, plan, cache_root, sink)
+    plan, latents, captions = encode(model, clip, vae, plan, cache_root, sink)
     with prepared(model, plan, latents, captions, sink=sink) as ready:
         setup, run = ready.setup, ready.run
         encoded = latents.encoded, captions.encoded
@@ -123,9 +126,11 @@ def _watched(keeper: Keeper, ready: Ready, sink: Sink) -> AfterStep:
 
 
 def encode(
-    clip: Any, vae: Any, plan: Plan, cache_root: Path, sink: Sink
+    model: HostModel, clip: Any, vae: Any, plan: Plan, cache_root: Path, sink: Sink
 ) -> tuple[Plan, LatentStore, CaptionStore]:
     """Encode the pictures and captions that the run will ask for and the cache does not hold.
+
+    Of a model whose text encoders are trained, the other encoders of the CLIP get what they make of each caption.
 
     Returns:
         The plan without the pictures that could not be encoded; the latents; the captions.
@@ -136,7 +141,8 @@ def encode(
         latents = store_latents(dataset, HostVAE(vae), latent_cache, sink)
         if latents.dataset != dataset:
             plan = Plan(latents.dataset, plan.config, plan.lengths)
-        captions = store_captions(plan.captions(), HostText(clip), caption_cache, sink)
+        asked = asked_captions(model, clip, plan.captions(), plan.captions(preserved=True))
+        captions = encode_captions(model, asked, caption_cache, sink)
     for sentence in latents.dataset.skipped[len(dataset.skipped) :]:
         log.warning("LoRA Workbench: left out: %s", sentence)
     log.info("LoRA Workbench: encoded %d new pictures and %d new captions", latents.encoded, captions.encoded)

@@ -112,6 +112,8 @@ def rig(
     after_step: Callable[..., None] | None = None,
     patcher: Any = None,
     only: Any = None,
+    clip: Any = None,
+    texts: Sequence[str] = (),
     **settings: Any,
 ) -> Iterator[Rig]:
     """Set a run up as a session does, differentiable model included; everything is undone at the end.
@@ -127,15 +129,19 @@ def rig(
         after_step: Passed to the loop.
         patcher: A MODEL to use instead of a freshly built one.
         only: The one rung to stand on.
+        clip: A CLIP whose encoders are trained by the settings, and which encodes `texts`.
+        texts: The captions, where `clip` is given.
         settings: Fields of TrainConfig.
     """
     from lora_workbench.training.cache.captions import CaptionStore
     from lora_workbench.training.cache.latents import LatentStore, cache_folders
     from lora_workbench.training.config import TrainConfig
     from lora_workbench.training.data.dataset import Dataset, Picture, Placement
+    from lora_workbench.training.encode import asked_captions, encode_captions
     from lora_workbench.training.events import SilentSink
     from lora_workbench.training.host.model import HostModel
     from lora_workbench.training.host.text import HostText
+    from lora_workbench.training.host.text_encoders import trained_text
     from lora_workbench.training.plan import Plan
     from lora_workbench.training.preflight import prepared
 
@@ -150,17 +156,26 @@ def rig(
     place = Placement((side, side), (side, side), (0, 0))
     dataset = Dataset(
         tuple(
-            Picture(Path(f"{n}.png"), (side + n, side), f"c{n}", placement=place, preserves_prior=target == "model")
+            Picture(
+                Path(f"{n}.png"), (side + n, side), texts[n] if texts else f"c{n}", placement=place,
+                preserves_prior=target == "model",
+            )
             for n, target in enumerate(targets or ["picture"] * pictures)
-        ),
+        ),  # fmt: skip
         bucket_step=64,
         resolution=side,
     )
     config = TrainConfig(**{"precision": "fp32", "learning_rate": 1e-3, "rank": 4, "batch_size": 2, **settings})
     with torch.inference_mode():
         keys = {(n, False): f"latent{n}" for n in range(pictures)}
-        texts = {f"c{n}": f"caption{n}" for n in range(pictures)}
-        stores = LatentStore(latents, dataset, keys, 0), CaptionStore(captions, texts, {}, 0, HostText.unpack)
+        known = {f"c{n}": f"caption{n}" for n in range(pictures)}
+        encoded = CaptionStore(captions, known, {}, 0, HostText.unpack)
+        if clip:
+            model.text = trained_text(clip, config.trained_encoders, model.device)
+            kept = [text for text, target in zip(texts, targets, strict=False) if target == "model"]
+            asked = asked_captions(model, clip, list(texts), kept)
+            encoded = encode_captions(model, asked, captions, SilentSink())
+        stores = LatentStore(latents, dataset, keys, 0), encoded
         with prepared(model, Plan(dataset, config), *stores, only=only, sink=sink) as ready:
             yield Rig(patcher, model, ready, sink or SilentSink(), after_step)
 

@@ -54,6 +54,19 @@ class CaptionStore:
         return self.unpack(*found)
 
 
+class SomeCaptions(CaptionStore):
+    """Some of a run's captions; the first stands for those that are not among them."""
+
+    @classmethod
+    def of(cls, store: CaptionStore) -> SomeCaptions:
+        """The captions of a store."""
+        return cls(store.cache, store.keys, store.loose, store.encoded, store.unpack)
+
+    def load(self, caption: str) -> Any:
+        """Return the conditioning of one caption, or of the first."""
+        return super().load(caption if caption in self.keys else next(iter(self.keys)))
+
+
 def caption_key(caption: str, text: CaptionEncoder) -> str:
     """Cache key of one caption."""
     return cache_key("caption-1", text.identity, caption)

@@ -22,7 +22,8 @@ class ApplySettings(Settings):
         min=-100.0, max=100.0, step=0.01, rounded=True,
     )
     strength_clip: float = knob(
-        1.0, "Strength of the LoRA on the text encoder. It has no effect on a LoRA without text-encoder layers.",
+        1.0,
+        "Strength of the LoRA on the text encoders. It has no effect where none was trained; the node then says so.",
         min=-100.0, max=100.0, step=0.01, rounded=True,
     )
 
@@ -45,3 +46,9 @@ def apply_lora(model: Any, clip: Any, lora: dict[str, Any], strength_model: floa
             f"{len(lora)} tensors has a place in it. Connect a MODEL of the architecture it was trained on."
         )
     return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength_model, strength_clip)
+
+
+def has_text_layers(clip: Any, lora: dict[str, Any]) -> bool:
+    """Whether a LoRA has a layer that belongs to a text encoder of this CLIP."""
+    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    return bool(comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), names, log_missing=False))

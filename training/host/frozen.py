@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -59,12 +59,15 @@ class Differentiable:
         dtype: The dtype that everything computes in.
         device: Where training computes.
         rung: How a step fits into memory.
+        encoders: The text encoders that are trained with it, by name.
     """
 
     def __init__(
-        self, model: nn.Module, network: Network, *, dtype: torch.dtype, device: torch.device, rung: Rung
-    ) -> None:
+        self, model: nn.Module, network: Network, *, dtype: torch.dtype, device: torch.device, rung: Rung,
+        encoders: Mapping[str, nn.Module] | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.network, self.dtype = model, network, dtype
+        self.encoders = encoders or {}
         self.device = torch.empty(0, device=device).device  # with its number, as tensors name it
         self.rung = rung
         self._copies_norm_inputs = False
@@ -96,35 +99,57 @@ class Differentiable:
         self._norms, self.blocks = [], []
 
     def _enter(self) -> None:
-        undo, adapters = self._undo, self.network.by_path()
+        undo = self._undo
         undo.set_attr(self.model, "manual_cast_dtype", self.dtype)
-        _unwrap_compiled(undo, self.model)
         diffusion_model: nn.Module = self.model.diffusion_model  # type: ignore[assignment]
-        for path, module in diffusion_model.named_modules():
-            if not (is_linear(module) or is_conv(module)):
-                _swap_tensors(undo, module, self.dtype, self.device)
-                if "norm" in type(module).__name__.lower() and not list(module.children()):
-                    self._norms.append(module)
-                continue
-            adapter = adapters.get(path)
-            if "forward" in vars(module):  # another node's code, such as the host's bypass LoRA
-                self._keep_replaced(path, module)
-                undo.set_attr(module, "forward", self._parallel(module.forward, adapter))
-                continue
-            weights = Weights(module, self.dtype, self.device, path)
-            if self.rung.copies and weights.copy_size:
-                weights.copy()
-            undo.set_attr(module, "forward", self._runner(path, _frozen(weights), adapter))
+        _unwrap_compiled(undo, self.model)
+        self._norms = self._enter_layers(diffusion_model)
         for module in self._schedule():
             _swap_tensors(undo, module, torch.float32, self.device)
         if self._copies_norm_inputs:
             self.copy_norm_inputs()
+        trained = [diffusion_model]
+        for name, encoder in self.encoders.items():
+            for norm in self._enter_layers(encoder, f"{name}."):
+                undo.set_attr(norm, "forward", _cloning(norm.forward))  # CLIP and T5 add in place
+            trained.append(encoder)
         if self.rung.checkpointing:
-            for block in blocks(diffusion_model):
+            for block in (block for root in trained for block in blocks(root)):
                 recomputed = Recomputed(block, self.network.anchor, offloads=self.rung.offloads)
                 self.blocks.append(recomputed)
                 undo.set_attr(block, "forward", recomputed)
         _use_differentiable_kernels(undo)
+
+    def _enter_layers(self, root: nn.Module, prefix: str = "") -> list[nn.Module]:
+        """Make every layer below a module differentiable; return the norms.
+
+        Args:
+            root: A diffusion model or a text encoder.
+            prefix: What the paths of its adapters begin with.
+        """
+        undo, adapters = self._undo, self.network.by_path()
+        norms = []
+        for path, module in root.named_modules():
+            if prefix and isinstance(module, nn.Embedding):
+                # A lookup saves nothing of the table of words, whose copy would be large.
+                if is_resident(module.weight, module.weight.dtype, self.device) and not hasattr(module, "_v"):
+                    _swap_tensors(undo, module, module.weight.dtype, self.device)
+                continue
+            if not (is_linear(module) or is_conv(module)):
+                _swap_tensors(undo, module, self.dtype, self.device)
+                if "norm" in type(module).__name__.lower() and not list(module.children()):
+                    norms.append(module)
+                continue
+            adapter = adapters.get(prefix + path)
+            if "forward" in vars(module):  # another node's code, such as the host's bypass LoRA
+                self._keep_replaced(prefix + path, module)
+                undo.set_attr(module, "forward", self._parallel(module.forward, adapter))
+                continue
+            weights = Weights(module, self.dtype, self.device, prefix + path)
+            if self.rung.copies and weights.copy_size:
+                weights.copy()
+            undo.set_attr(module, "forward", self._runner(prefix + path, _frozen(weights), adapter))
+        return norms
 
     def _schedule(self) -> list[nn.Module]:
         """The modules of the noise schedule, whose tables the host may have left on the processor."""
@@ -324,6 +349,10 @@ def _use_differentiable_kernels(undo: _Undo) -> None:
                 undo.set_attr(module, attention, comfy.ldm.modules.attention.attention_pytorch)
         if hasattr(module, "apply_adaln_"):  # PixelDiT multiplies in place by what backward needs
             undo.set_attr(module, "apply_adaln_", lambda x, shift, scale: x * (1 + scale) + shift)
+    for name, module in list(sys.modules.items()):
+        is_text = name == "comfy.clip_model" or name.startswith("comfy.text_encoders.")
+        if is_text and hasattr(module, "optimized_attention_for_device"):
+            undo.set_attr(module, "optimized_attention_for_device", lambda *_, **__: _text_attention)
     if hasattr(comfy.model_management, "in_training"):
         undo.set_attr(comfy.model_management, "in_training", True)
     try:
@@ -335,6 +364,13 @@ def _use_differentiable_kernels(undo: _Undo) -> None:
     for name in dir(eager):
         if kitchen is not None and "rope" in name and callable(getattr(eager, name)) and hasattr(kitchen, name):
             undo.set_attr(kitchen, name, getattr(eager, name))
+
+
+def _text_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **more: Any) -> Tensor:
+    """Compute attention of a text encoder with torch, whose kernels want the mask in the dtype of the queries."""
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    return comfy.ldm.modules.attention.attention_pytorch(q, k, v, heads, mask=mask, **more)  # type: ignore[no-any-return]
 
 
 def torch_attention(_function: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -14,13 +14,14 @@ import comfy.model_base
 import comfy.utils
 from torch import Tensor
 
+from ..adapters.flat import DENOISER
 from ..lora import DiffusersTarget, LayerNames
 
 # Values of the host's maps: a weight's key, (key, (dim, start, length)) for a part of the weight, or
 # (key, None, function) if diffusers stores the weight rearranged.
 Place = Any
 
-HOST_PREFIX = "diffusion_model."
+HOST_PREFIX, TEXT_PREFIX = "diffusion_model.", "text_encoders."
 
 
 def layer_names(model: Any, module_paths: Iterable[str]) -> dict[str, LayerNames]:
@@ -53,18 +54,62 @@ def layer_names(model: Any, module_paths: Iterable[str]) -> dict[str, LayerNames
     return found
 
 
-def restricted_key_map(model: Any, names: Mapping[str, LayerNames]) -> dict[str, object]:
+def text_layer_names(encoders: Any, module_paths: Iterable[str]) -> dict[str, LayerNames]:
+    """Return the names of trained layers of text encoders, as `layer_names` does for a model.
+
+    kohya numbers the encoders of a model that has several. T5 is its third one, where the host knows two names.
+
+    Args:
+        encoders: The host's module of all encoders of a CLIP.
+        module_paths: Paths of layers inside it, such as `clip_l.transformer.text_model.encoder.layers.0.mlp.fc1`.
+    """
+    by_weight: dict[str, list[str]] = {}
+    for name, weight in comfy.lora.model_lora_keys_clip(encoders, {}).items():
+        by_weight.setdefault(weight, []).append(name)
+    is_alone = sum(hasattr(child, "encode_token_weights") for child in encoders.children()) == 1
+    found = {}
+    for path in module_paths:
+        known = by_weight.get(f"{path}.weight", [])
+        kohya = sorted(name for name in known if name.startswith("lora_te"))
+        own = [name for name in kohya if name.startswith("lora_te_") == is_alone] or kohya
+        diffusers = tuple(DiffusersTarget(name) for name in known if name.startswith("text_encoder"))
+        diffusers = tuple(target for target in diffusers if not target.module.startswith(TEXT_PREFIX))
+        found[path] = LayerNames(TEXT_PREFIX + path, own[-1] if own else TEXT_PREFIX + path, diffusers)
+    return found
+
+
+def trained_names(model: Any, encoders: Any, layers: Iterable[tuple[str, str]]) -> dict[str, LayerNames]:
+    """Return the names of all trained layers by their paths.
+
+    Args:
+        model: The host's ModelPatcher.
+        encoders: The host's module of the text encoders, or None.
+        layers: (path, part of the LoRA) of each.
+    """
+    layers = list(layers)
+    denoiser = [HOST_PREFIX + path for path, part in layers if part == DENOISER]
+    found = {path.removeprefix(HOST_PREFIX): names for path, names in layer_names(model, denoiser).items()}
+    text = [path for path, part in layers if part != DENOISER]
+    return found | (text_layer_names(encoders, text) if text else {})
+
+
+def restricted_key_map(
+    model: Any, names: Mapping[str, LayerNames], encoders: Any = None
+) -> dict[str, object]:
     """Reduce the host's map to the trained layers.
 
     Args:
         model: The host's ModelPatcher.
-        names: The result of `layer_names` for this model.
+        names: The result of `layer_names` or `trained_names` for this model.
+        encoders: The host's module of the text encoders, if any is trained.
 
     Returns:
         LoRA name → weight (or part of one), as `comfy.lora.load_lora` takes it. It has every name a trained layer can
         have in a file of this pack, except names that the host cannot load.
     """
     key_map = _host_key_map(model.model)
+    if encoders is not None:
+        key_map = comfy.lora.model_lora_keys_clip(encoders, key_map)
     kept: dict[str, object] = {}
     for layer in names.values():
         for name in (layer.kohya, layer.module, *(target.module for target in layer.diffusers)):

@@ -34,7 +34,7 @@ def let_go(model: HostModel) -> None:
 
     A host with dynamic memory would lend what lies there now, or leave the pages pinned for good.
     """
-    lent = [module for module in model.model.modules() if hasattr(module, "_prefetch")]
+    lent = [module for module in model.modules() if hasattr(module, "_prefetch")]
     if lent:
         from comfy.model_prefetch import cleanup_prefetched_modules
 
@@ -56,7 +56,7 @@ def make_way(model: HostModel) -> list[str]:
     if not is_apart(model.device):
         return []
     here = [one for one in management.current_loaded_models if one.device == model.device and one.model is not None]
-    mine = [one for one in here if _is_of(one, model)]
+    mine = [one for one in here if _is_of(one, *model.patchers)]
     # Kept, as a model that has left is no longer in the host's list, even where it leaves to the same device.
     others = [one.model for one in here if one not in mine]
     management.free_memory(1e30, model.device, keep_loaded=mine)
@@ -75,8 +75,10 @@ def can_stream(model: HostModel) -> bool:
     return is_apart(model.device) and (model.patcher.offload_device != model.device or model.device.type == "cpu")
 
 
-def _is_of(loaded: Any, model: HostModel) -> bool:
-    return loaded.model is not None and (loaded.model is model.patcher or model.patcher.is_clone(loaded.model))
+def _is_of(loaded: Any, *patchers: Any) -> bool:
+    if loaded.model is None:
+        return False
+    return any(loaded.model is patcher or patcher.is_clone(loaded.model) for patcher in patchers)
 
 
 def free(device: torch.device) -> int | None:
@@ -101,24 +103,25 @@ def available(model: HostModel) -> int | None:
 
 def _resident(model: HostModel) -> int:
     """Bytes of the model that lie on the device now."""
-    same = model.patcher.current_loaded_device() == model.device
-    return int(model.patcher.loaded_size()) if same else 0
+    here = [patcher for patcher in model.patchers if patcher.current_loaded_device() == model.device]
+    return sum(int(patcher.loaded_size()) for patcher in here)
 
 
 def load(model: HostModel, room: int, weights: int | None = None) -> None:
-    """Have the host load a model on its device.
+    """Have the host load a model on its device, and the text encoders that are trained with it.
 
     Args:
         model: The model.
         room: Bytes to leave free for training.
-        weights: Most bytes of it that may lie on the device, the rest is sent when it is used. None: as the host
-            decides.
+        weights: Most bytes that may lie on the device, the rest is sent when it is used. None: as the host decides.
+            Only weights of the model itself are sent so.
     """
-    management.load_models_gpu([model.patcher], memory_required=room)
+    management.load_models_gpu(model.patchers, memory_required=room)
     if weights is None:
         return
-    loaded = next((one.model for one in management.current_loaded_models if _is_of(one, model)), model.patcher)
-    surplus = int(loaded.loaded_size()) - weights
+    here = management.current_loaded_models
+    loaded = next((one.model for one in here if _is_of(one, model.patcher)), model.patcher)
+    surplus = _resident(model) - weights
     if surplus > 0:
         loaded.partially_unload(loaded.offload_device, surplus)
         free_memory()
@@ -127,7 +130,7 @@ def load(model: HostModel, room: int, weights: int | None = None) -> None:
 def copies_bytes(model: HostModel, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes of copies of all weights that are not in the compute dtype, and bytes of the largest such copy."""
     sizes = [0]
-    for module in model.model.diffusion_model.modules():
+    for module in model.layers():
         if is_linear(module) or is_conv(module):
             sizes.append(_copy_bytes(module, dtype))
     return sum(sizes), max(sizes)
@@ -143,15 +146,15 @@ def _copy_bytes(module: Any, dtype: torch.dtype) -> int:
 
 
 def weights_bytes(model: HostModel) -> int:
-    """Bytes of all weights of the model, quantized ones as they are stored."""
-    return sum(stored_size(module) for module in model.model.modules())
+    """Bytes of all weights of the model and its text encoders, quantized ones as they are stored."""
+    return sum(stored_size(module) for module in model.modules())
 
 
 def kept_away(model: HostModel) -> int:
     """Bytes of a loaded model that the host keeps off the device. A host with dynamic memory decides as it goes."""
     if not is_apart(model.device) or getattr(model.patcher, "is_dynamic", bool)():
         return 0
-    whole = int(model.patcher.model_size())
+    whole = sum(int(patcher.model_size()) for patcher in model.patchers)
     away = whole - _resident(model)
     return away if away > _UNCOUNTED * whole else 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,20 @@ from ..adapters.targets import is_target
 from ..late import sent
 from .frozen import torch_attention
 from .layers import is_conv, is_linear
+from .text import Conditioning
+from .text_encoders import TextEncoders
 
 log = logging.getLogger(__name__)
-
-Conditioning = list[list[Any]]  # the value of a CONDITIONING socket: [[tensor, {name: value}], …]
 
 
 def normal(value: Any) -> Any:
     """Return a copy that autograd can save; it cannot save the host's tensors, made in inference mode.
 
-    Call it outside inference mode. Tensors inside lists, tuples and dicts are copied too; other values are kept.
+    Call it outside inference mode. Tensors inside lists, tuples and dicts are copied too; other values are kept, and so
+    are tensors with a gradient.
     """
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value if value.requires_grad else value.detach().clone()
     if isinstance(value, dict):
         return {key: normal(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -46,13 +48,17 @@ def normal(value: Any) -> Any:
 class HostModel:
     """A MODEL on its device, ready to predict.
 
+    Args:
+        patcher: MODEL socket.
+        text: The text encoders that are trained with it; None if none is.
+
     Attributes:
         model: The host's BaseModel.
         device: The device it computes on.
     """
 
-    def __init__(self, patcher: Any) -> None:
-        self.patcher = patcher
+    def __init__(self, patcher: Any, text: TextEncoders | None = None) -> None:
+        self.patcher, self.text = patcher, text
         self.model: Any = patcher.model
         self.device: torch.device = patcher.load_device
         # Options of the user's MODEL, such as attention patches, apply in training too.
@@ -60,6 +66,24 @@ class HostModel:
         self.transformer_options: dict[str, Any] = {**options, "optimized_attention_override": torch_attention}
 
     # -- properties --------------------------------------------------------------------------
+
+    @property
+    def patchers(self) -> list[Any]:
+        """What the host loads for training."""
+        return [self.patcher, *([self.text.patcher] if self.text else [])]
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules that the host loads for training."""
+        yield from self.model.modules()
+        if self.text:
+            yield from self.text.modules.modules()
+
+    def layers(self) -> Iterator[nn.Module]:
+        """The modules that training computes with: those of the diffusion model and of the trained encoders."""
+        yield from self.model.diffusion_model.modules()
+        if self.text:
+            for encoder in self.text.trained.values():
+                yield from encoder.modules()
 
     def targets(self) -> dict[str, nn.Module]:
         """Return the layers a LoRA is trained on, by path below the diffusion model."""

@@ -14,7 +14,8 @@ from comfyui_version import __version__ as host_version
 from torch import Tensor
 
 from .identity import patches_identity, weights_identity
-from .model import Conditioning
+
+Conditioning = list[list[Any]]  # the value of a CONDITIONING socket: [[tensor, {name: value}], …]
 
 
 class HostText:

@@ -31,6 +31,7 @@ class Twin(HostModel):
         self.device = META
         self.transformer_options = dict(model.transformer_options)
         self.model = _without_data(model.model, dtype)
+        self.text = model.text and model.text.without_data(_without_data(model.text.modules, dtype), META)
         self._sampling = _without_data(model.sampling, torch.float32)
 
     @property

@@ -16,7 +16,7 @@ from ..config import kohya_settings
 from ..errors import UserError
 from ..events import Sink
 from ..files.metadata import ModelFacts, Session, build_metadata
-from ..host.keys import HOST_PREFIX, layer_names, restricted_key_map
+from ..host.keys import restricted_key_map, trained_names
 from ..host.model import HostModel
 from ..host.origin import short_hash
 from ..host.precision import NAMES
@@ -64,8 +64,10 @@ class Keeper:
     ) -> None:
         self.run, self.plan, self.ladder, self.sink = run, plan, ladder, sink
         self.encoded, self.hints = encoded, hints
-        self.names = layer_names(model.patcher, [HOST_PREFIX + layer.path for layer in run.network.adapters])
-        self.key_map = restricted_key_map(model.patcher, self.names)
+        encoders = model.text.modules if model.text else None
+        layers = [(layer.path, layer.part_of) for layer in run.network.adapters]
+        self.names = trained_names(model.patcher, encoders, layers)
+        self.key_map = restricted_key_map(model.patcher, self.names, encoders)
         self.model = ModelFacts(
             model.family, model.prediction.startswith("v_prediction"), model.is_flow, model.flow_shift,
             model.takes_guidance, model_file.name if model_file else "", short_hash(model_file) if model_file else "",
@@ -141,7 +143,7 @@ class Keeper:
 
     def lora_model(self, metadata: dict[str, str]) -> LoraModel:
         """The LoRA as it is now, under kohya's names, with this metadata."""
-        names = {path.removeprefix(HOST_PREFIX): layer.kohya for path, layer in self.names.items()}
+        names = {path: layer.kohya for path, layer in self.names.items()}
         with weights_to_keep(self.run.optimizer):
             tensors = self.run.network.saved_tensors(names)
         return LoraModel(tensors, {layer.kohya: layer for layer in self.names.values()}, metadata, self.key_map)

@@ -1,0 +1,233 @@
+"""Text encoders trained with the model: the same encoding as a prompt's, what learns, what stays as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from support.rig import Rig, Snapshot, rig
+from support.small_text import small_clip
+
+pytestmark = pytest.mark.usefixtures("comfy_host")
+
+TEXTS = (
+    "a photo of zorp, (red:1.3) hat in the sun",
+    "zorp",
+    "",
+    ", ".join(f"zorp number {n} on a table" for n in range(20)),  # three chunks of 75 tokens
+)
+ON: dict[str, Any] = {"clip_l": True, "clip_l_rate": 1e-3, "steps": 3}
+BOTH: dict[str, Any] = ON | {"clip_g": True, "clip_g_rate": 5e-4}
+EVERY: list[tuple[str, dict[str, Any], set[str]]] = [
+    ("sd15", ON, {"clip_l"}),
+    ("sdxl", BOTH, {"clip_l", "clip_g"}),
+    ("sdxl", ON, {"clip_l"}),
+    ("flux", ON, {"clip_l"}),
+    ("flux", ON | {"other": True, "other_rate": 1e-3}, {"clip_l", "other"}),
+]
+
+
+def encoded(clip: Any, text: str) -> Any:
+    """What CLIPTextEncode gives."""
+    with torch.inference_mode():
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def same(one: Any, other: Any, off: float = 0.0) -> bool:
+    (a, more), (b, others) = one[0], other[0]
+    pairs = [(a, b)] + [(more[name], others[name]) for name in more if torch.is_tensor(more[name])]
+    return more.keys() == others.keys() and all(
+        x.shape == y.shape and torch.allclose(x.cpu(), y.cpu(), rtol=off, atol=off) for x, y in pairs
+    )
+
+
+def state_of(clip: Any) -> dict[str, Any]:
+    """Everything of a CLIP that a run must leave as it was."""
+    modules = clip.cond_stage_model.named_modules()
+    return {
+        "tensors": {name: tensor.clone() for name, tensor in clip.cond_stage_model.state_dict().items()},
+        "objects": {name: id(tensor) for name, tensor in clip.cond_stage_model.named_parameters()},
+        "modules": [(name, id(module), module.training, sorted(vars(module))) for name, module in modules],
+        "patches": clip.patcher.patches_uuid,
+    }
+
+
+def assert_untouched(clip: Any, before: Mapping[str, Any]) -> None:
+    after = state_of(clip)
+    assert all(torch.equal(tensor, after["tensors"][name]) for name, tensor in before["tensors"].items())
+    assert all(before[part] == after[part] for part in ("objects", "modules", "patches"))
+
+
+def lora_of(it: Rig) -> Any:
+    """The LORA_MODEL of a run, as its keeper makes it."""
+    from lora_workbench.training.host.keys import restricted_key_map, trained_names
+    from lora_workbench.training.lora import LoraModel
+
+    encoders = it.model.text.modules
+    names = trained_names(it.patcher, encoders, [(a.path, a.part_of) for a in it.network.adapters])
+    key_map = restricted_key_map(it.patcher, names, encoders)
+    tensors = it.network.saved_tensors({path: layer.kohya for path, layer in names.items()})
+    return LoraModel(tensors, {layer.kohya: layer for layer in names.values()}, {}, key_map)
+
+
+@pytest.mark.parametrize("skip", [None, -3])
+@pytest.mark.parametrize(("name", "settings", "parts"), EVERY[:4])
+def test_a_caption_is_encoded_as_a_prompt_is(name, settings, parts, skip, small_models_folder, tmp_path):
+    """Weights in parentheses, chunks of 75 tokens, clip skip; frozen encoders come from the cache."""
+    clip = small_clip(name)
+    if skip and name != "flux":
+        clip.clip_layer(skip)
+    wanted = [encoded(clip, text) for text in TEXTS]
+    with rig(name, small_models_folder, tmp_path, clip=clip, texts=TEXTS, **settings) as it:
+        text = it.model.text
+        assert text.frozen == {"flux": ["t5xxl"], "sdxl": [] if "clip_g" in parts else ["clip_g"]}.get(name, [])
+        for frozen in text.frozen:
+            getattr(text.modules, frozen).transformer = None  # it must not run
+        for caption, expected in zip(TEXTS, wanted, strict=True):
+            found = text.encode(caption)
+            tensors = [found[0][0], found[0][1]["pooled_output"]]
+            # Of CLIP-L, Flux takes the pooled vector alone, and SDXL all but that.
+            assert [tensor.requires_grad for tensor in tensors] == [name != "flux", name != "sdxl" or len(parts) > 1]
+            assert same(found, expected, off=1e-5), caption
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("name", "settings", "parts"), EVERY)
+def test_all_parts_learn_and_everything_goes_back(
+    name, settings, parts, checkpointing, small_models_folder, tmp_path, monkeypatch
+):
+    """And what was learned is what the host makes of the LoRA, for the model and for the text."""
+    import comfy.model_management
+    from lora_workbench.training.host.apply import apply_lora, has_text_layers
+
+    clip = small_clip(name)
+    before, model_before = state_of(clip), None
+    with rig(
+        name, small_models_folder, tmp_path, clip=clip, texts=TEXTS, gradient_checkpointing=checkpointing, **settings
+    ) as it:
+        with it.left():
+            model_before = Snapshot(it.patcher)
+        it.train()
+        moved: dict[str, float] = {}
+        for adapter in it.network.adapters:
+            moved[adapter.part_of] = max(moved.get(adapter.part_of, 0.0), float(adapter.up.master.abs().max()))
+        assert set(moved) == {"denoiser"} | parts and min(moved.values()) > 1e-4, moved
+        with torch.no_grad():
+            ours = [it.model.text.encode(text) for text in TEXTS]
+        lora = lora_of(it)
+    assert not model_before.differences(Snapshot(it.patcher))
+    assert_untouched(clip, before)
+    assert has_text_layers(clip, lora)
+    model, applied = apply_lora(it.patcher, clip, lora, 1.0, 1.0)
+    for text, mine in zip(TEXTS, ours, strict=True):
+        theirs = encoded(applied, text)
+        assert same(mine, theirs, off=2e-4), text
+        assert not same(theirs, encoded(clip, text), off=1e-4), text
+    comfy.model_management.unload_all_models()  # the host takes its patch off
+    after = clip.cond_stage_model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before["tensors"].items())
+
+
+def test_each_encoder_has_its_rate_and_stops_when_it_should(small_models_folder, tmp_path):
+    clip = small_clip("sdxl")
+    settings = BOTH | {"steps": 4, "clip_l_until": 50.0, "scheduler": "constant", "lora_plus": 2.0}
+    moves: list[dict[str, torch.Tensor]] = []
+    found: list[list[float]] = []
+
+    def after_step(run: Any, _: bool) -> None:
+        flat = run.network.flat
+        moves.append({part: flat.master[at].clone() for (part, kind), at in flat.groups.items() if kind == "up"})
+        found.append([group["lr"] for group in run.optimizer.param_groups])
+
+    with rig("sdxl", small_models_folder, tmp_path, clip=clip, texts=TEXTS, after_step=after_step, **settings) as it:
+        parts = [(group["part"]) for group in it.run.optimizer.param_groups]
+        first = [group["lr"] for group in it.run.optimizer.param_groups]
+        it.train()
+        assert it.model.text.stopped == {"clip_l"}
+    assert sorted(zip(parts, first, strict=True)) == sorted(
+        [("denoiser", 1e-3), ("denoiser", 2e-3), ("clip_l", 1e-3), ("clip_l", 2e-3), ("clip_g", 5e-4), ("clip_g", 1e-3)]
+    )
+    assert [rate == 0 for rate in found[-1]] == [part == "clip_l" for part in parts]
+    assert not torch.equal(moves[0]["clip_l"], moves[1]["clip_l"])
+    assert torch.equal(moves[1]["clip_l"], moves[3]["clip_l"])
+    assert not torch.equal(moves[1]["clip_g"], moves[3]["clip_g"])
+
+
+def test_prior_preservation_is_towards_the_model_without_the_lora(small_models_folder, tmp_path):
+    """Also its text encoders': the target of a preserved picture does not move with what is learned."""
+    from lora_workbench.training.step import clean_target
+
+    clip = small_clip("sd15")
+    settings = ON | {"learning_rate": 1e-2, "clip_l_rate": 1e-2}
+    with rig(
+        "sd15", small_models_folder, tmp_path, clip=clip, texts=TEXTS, targets=["model"] * 4, pictures=4, **settings
+    ) as it:
+        micro = it.prepare()
+        before = clean_target(it.setup, micro)
+        with torch.no_grad():
+            for adapter in it.network.adapters:
+                adapter.up.master.normal_(std=0.1)
+        it.network.flat.refresh()
+        assert torch.equal(before, clean_target(it.setup, micro))
+
+
+def test_names_are_kohyas(small_models_folder, tmp_path):
+    clip = small_clip("sdxl")
+    with rig("sdxl", small_models_folder, tmp_path, clip=clip, texts=TEXTS, **BOTH) as it:
+        keys = {key.partition(".")[0] for key in lora_of(it)}
+    assert "lora_te1_text_model_encoder_layers_0_self_attn_q_proj" in keys
+    assert "lora_te2_text_model_encoder_layers_2_mlp_fc2" in keys
+    clip = small_clip("sd15")
+    with rig("sd15", small_models_folder, tmp_path, clip=clip, texts=TEXTS, **ON) as it:
+        lora = lora_of(it)
+        text = {key.partition(".")[0] for key in lora if key.startswith("lora_te")}
+    layers = [f"self_attn_{name}_proj" for name in ("q", "k", "v", "out")] + ["mlp_fc1", "mlp_fc2"]
+    assert text == {f"lora_te_text_model_encoder_layers_{n}_{layer}" for n in range(3) for layer in layers}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("sd15", {"clip_g": True}, "clip g is on in Text Encoder Options, but this CLIP has clip_l. Turn clip g off"),
+        ("sdxl", {"other": True}, "this CLIP has clip_l and clip_g. Turn other off"),
+    ],
+)
+def test_an_encoder_that_is_not_there_is_refused(name, settings, words, small_models_folder, tmp_path):
+    from lora_workbench.training.errors import UserError
+
+    with pytest.raises(UserError, match=words), rig(
+        name, small_models_folder, tmp_path, clip=small_clip(name), texts=TEXTS, **settings
+    ):
+        pass
+
+
+def test_an_encoder_that_no_gradient_reaches_is_refused(small_models_folder, tmp_path, monkeypatch):
+    from lora_workbench.training.errors import UserError
+
+    clip = small_clip("sdxl")
+    monkeypatch.setattr(
+        clip.cond_stage_model.clip_l, "encode_token_weights",
+        torch.no_grad()(clip.cond_stage_model.clip_l.encode_token_weights), raising=False,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="clip l get no gradient .* Turn clip l off"), rig(
+        "sdxl", small_models_folder, tmp_path, clip=clip, texts=TEXTS, **BOTH
+    ):
+        pass
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(precision, small_models_folder, tmp_path):
+    """With encoders in half precision on disk: no table of words is copied, and the loss stays finite."""
+    clip = small_clip("sd15", torch.float16)
+    table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings()
+    place = table.weight.data_ptr()
+    with rig(
+        "sd15", small_models_folder, tmp_path, clip=clip, texts=TEXTS, precision=precision, **ON
+    ) as it:
+        assert table.weight.data_ptr() == place and not table.weight.is_inference()
+        assert all(map(math.isfinite, it.train().losses))
+        assert any(a.part_of == "clip_l" and float(a.up.master.abs().max()) > 1e-4 for a in it.network.adapters)
+    assert table.weight.data_ptr() == place and table.weight.is_inference()
