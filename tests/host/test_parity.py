@@ -14,6 +14,7 @@ import torch
 from support import small_models
 from support.reference import Ask, an_ask, ask_host, ask_twin, diffusers_twin, fuse_projections, text_of, twin_modules
 from support.rig import Rig, rig
+from support.small_text import small_clip
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +30,9 @@ SETTINGS: dict[str, Any] = {
     "steps": STEPS, "rank": RANK, "alpha": ALPHA, "batch_size": 2, "warmup_steps": 2, "learning_rate": 1e-3,
     "weight_decay": 0.1, "scheduler": "cosine", "max_grad_norm": CLIP,
 }  # fmt: skip
+# With text encoders: a rate of its own for each, and captions that say something.
+RATES = {"clip_l": 5e-4, "clip_g": 2e-4}
+TEXTS = ("zorp in the sun", "a red hat", "a photo of zorp, on a table, at night", "two cats")
 # (scaling_factor, shift_factor) in the published VAEs' configs.
 VAE = {"sd15_two": (0.18215, 0.0), "sdxl": (0.13025, 0.0), "sd3": (1.5305, 0.0609)}
 
@@ -91,22 +95,70 @@ class Recorder:
         monkeypatch.setattr(step, "prepare", noting)
 
 
+class TextReference:
+    """The encoders of a CLIP in transformers' own class, with peft's LoRA on what kohya and diffusers train there."""
+
+    def __init__(self, clip: Any, config: Any) -> None:
+        from peft import inject_adapter_in_model
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+        self.clip, self.encoders = clip, {}
+        targets = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+        for name, host in clip.cond_stage_model.named_children():
+            layers, width = host.transformer.num_layers, host.transformer.text_projection.in_features
+            made = CLIPTextModelWithProjection(
+                CLIPTextConfig(
+                    num_hidden_layers=layers, hidden_size=width, projection_dim=width, num_attention_heads=width // 64,
+                    intermediate_size=256, hidden_act="quick_gelu" if name == "clip_l" else "gelu",
+                )
+            )  # fmt: skip
+            weights = {key: tensor.clone() for key, tensor in host.transformer.state_dict().items()}
+            assert not made.load_state_dict(weights, strict=False).missing_keys
+            made = inject_adapter_in_model(
+                config(r=RANK, lora_alpha=ALPHA, target_modules=targets), made.requires_grad_(False).eval()
+            )
+            self.encoders[name] = made
+
+    def layer(self, path: str) -> Any:
+        """The peft layer of one of ours."""
+        name, _, inner = path.partition(".transformer.")
+        return self.encoders[name].get_submodule(inner)
+
+    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor | None]:
+        """Text and pooled embeddings as diffusers' pipelines of SD 1.5 and SDXL make them."""
+        tokens = [self.clip.tokenize(caption) for caption in captions]
+        ids = {key: torch.tensor([[one[0] for one in each[key][0]] for each in tokens]) for key in tokens[0]}
+        if "clip_g" not in self.encoders:
+            return self.encoders["clip_l"].text_model(ids["l"]).last_hidden_state, None
+        small, large = (self.encoders[f"clip_{key}"](ids[key], output_hidden_states=True) for key in "lg")
+        return torch.cat([small.hidden_states[-2], large.hidden_states[-2]], -1), large.text_embeds
+
+
 class Reference:
     """An ordinary diffusers training script on the twin of a small model, with peft's LoRA."""
 
-    def __init__(self, name: str, it: Rig) -> None:
+    def __init__(self, name: str, it: Rig, clip: Any = None) -> None:
         from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
         from diffusers.optimization import get_scheduler
         from peft import LoraConfig
 
-        self.name, self.pictures = name, it.dataset.pictures
+        self.name, self.pictures, self.text = name, it.dataset.pictures, None
         self.twin = diffusers_twin(name, it.patcher)
         fuse_projections(self.twin)
-        modules = twin_modules(name, it.patcher, [layer.path for layer in it.network.adapters])
+        modules = twin_modules(name, it.patcher, [a.path for a in it.network.adapters if a.part_of == "denoiser"])
         self.twin.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(modules.values())))
         self.layers = [self.twin.get_submodule(module) for module in modules.values()]
         self.parameters = [p for p in self.twin.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, weight_decay=0.1)
+        groups = [{"params": self.parameters, "lr": 1e-3}]
+        if clip is not None:
+            self.text = TextReference(clip, LoraConfig)
+            self.layers += [self.text.layer(a.path) for a in it.network.adapters if a.part_of != "denoiser"]
+            for encoder, rate in RATES.items():
+                if encoder in self.text.encoders:
+                    mine = [p for p in self.text.encoders[encoder].parameters() if p.requires_grad]
+                    groups.append({"params": mine, "lr": rate})
+                    self.parameters = self.parameters + mine
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
         self.schedule = get_scheduler("cosine", self.optimizer, num_warmup_steps=2, num_training_steps=STEPS)
         self.norms: list[float] = []
         if name == "sd3":
@@ -134,7 +186,10 @@ class Reference:
         place = (self.sigmas - sigma[:, None]).abs().argmin(1)
         # Both sides draw from the same schedule, each by its own table.
         torch.testing.assert_close(self.sigmas[place], sigma, rtol=1e-4, atol=0)
-        text, pooled = text_of(self.name, list(batch.indices))
+        if self.text:
+            text, pooled = self.text.encode([self.pictures[index].caption for index in batch.indices])
+        else:
+            text, pooled = text_of(self.name, list(batch.indices))
         if self.name == "sd3":
             level = self.sigmas[place].view(-1, 1, 1, 1)
             ask = Ask((1 - level) * latents + level * noise, 1000 * level.flatten(), text, pooled)
@@ -200,3 +255,27 @@ def test_twenty_steps(name, small_models_folder, tmp_path, monkeypatch):
             # Held against how far they have moved, which is the smaller number.
             assert off(layer.down.master.cpu() - start, other.lora_A["default"].weight - start) < 1e-3, layer.path
             assert off(layer.up.master, other.lora_B["default"].weight) < 1e-3, layer.path
+
+
+@pytest.mark.parametrize("name", ["sd15_two", "sdxl"])
+def test_twenty_steps_with_text_encoders(name, small_models_folder, tmp_path, monkeypatch):
+    """The model and all its text encoders: each loss, and every weight at the end."""
+    clip = small_clip("sdxl" if name == "sdxl" else "sd15")
+    text = {"clip_l": True, "clip_l_rate": RATES["clip_l"]}
+    if name == "sdxl":
+        text |= {"clip_g": True, "clip_g_rate": RATES["clip_g"]}
+    with rig(name, small_models_folder, tmp_path, clip=clip, texts=TEXTS, **SETTINGS | text) as it:
+        give_sizes(it)
+        reference, recorder = Reference(name, it, clip), Recorder(it, monkeypatch)
+        reference.copy(it)
+        first = [layer.down.master.detach().cpu().clone() for layer in it.network.adapters]
+        losses = it.train().losses
+        theirs = [reference.step(*given) for given in recorder.given]
+        assert losses == pytest.approx(theirs, rel=1e-4)
+        for layer, other, start in zip(it.network.adapters, reference.layers, first, strict=True):
+            down, up = layer.down.master.cpu() - start, layer.up.master
+            if name == "sdxl" and ".layers.2." in layer.path and layer.part_of == "clip_l":
+                assert not up.any(), "SDXL reads CLIP-L before its last layer"
+                continue
+            assert off(down, other.lora_A["default"].weight - start) < 1e-3, layer.path
+            assert off(up, other.lora_B["default"].weight) < 1e-3, layer.path
