@@ -92,7 +92,7 @@ def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[list[Row], t
 
         rows = step_benchmark(args.pairs, args.only)
         columns = {name: Column({}, name, 2) for name in ("time_of_floor", "memory_of_host")}
-        yield rows, HOST, table(rows, "trainer", columns)
+        yield rows, (*HOST, "trainer", "precision") if args.only else HOST, table(rows, "trainer", columns)
         return
     start_host()
     if what == "launches":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..pack import ROOT
+from . import text_cases
 from .cases import Job, cast_once, floor, host, host_bypass, load_file, ours
 from .host import start_host
 from .machine import gpu_name, host_version, measured_on
@@ -31,15 +32,18 @@ class Case(NamedTuple):
         precision: What the model computes in.
         trainer: Its name in the table.
         share: Its part of the pairs; 1 for cases that lie close to the frozen model.
+        floor: The case that each of its steps is next to.
     """
 
     name: str
     precision: str
     trainer: str
     share: float = 1.0
+    floor: str = "floor"
 
 
-FLOOR, ONE_DTYPE = "floor", "floor-one-dtype"
+FLOOR, ONE_DTYPE, WITH_TEXT = "floor", "floor-one-dtype", "floor-text"
+FLOORS = (FLOOR, WITH_TEXT)
 CASES = (
     Case(FLOOR, "fp32", "frozen model, no trainer"),
     Case("ours", "fp32", "LoRA Workbench"),
@@ -52,6 +56,8 @@ CASES = (
     Case("ours", "bf16", "LoRA Workbench, bf16"),
     Case("ours-no-copies", "bf16", "LoRA Workbench, bf16, no copies of the weights"),
     Case("host", "bf16", "TrainLoraNode, bf16", 0.3),
+    Case(WITH_TEXT, "fp32", "frozen model and text encoder, no trainer"),
+    Case("ours-text", "fp32", "LoRA Workbench, text encoder trained", floor=WITH_TEXT),
 )
 # The ratios of a row: the column, the quantity, the case of the same precision that it is a ratio of.
 RATIOS = (
@@ -68,7 +74,7 @@ def step_benchmark(pairs: int, only: list[str] = ()) -> list[Row]:  # type: igno
         only: Names of cases, where not all are wanted.
     """
     side = 512 if gpu_name() else 256
-    cases = [case for case in CASES if not only or case.name in only or case.name == FLOOR]
+    cases = [case for case in CASES if not only or case.name in only or case.name in _floors(only)]
     if host_version() == "0.3.75":  # bypass mode is newer
         cases = [case for case in cases if case.name != "host-bypass"]
     found: dict[tuple[str, str], dict] = {}
@@ -83,18 +89,25 @@ def step_benchmark(pairs: int, only: list[str] = ()) -> list[Row]:  # type: igno
     for case in cases:
         if (key := (case.name, case.precision)) in found:
             spread = {name: found[key][name] for name in ("pairs", "least", "most")}
-            rows.append({**about, "trainer": case.trainer, "precision": case.precision, **spread, **ratios(found, key)})
+            # Its own floor is the only one that does the same work.
+            compared = {"time_of_floor": round(found[key]["time"], 3)} if WITH_TEXT in case else ratios(found, key)
+            rows.append({**about, "trainer": case.trainer, "precision": case.precision, **spread, **compared})
     return rows
+
+
+def _floors(only: list[str]) -> set[str]:
+    """The floors of some cases."""
+    return {case.floor for case in CASES if case.name in only}
 
 
 def measure_pairs(case: Case, pairs: int, side: int) -> dict[str, Any] | None:
     """The time of a case as the median ratio of its pairs, and the growth of its memory.
 
-    The frozen model itself has nothing to be paired with: its time is 1.
+    A floor has nothing to be paired with: its time is 1.
     """
     file = ROOT / ".host" / "bench" / "sd15_full.safetensors"
-    names = [case.name] if case.name == FLOOR else [FLOOR, case.name]
-    steps = 2 if case.name == FLOOR else pairs + 1  # the first warms up
+    names = [case.name] if case.name in FLOORS else [case.floor, case.name]
+    steps = 2 if case.name in FLOORS else pairs + 1  # the first warms up
     told = ("--steps", steps, "--precision", case.precision, "--side", side)
     alive = []
     for name in names:  # one after the other: loading takes twice the memory
@@ -128,8 +141,11 @@ def run_case(name: str, file: Path, job: Job) -> int:
     """Run one case in this process, in turn; return the growth of its memory in bytes."""
     import torch
 
-    runs = {"host": host, "host-bypass": host_bypass, FLOOR: floor, ONE_DTYPE: floor}
-    patcher = load_file(file, trainer=name not in (FLOOR, ONE_DTYPE))
+    runs = {
+        "host": host, "host-bypass": host_bypass, FLOOR: floor, ONE_DTYPE: floor,
+        WITH_TEXT: text_cases.floor, "ours-text": text_cases.ours,
+    }  # fmt: skip
+    patcher = load_file(file, trainer=name not in (ONE_DTYPE, *FLOORS))
     if name == ONE_DTYPE:
         cast_once(patcher, torch.bfloat16)
     changed = {

@@ -231,3 +231,20 @@ def test_half_precision(precision, small_models_folder, tmp_path):
         assert all(map(math.isfinite, it.train().losses))
         assert any(a.part_of == "clip_l" and float(a.up.master.abs().max()) > 1e-4 for a in it.network.adapters)
     assert table.weight.data_ptr() == place and table.weight.is_inference()
+
+
+@pytest.mark.parametrize(("name", "settings", "parts"), [EVERY[1], EVERY[3]])
+def test_memory_counts_the_encoders(name, settings, parts, small_models_folder, tmp_path):
+    """By a dry run of the encoders too, which reads nothing of them."""
+    from lora_workbench.training.rung import Rung
+
+    needs, clip = {}, small_clip(name)
+    for is_trained in (False, True):
+        changes = settings if is_trained else {"steps": 1}
+        with rig(name, small_models_folder, tmp_path, clip=clip, texts=TEXTS, only=Rung(), **changes) as it:
+            needs[is_trained] = it.ready.fit.need(Rung())
+            assert not it.ready.fit.is_rough
+    numbers = sum(tensor.numel() for tensor in clip.cond_stage_model.parameters())
+    assert needs[True].weights - needs[False].weights == pytest.approx(4 * numbers, rel=0.01)
+    assert needs[True].lora > needs[False].lora
+    assert needs[True].step > needs[False].step

@@ -7,7 +7,8 @@ from typing import Any
 IDS = [
     "LoadDataset", "ImagesToDataset", "ConcatDatasets", "RegularizationImages", "PriorPreservation", "AutoCaption",
     "CaptionOperation", "LiveCaptions", "LossMask", "DatasetReport", "EditCaptions", "BucketImages", "LoRATrainer",
-    "ApplyLoRA", "SaveLoRA", "EstimateTraining",
+    "ApplyLoRA", "SaveLoRA", "EstimateTraining", "TextEncoderOptions",
+    "LossOptions", "OptimizerOptions", "LoadLoRA",
 ]  # fmt: skip
 
 
