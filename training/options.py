@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .settings import Settings, knob
 
+LATENTS = ("new each step", "drawn once", "mean")
 
 @dataclass(frozen=True)
 class TextEncoderOptions(Settings):
@@ -48,6 +49,13 @@ class TextEncoderOptions(Settings):
 @dataclass(frozen=True)
 class LossOptions(Settings):
     """How the loss is measured and weighed, what the noise is, and which noise levels are trained."""
+
+    latents: str = knob(
+        LATENTS[0],
+        "What is trained where the VAE gives each latent a mean and a spread. new each step draws a latent in each "
+        "step. drawn once keeps the first draw, as kohya's trainer does. mean is what ComfyUI's VAE Encode gives.",
+        choices=LATENTS, saved_as="lora_workbench.latents",
+    )
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def test_the_shape_of_a_latent_is_known_without_encoding(channels, comfy_host):
 
     with torch.inference_mode():
         vae = comfy.sd.VAE(sd=small_models.vae_weights(channels, 1.0))
-        latent = HostVAE(vae).encode(np.zeros((64, 96, 3), np.float32))
+        latent = HostVAE(vae).encode(np.zeros((64, 96, 3), np.float32))["latent"]
     assert latent_shape_of(vae, (96, 64)) == tuple(latent.shape)
 
 
