@@ -277,9 +277,9 @@ def _mask_keys(views: _Views) -> dict[_Own, str]:
             f"The mask {picture.mask} of {picture.path.name} cannot be read ({error.strerror}). Restore it, or queue "
             "again without it."
         ) from error
-    is_alpha = picture.mask == picture.path
+    is_alpha, may_be_black = picture.mask == picture.path, picture.outside > 0 or picture.random_crop
     return {
-        own: cache_key("mask-1", latent, mask_hash, is_alpha, picture.outside > 0)
+        own: cache_key("mask-1", latent, mask_hash, is_alpha, may_be_black)
         for own, latent in views.keys.items()
     }
 

@@ -83,7 +83,8 @@ def _encoded(vae: Any, pixels: np.ndarray) -> dict[str, Tensor]:
     """Encode a picture along the host's own path, which falls back to tiles where memory is short.
 
     The host returns one tensor for each picture. Its regularizer, which makes the latent from mean and standard
-    deviation (Kingma & Welling 2014, section 2.4), gets another forward for that time.
+    deviation (Kingma & Welling 2014, section 2.4), gets another forward for that time. Three passes are made where
+    tiles are blended or the model scales its latents; else one.
     """
     picture, seen = torch.from_numpy(pixels)[None], []
 
@@ -99,7 +100,7 @@ def _encoded(vae: Any, pixels: np.ndarray) -> dict[str, Tensor]:
         return latent.float().cpu()
 
     mean = encoded(lambda found: found.mean)
-    if not seen:
+    if not seen or not mean.isfinite().all():
         return {"latent": mean}
     first = seen[0]
     if len(seen) == 1 and first.mean.shape == mean.shape and torch.equal(first.mean.cpu(), mean):

@@ -81,7 +81,8 @@ def test_a_third_of_the_variants_has_other_colours() -> None:
 def test_variants_depend_on_the_file_and_their_number_alone() -> None:
     both = picture(random_crop=True, color_aug=True, variants=8)
     assert variants_of(both, CONTENT) == variants_of(replace(both, path=Path("moved.png")), CONTENT)
-    assert variants_of(both, CONTENT) != variants_of(both, CONTENT[:-1])
+    for only in (replace(both, color_aug=False), replace(both, random_crop=False)):
+        assert variants_of(only, CONTENT) != variants_of(only, CONTENT[:-1])
     assert variants_of(replace(both, variants=20), CONTENT)[:8] == variants_of(both, CONTENT)
     # Turning one on does not change the other.
     crops = variants_of(replace(both, color_aug=False), CONTENT)
@@ -186,4 +187,11 @@ def test_a_variant_is_drawn_each_time_a_picture_is_shown() -> None:
     mirrored = varied.with_pictures(replace(p, flip=True) for p in varied.pictures)
     for one, other in zip(batches.epoch_batches(plain, 3, 0, 0), batches.epoch_batches(mirrored, 3, 0, 0), strict=True):
         assert one.indices == other.indices and one.flips == other.flips and not any(one.variants)
-    assert [batch.variants for batch in dealt] != [batch.variants for batch in batches.epoch_batches(varied, 3, 0, 1)]
+
+    def drawn(seed: int, epoch: int) -> list[tuple[bool, int]]:
+        alone = mirrored.with_pictures(mirrored.pictures[:1])
+        return [view[1:] for batch in batches.epoch_batches(alone, 3, seed, epoch) for view in batch.shown]
+
+    numbers = [[number for _, number in drawn(*where)] for where in ((0, 0), (0, 1), (1, 0))]
+    assert len(set(map(tuple, numbers))) == 3, "seed or epoch draws the same variants"
+    assert len(set(drawn(0, 0))) == 8, "a variant is always mirrored, or never"
