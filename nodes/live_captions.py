@@ -28,8 +28,7 @@ class LiveCaptions(Node):
             search_aliases=["caption dropout", "shuffle tags", "keep tokens", "wildcards"],
             inputs=[
                 Dataset.Input("dataset", tooltip="The captions to vary."),
-                # Prompts from before this input existed have no value for it.
-                *widgets(CaptionPolicy, draw_one_line={"optional": True}),
+                *widgets(CaptionPolicy),
             ],
             outputs=[Dataset.Output(display_name="dataset", tooltip="The dataset with its caption policy.")],
         )

@@ -60,12 +60,12 @@ class LoadDataset(Node):
         return True if path.is_dir() else missing_folder(folder)
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str | None = None, **others: Any) -> str:
+    def fingerprint_inputs(cls, folder: str | None = None, caption_extension: str | None = None, **others: Any) -> str:
         """Change when a picture or caption on disk does, and only then."""
         if folder is None:  # from another node, which has not run when the host asks
             return str(time.time_ns())
         try:
-            return folder_fingerprint(resolve_dataset_folder(folder, _roots()))
+            return folder_fingerprint(resolve_dataset_folder(folder, _roots()), caption_extension or "")
         except UserError as error:
             return str(error)
 
@@ -75,7 +75,10 @@ class LoadDataset(Node):
         settings = settings_from(LoadSettings, inputs)
         path, color = resolve_dataset_folder(settings.folder, _roots()), parse_color(settings.background)
         with cls.cancellable() as sink:
-            dataset, regularization = scan_project(path, trigger=settings.trigger, background=color, sink=sink)
+            dataset, regularization = scan_project(
+                path, trigger=settings.trigger, background=color, sink=sink,
+                caption_extension=settings.caption_extension,
+            )  # fmt: skip
         cls.show("\n".join([dataset.describe(), *dataset.notes]))
         for sentence in dataset.skipped:
             log.warning("LoRA Workbench: left out: %s", sentence)

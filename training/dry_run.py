@@ -14,6 +14,7 @@ from .adapters.network import Network, make_network
 from .allocations import Allocations
 from .cache.captions import CaptionStore
 from .data.batches import Batch
+from .data.dataset import Placement
 from .host.frozen import Differentiable
 from .host.model import HostModel
 from .host.twin import META, Twin
@@ -29,14 +30,19 @@ class _Latents(NamedTuple):
 
     plan: Plan
     shapes: Shapes
+    crops: dict[tuple[int, int], Placement] = {}
 
-    def load(self, index: int, flipped: bool) -> Tensor:
+    def load(self, index: int, flipped: bool, variant: int = 0) -> Tensor:
         """One picture's latent."""
         placement = self.plan.dataset.pictures[index].placement
         assert placement is not None, "not bucketed"
         return torch.empty(self.shapes[placement.bucket], device=META)
 
-    def mask(self, index: int, flipped: bool) -> None:
+    def draw(self, index: int, flipped: bool, variant: int, source: torch.Generator) -> Tensor:
+        """One picture's latent."""
+        return self.load(index, flipped)
+
+    def mask(self, index: int, flipped: bool, variant: int = 0) -> None:
         """None: a mask takes next to nothing."""
 
 

@@ -27,7 +27,7 @@ from .host.model import HostModel
 from .host.precision import NAMES, compute_precision
 from .host.text import count_tokens
 from .host.text_encoders import trained_text
-from .host.vae import HostVAE, latent_shape_of
+from .host.vae import HostVAE, has_spread, latent_shape_of
 from .ladder import in_gb, preset_bytes
 from .measure import Measured, measured
 from .plan import Plan, whole_captions
@@ -86,7 +86,7 @@ class Estimate:
         steps_per_epoch: Optimizer steps of the first epoch.
         epochs: Epochs of the run, the last one begun counted.
         steps: Optimizer steps of the run.
-        latents: Latents that the run reads, mirrored ones included.
+        latents: Latents that the run reads, mirrored ones and variants included.
         latents_to_encode: Those that the cache lacks.
         captions: Different captions that the run reads.
         captions_to_encode: Those that the cache lacks.
@@ -261,18 +261,20 @@ class _Shaped:
         assert placement is not None, "not bucketed"
         return latent_shape_of(self._vae, placement.bucket)
 
-    def load(self, index: int, flipped: bool) -> Tensor:
+    def load(self, index: int, flipped: bool, variant: int = 0) -> Tensor:
         """One latent, without data."""
         return torch.empty(self.shape(index), device=META)
 
     def bytes(self) -> int:
         """Bytes of all latents and masks on disk, those counted that are not there yet."""
         cache = self._latents.cache
-        wanted = {key: ("latent", self.shape(index)) for (index, _), key in self._latents.keys.items()}
-        wanted |= {key: ("mask", self.shape(index)[-2:]) for (index, _), key in self._latents.masks.items()}
+        parts = ("latent", "spread") if has_spread(self._vae) else ("latent",)
+        wanted = {
+            key: dict.fromkeys(parts, self.shape(index)) for (index, *_), key in self._latents.keys.items()
+        }
+        wanted |= {key: {"mask": self.shape(index)[-2:]} for (index, *_), key in self._latents.masks.items()}
         return sum(
-            cache.size(key) or safetensors_bytes({name: shape}, "F32", header_of())
-            for key, (name, shape) in wanted.items()
+            cache.size(key) or safetensors_bytes(shapes, "F32", header_of()) for key, shapes in wanted.items()
         )
 
 

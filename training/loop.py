@@ -127,10 +127,10 @@ def why(setup: Setup, error: NotFinite) -> str:
     config, pictures = setup.plan.config, setup.plan.dataset.pictures
     named: dict[str, list[str]] = {"latents": [], "text": [], "all": []}
     for micro_step, batch in error.batches:
-        for place, (index, flip) in enumerate(zip(batch.indices, batch.flips, strict=True)):
+        for place, (index, flip, variant) in enumerate(batch.shown):
             name = pictures[index].path.name
             named["all"].append(name)
-            if not setup.latents.load(index, flip).isfinite().all():
+            if not setup.latents.load(index, flip, variant).isfinite().all():
                 named["latents"].append(name)
             caption = setup.plan.caption(index, micro_step, place)
             with torch.no_grad():

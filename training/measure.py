@@ -168,7 +168,9 @@ def _stores(
     if len(found.dataset.pictures) < len(indices):
         raise UserError(found.dataset.skipped[-1])
     keys, masks = (
-        {(indices[number], flipped): key for (number, flipped), key in those.items()}
+        {(indices[number], flipped, variant): key for (number, flipped, variant), key in those.items()}
         for those in (found.keys, found.masks)
     )
-    return LatentStore(latent_cache, plan.dataset, keys, found.encoded, masks), captions
+    crops = {(indices[number], variant): place for (number, variant), place in found.crops.items()}
+    latents = LatentStore(latent_cache, plan.dataset, keys, found.encoded, masks, crops)
+    return latents, captions

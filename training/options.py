@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from .settings import Settings, knob
 
 TEXT_ENCODERS = ("clip_l", "clip_g", "other")  # the kinds that have settings of their own
+LATENTS = ("new each step", "drawn once", "mean")
+
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class TextEncoderOptions(Settings):
 @dataclass(frozen=True)
 class LossOptions(Settings):
     """How the loss is measured and weighed, what the noise is, and which noise levels are trained."""
+
+    latents: str = knob(
+        LATENTS[0],
+        "What is trained where the VAE gives each latent a mean and a spread. new each step draws a latent in each "
+        "step. drawn once keeps the first draw, as kohya's trainer does. mean is what ComfyUI's VAE Encode gives.",
+        choices=LATENTS, saved_as="lora_workbench.latents",
+    )
 
 
 @dataclass(frozen=True)

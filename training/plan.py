@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -29,6 +30,7 @@ class Plan:
 
     def __init__(self, dataset: Dataset, config: TrainConfig, lengths: Mapping[str, Length] | None = None) -> None:
         self.dataset, self.config, self.lengths = dataset, config, lengths or {}
+        self._ends: list[int] = []  # of each epoch's micro-steps
 
     def steps(self, epoch: int) -> list[list[Batch]]:
         """The optimizer steps of an epoch, each a list of micro-batches."""
@@ -79,7 +81,17 @@ class Plan:
             micro_step: Micro-steps since the run began.
             place: Its place in the batch.
         """
-        return caption_for(self.dataset.pictures[index], self.dataset, self.config.seed, micro_step, place)
+        picture = self.dataset.pictures[index]
+        policy = self.dataset.policy_of(picture)
+        epoch = self.epoch_of(micro_step) if policy and policy.drop_every_epochs else None
+        return caption_for(picture, self.dataset, self.config.seed, micro_step, place, epoch)
+
+    def epoch_of(self, micro_step: int) -> int:
+        """The epoch, from 0, that a micro-step belongs to. With fractional repeats, epochs can differ by a batch."""
+        while not self._ends or self._ends[-1] <= micro_step:
+            begun = self._ends[-1] if self._ends else 0
+            self._ends.append(begun + sum(map(len, self.steps(len(self._ends)))))
+        return bisect_right(self._ends, micro_step)
 
     def captions(self, *, preserved: bool = False) -> list[str]:
         """Every caption that the run will ask for, each once.

@@ -19,9 +19,10 @@ from torch import Tensor
 from .adapters.adapter import WHOLE, Share
 from .adapters.network import Network
 from .cache.captions import CaptionStore
-from .cache.latents import LatentStore
+from .cache.latents import LatentStore, View
 from .data.batches import Batch
 from .data.dataset import Picture
+from .draws import generator
 from .late import sent
 from .objective import Denoiser, Draw, draw, mean_per_picture, padding_mask, timesteps_in_force
 from .plan import Plan
@@ -153,16 +154,15 @@ def prepare(setup: Setup, batch: Batch, micro_step: int) -> MicroBatch:
     """Load a batch's latents and captions and draw its noise."""
     model, plan, device = setup.model, setup.plan, setup.model.device
     config, dataset = plan.config, plan.dataset
-    pictures = [dataset.pictures[index] for index in batch.indices]
-    shown = list(zip(batch.indices, batch.flips, strict=True))
-    raw = [setup.latents.load(index, flip) for index, flip in shown]
+    pictures = [_as_cropped(setup, index, variant) for index, _, variant in batch.shown]
+    raw = [_latent(setup, view, micro_step, place) for place, view in enumerate(batch.shown)]
     x0 = model.latents_in(sent(torch.cat(raw), device)).float()
     timesteps = timesteps_in_force(config.timesteps, model.is_flow)
     drawn = draw(tuple(x0.shape), setup.sigmas, timesteps, config.seed, micro_step).to(device)
     captions = tuple(plan.caption(index, micro_step, place) for place, index in enumerate(batch.indices))
     sizes = [size_conditions(picture, flip) for picture, flip in zip(pictures, batch.flips, strict=True)]
     extras = tuple({**size, "guidance": config.guidance} for size in sizes)
-    masks = [_mask(setup, index, flip, x0) for index, flip in shown]
+    masks = [_mask(setup, picture, view, x0) for picture, view in zip(pictures, batch.shown, strict=True)]
     mask = None
     if any(m is not None for m in masks):
         ones = torch.ones(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])
@@ -232,11 +232,29 @@ def size_conditions(picture: Picture, flipped: bool) -> dict[str, int]:
     }
 
 
-def _mask(setup: Setup, index: int, flipped: bool, x0: Tensor) -> Tensor | None:
+def _as_cropped(setup: Setup, index: int, variant: int) -> Picture:
+    """A picture with the placement of one of its variants."""
+    picture, place = setup.plan.dataset.pictures[index], setup.latents.crops.get((index, variant))
+    return picture if place is None else replace(picture, placement=place)
+
+
+def _latent(setup: Setup, view: View, micro_step: int, place: int) -> Tensor:
+    """One picture's latent [1, C, (T,) h, w], drawn from the VAE's distribution where it has one.
+
+    kohya's trainer caches one draw; diffusers draws in each step.
+    """
+    config = setup.plan.config
+    if config.latents == "mean":
+        return setup.latents.load(*view)
+    once = config.latents == "drawn once"
+    source = generator(config.seed, "latent", *(view if once else (micro_step, place)))
+    return setup.latents.draw(*view, source)
+
+
+def _mask(setup: Setup, picture: Picture, view: View, x0: Tensor) -> Tensor | None:
     """Weight of each position of a picture's latent [1, 1, (1,) h, w]; None when all weigh the same."""
-    picture = setup.plan.dataset.pictures[index]
     padding = padding_mask(picture.placement, x0) if picture.placement else None
-    inside = setup.latents.mask(index, flipped)
+    inside = setup.latents.mask(*view)
     if inside is None:
         return padding
     weights = picture.outside + (1 - picture.outside) * inside.view(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])

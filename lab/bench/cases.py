@@ -222,7 +222,7 @@ def our_inputs(job: Job) -> tuple[Any, Any, Any]:
         gradient_checkpointing=job.checkpointing,
     )  # fmt: skip
     texts = CaptionStore(captions, {"a": "b"}, {}, 0, HostText.unpack)
-    return Plan(dataset, config), LatentStore(latents, dataset, {(0, False): "a"}, 0), texts
+    return Plan(dataset, config), LatentStore(latents, dataset, {(0, False, 0): "a"}, 0), texts
 
 
 def host(patcher: Any, job: Job, watch: Watch, **more: Any) -> None:

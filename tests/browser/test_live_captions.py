@@ -53,5 +53,5 @@ def test_a_new_node_varies_nothing(chromium: Any, server: ComfyServer) -> None:
         widgets = page.evaluate("() => window.app.graph._nodes[0].widgets.map(widget => [widget.name, widget.value])")
         assert dict(widgets) == {
             "shuffle": False, "keep_tokens": 1, "tag_dropout": 0, "caption_dropout": 0, "wildcards": False,
-            "draw_one_line": False,
+            "draw_one_line": False, "drop_every_epochs": 0,
         }  # fmt: skip

@@ -29,7 +29,9 @@ BASIC = {
     "PriorPreservation": ["class_word", "prompts", "weight", "share"],
     "AutoCaption": ["captioner", "mode", "write", "prompt", "general_threshold"],
     "CaptionOperation": ["operation", "text", "replacement", "share", "keep_tokens", "seed"],
-    "LiveCaptions": ["shuffle", "keep_tokens", "tag_dropout", "caption_dropout", "wildcards", "draw_one_line"],
+    "LiveCaptions": [
+        "shuffle", "keep_tokens", "tag_dropout", "caption_dropout", "wildcards", "draw_one_line", "drop_every_epochs",
+    ],
     "LossMask": ["source", "outside"],
     "DatasetReport": ["leave_out_the_worst"],
     "EditCaptions": [],

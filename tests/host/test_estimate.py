@@ -13,6 +13,7 @@ from PIL import Image
 from support import small_models
 from support.photos import write_photos
 from support.rig import Snapshot
+from support.small_vae import vae_of
 
 ROUNDING = 8  # bytes to which a file's header is padded
 
@@ -124,6 +125,24 @@ def test_steps_files_and_cache_are_those_of_the_run(settings, checkpoint, datase
     after = estimated(checkpoint, dataset, tmp_path, **settings)
     assert (after.latents_to_encode, after.captions_to_encode) == (0, 0)
     assert after.cache_bytes == before.cache_bytes and after.steps == before.steps
+
+
+def test_spreads_and_variants_are_counted(checkpoint, scanned, tmp_path):
+    from lora_workbench.training.data.masks import MaskSettings, with_masks
+
+    vae, parts = vae_of(), checkpoint[:2]
+    varied = bucketed(scanned, flip=True, random_crop=True, color_aug=True, variants=3)
+    varied, _ = with_masks(varied, MaskSettings().source, 0.2, [])
+    before = estimated((*parts, vae), varied, tmp_path, steps=1)
+    result = trained((*parts, vae), varied, tmp_path, steps=1)
+    entries = [safetensors.torch.load_file(path) for path in (tmp_path / "cache" / "latents").rglob("*.safetensors")]
+    assert sum(sorted(entry) == ["latent", "spread"] for entry in entries) == before.latents
+    assert len(entries) == before.latents + 6, "the masks of 3 crops, mirrored or not"
+    assert 2 * before.pictures < before.latents <= 6 * before.pictures
+    assert before.latents_to_encode == before.latents == result.summary.encoded_latents
+    assert before.cache_bytes == sum(files(tmp_path / "cache").values())
+    again = estimated((*parts, vae), varied, tmp_path, steps=1, measure=True)
+    assert again.latents_to_encode == 0 and again.cache_bytes == before.cache_bytes
 
 
 def test_no_picture_and_at_most_one_caption_is_encoded(checkpoint, dataset, tmp_path, monkeypatch):
@@ -282,7 +301,7 @@ def test_the_shape_of_a_latent_is_known_without_encoding(channels, comfy_host):
 
     with torch.inference_mode():
         vae = comfy.sd.VAE(sd=small_models.vae_weights(channels, 1.0))
-        latent = HostVAE(vae).encode(np.zeros((64, 96, 3), np.float32))
+        latent = HostVAE(vae).encode(np.zeros((64, 96, 3), np.float32))["latent"]
     assert latent_shape_of(vae, (96, 64)) == tuple(latent.shape)
 
 

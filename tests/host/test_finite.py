@@ -55,10 +55,10 @@ def test_what_overflows_in_half_precision_is_encoded_in_fp32(comfy_host):
     before, host = Held(vae), HostVAE(vae)
     plain = HostVAE(vae_of(torch.float32))
     assert (host.dtype, host.name, plain.dtype) == ("fp16", "TAESD", "fp32")
-    assert host.encode(DARK).isfinite().all() and not host.encode(WHITE).isfinite().all()
+    assert host.encode(DARK)["latent"].isfinite().all() and not host.encode(WHITE)["latent"].isfinite().all()
     for pixels in (WHITE, DARK):
         again = host.encode_in_fp32(pixels)
-        assert again is not None and torch.allclose(again, plain.encode(pixels), atol=0.01)
+        assert again is not None and torch.allclose(again["latent"], plain.encode(pixels)["latent"], atol=0.01)
     assert plain.encode_in_fp32(WHITE) is None
     assert before.is_same(Held(vae))
 
@@ -224,7 +224,7 @@ def test_captions_of_two_lengths_on_a_model_without_padding(comfy_host, small_mo
     assert sink.told[0].startswith("Trains 6 steps")
     assert len({length(caption) for caption in captions}) == 2
     with torch.inference_mode():
-        keys = {(n, False): f"latent{n}" for n in range(len(captions))}
+        keys = {(n, False, 0): f"latent{n}" for n in range(len(captions))}
         latents = LatentStore(latent_cache, dataset, keys, 0)
         encoded = store_captions(plan.captions(), text, caption_cache, sink)
         with prepared(model, plan, latents, encoded) as ready:

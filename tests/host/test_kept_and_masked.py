@@ -63,7 +63,7 @@ def test_what_lies_outside_a_mask_counts_less(outside, comfy_host, small_models_
         )
         (batch,) = it.steps()[0]
         it.setup.latents.cache.put("mask", {"mask": inside})
-        it.setup.latents.masks.update({(0, False): "mask", (1, False): "mask"})
+        it.setup.latents.masks.update({(0, False, 0): "mask", (1, False, 0): "mask"})
         micro = it.prepare(batch)
         assert micro.mask.shape == (2, 1, 16, 16)
         assert micro.mask[0, 0, 0].tolist() == [1.0] * 8 + [outside] * 8

@@ -65,7 +65,7 @@ def give_sizes(it: Rig) -> None:
     for n, picture in enumerate(it.dataset.pictures):
         place = Placement(bucket=(192, 128), scaled=(192 + 24 * n, 128 + 8 * n), offset=(7 * n, 3 * n))
         pictures.append(replace(picture, size=(700 + 90 * n, 500 - 60 * n), placement=place, flip=True))
-        it.setup.latents.keys[n, True] = f"latent{n}"  # what it shows does not matter here
+        it.setup.latents.keys[n, True, 0] = f"latent{n}"  # what it shows does not matter here
     it.dataset = replace(it.dataset, pictures=tuple(pictures))
 
 
@@ -88,7 +88,7 @@ class Recorder:
 
         def noting(setup: Any, batch: Any, micro_step: int) -> Any:
             micro = prepare(setup, batch, micro_step)
-            raw = [it.setup.latents.load(i, flip) for i, flip in zip(batch.indices, batch.flips, strict=True)]
+            raw = [it.setup.latents.load(*view) for view in batch.shown]
             self.given.append((batch, torch.cat(raw), micro.drawn.noise.cpu(), micro.drawn.sigma.cpu()))
             return micro
 

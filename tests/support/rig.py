@@ -167,7 +167,7 @@ def rig(
     )
     config = TrainConfig(**{"precision": "fp32", "learning_rate": 1e-3, "rank": 4, "batch_size": 2, **settings})
     with torch.inference_mode():
-        keys = {(n, False): f"latent{n}" for n in range(pictures)}
+        keys = {(n, False, 0): f"latent{n}" for n in range(pictures)}
         known = {f"c{n}": f"caption{n}" for n in range(pictures)}
         encoded = CaptionStore(captions, known, {}, 0, HostText.unpack)
         if clip:

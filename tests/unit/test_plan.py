@@ -128,6 +128,37 @@ def test_the_rehearsed_caption_was_not_dropped(counted, seed):
     assert len(plan.caption(largest.indices[0], number, 0)) == max(drawn)
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("repeats", [2, 0.4])
+def test_captions_of_every_nth_epoch_are_dropped(repeats, every):
+    data = dataset(repeats, CaptionPolicy(drop_every_epochs=every))
+    plan, seen = Plan(data, TrainConfig(epochs=6, batch_size=2)), 0
+    for epoch in range(6):
+        for batch in (batch for step in plan.steps(epoch) for batch in step):
+            assert plan.epoch_of(seen) == epoch
+            for place, index in enumerate(batch.indices):
+                caption = plan.caption(index, seen, place)
+                # As in kohya's trainer, the first epoch is number 1.
+                assert caption == ("zorp" if (epoch + 1) % every == 0 else whole_captions(data)[index])
+            seen += 1
+    sizes = {len([batch for step in plan.steps(epoch) for batch in step]) for epoch in range(6)}
+    assert repeats == 2 or len(sizes) > 1, "all epochs are equally long"
+    assert plan.epoch_of(0) == 0 and Plan(data, plan.config).epoch_of(seen - 1) == 5
+    assert plan.captions() == Plan(data, plan.config).captions() and "zorp" in plan.captions()
+    assert all(is_trained_with_words(picture, data) for picture in data.pictures)
+
+
+def test_only_captions_of_the_policy_are_dropped_by_epoch():
+    whole = dataset(1)
+    dropping = CaptionPolicy(drop_every_epochs=1)
+    data = whole.with_pictures(
+        replace(picture, own_policy=dropping, own_trigger="" if index == 1 else None) if index < 2 else picture
+        for index, picture in enumerate(whole.pictures)
+    )
+    plan = Plan(data, TrainConfig(epochs=1))
+    assert [plan.caption(index, 3, 0) for index in range(7)] == ["zorp", "", *whole_captions(whole)[2:]]
+
+
 EMPTYING = CaptionPolicy(tag_dropout=1.0, keep_tokens=0)
 
 

@@ -1,9 +1,9 @@
 """Vary a caption each time its picture is shown: draw lines and wildcards, shuffle and drop tags.
 
-The order is kohya's (`train_util.py`, process_caption). The whole caption may be dropped, then a line and the
-wildcards are drawn, then the tags after the kept ones are shuffled and dropped. Unlike in kohya, the trigger word is
-never dropped, and without shuffling it stays in place. A caption or line that is JSON is trained as it stands: its
-braces, bars and commas are no wildcards and no tags.
+The order is kohya's (`train_util.py`, process_caption). The whole caption may be dropped, at random or in every Nth
+epoch (counted from 1, as in kohya). Then a line and the wildcards are drawn, then the tags after the kept ones are
+shuffled and dropped. Unlike in kohya, the trigger word is never dropped, and without shuffling it stays in place. A
+caption or line that is JSON is trained as it stands: its braces, bars and commas are no wildcards and no tags.
 """
 
 from __future__ import annotations
@@ -33,11 +33,24 @@ def one_line(caption: str, trigger: str = "") -> str:
     return " ".join(lines[:1] + [line.removeprefix(prefix) for line in lines[1:]])
 
 
-def caption_for(picture: Picture, dataset: Dataset, seed: int, micro_step: int, place: int) -> str:
-    """The caption a picture is trained with at one position in the run. Without a policy it is always the same."""
+def caption_for(
+    picture: Picture, dataset: Dataset, seed: int, micro_step: int, place: int, epoch: int | None = None
+) -> str:
+    """The caption a picture is trained with at one position in the run. Without a policy it is always the same.
+
+    Args:
+        picture: Of the dataset.
+        dataset: Has the trigger and the policy.
+        seed: The run's seed.
+        micro_step: Micro-steps since the run began.
+        place: Its place in the batch.
+        epoch: The epoch, from 0. None: no epoch's captions are dropped.
+    """
     policy, trigger = dataset.policy_of(picture), dataset.trigger_of(picture)
     if policy is None:
         return one_line(picture.caption, trigger)
+    if epoch is not None and policy.drops_epoch(epoch):
+        return trigger if calls(picture.caption, trigger) else ""
     return live_caption(picture.caption, policy, trigger, seed, micro_step, place)
 
 

@@ -27,12 +27,19 @@ class Batch:
         flips: Whether each picture is mirrored.
         bucket: Their (width, height) in pixels.
         length: Token counts of their captions; empty if not counted.
+        variants: Number of each picture's variant that is shown.
     """
 
     indices: tuple[int, ...]
     flips: tuple[bool, ...]
     bucket: tuple[int, int]
     length: Length = ()
+    variants: tuple[int, ...] = ()
+
+    @property
+    def shown(self) -> list[tuple[int, bool, int]]:
+        """What is shown: of each picture its index, whether it is mirrored, and its variant."""
+        return list(zip(self.indices, self.flips, self.variants or (0,) * len(self.indices), strict=True))
 
     def __len__(self) -> int:
         """Number of pictures. The last batch of a bucket and caption length can be short."""
@@ -50,8 +57,8 @@ def epoch_batches(
     Pictures with fractional repeats take turns. Of twenty pictures with 0.25 repeats, each epoch shows five, and four
     epochs show all twenty.
 
-    Pictures are shuffled within their key, then the batches are shuffled. Order and mirroring have separate
-    generators, so turning mirroring on does not change the order. Short batches are kept.
+    Pictures are shuffled within their key, then the batches are shuffled. Order, mirroring and variants have
+    separate generators, so turning mirroring on does not change the order. Short batches are kept.
 
     Args:
         dataset: A bucketed dataset.
@@ -69,10 +76,16 @@ def epoch_batches(
         shuffled = [indices[at] for at in torch.randperm(len(indices), generator=order).tolist()]
         chunks += [(tuple(shuffled[at : at + batch_size]), key) for at in range(0, len(shuffled), batch_size)]
     chunks = [chunks[at] for at in torch.randperm(len(chunks), generator=order).tolist()]
-    draws = torch.rand(sum(len(chunk) for chunk, _ in chunks), generator=generator(seed, "flip", epoch))
-    heads = iter((draws < 0.5).tolist())
+    count = sum(len(chunk) for chunk, _ in chunks)
+    heads = iter((torch.rand(count, generator=generator(seed, "flip", epoch)) < 0.5).tolist())
+    shares = iter(torch.rand(count, generator=generator(seed, "variant", epoch)).tolist())
     return [
-        Batch(chunk, tuple(next(heads) and dataset.pictures[index].flip for index in chunk), *key)
+        Batch(
+            chunk,
+            tuple(next(heads) and dataset.pictures[index].flip for index in chunk),
+            *key,
+            tuple(int(next(shares) * dataset.pictures[index].variants) for index in chunk),
+        )
         for chunk, key in chunks
     ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ..errors import SettingError, UserError
 from ..events import counted
@@ -76,6 +77,34 @@ class BucketConfig(Settings):
         "Mirror each picture left to right half of the time. Leave it off for text and asymmetric faces.",
         advanced=True,
     )
+    random_crop: bool = knob(
+        False,
+        "Crop each picture at a random place, not in the middle. Needs fit crop. Each crop is encoded once and kept on "
+        "disk; variants says how many.",
+        advanced=True,
+    )
+    color_aug: bool = knob(
+        False,
+        "Change the colours in a third of the variants: the hue by up to 16 degrees, or the gamma by up to 5 percent. "
+        "Each variant is encoded once and kept on disk.",
+        advanced=True,
+    )
+    variants: int = knob(
+        8,
+        "Number of variants of each picture for random_crop and color_aug; one is drawn each time it is shown. More "
+        "take longer to encode and more disk space. Ignored when both are off.",
+        min=1,
+        max=1000,
+        advanced=True,
+    )
+
+    # Saved workflows hold values by position: a new setting goes to the end.
+    ADDED_FROM: ClassVar[str] = "random_crop"
+
+    @property
+    def varies(self) -> bool:
+        """Whether pictures have variants."""
+        return self.random_crop or self.color_aug
 
     def __post_init__(self) -> None:
         """Reject settings that conflict.
@@ -92,6 +121,10 @@ class BucketConfig(Settings):
             nearest = " or ".join(str(side) for side in (below, below + self.step) if side)
             raise SettingError(
                 f"resolution is {self.resolution}, which is not a multiple of the step {self.step}. Use {nearest}."
+            )
+        if self.random_crop and self.fit == "pad":
+            raise SettingError(
+                "random crop is on, but fit is 'pad', which crops nothing. Set fit to crop, or turn random crop off."
             )
         low, high = side_limits(self.resolution, self.min_side, self.max_side, self.step)
         if low > self.resolution:
@@ -178,7 +211,12 @@ def assign_buckets(dataset: Dataset, config: BucketConfig) -> Dataset:
                 )
                 continue
             placement = _fill(picture.size, own, config.fit)
-        kept.append(replace(picture, placement=placement, flip=config.flip, own_resolution=None))
+        kept.append(
+            replace(
+                picture, placement=placement, flip=config.flip, random_crop=config.random_crop,
+                color_aug=config.color_aug, variants=config.variants if config.varies else 1, own_resolution=None,
+            )
+        )  # fmt: skip
     if not kept:
         raise UserError(f"No picture is large enough to train without enlarging. {skipped[0]}")
     return replace(
@@ -217,6 +255,7 @@ def bucket_report(dataset: Dataset) -> str:
         placements = [picture.placement for picture in pictures if picture.placement is not None]
         lost = sum(map(lost_share, placements)) / len(placements)
         word = "cut away" if placements[0].fit == "crop" else "padding"
+        word += " at random" if any(picture.random_crop for picture in pictures) else ""
         line = f"{width} x {height}: {counted(len(pictures), 'picture')}, {shown} per epoch, {lost:.1%} {word}"
         upscaled = [times for times in map(enlargement, pictures) if times >= NOTICEABLE]
         if upscaled:

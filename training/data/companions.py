@@ -88,12 +88,13 @@ def key(stem: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
 
 
-def sort_files(folder: Path, names: Iterable[str]) -> Files:
+def sort_files(folder: Path, names: Iterable[str], first: str = "") -> Files:
     """Tell pictures from companions, captions and everything else. Suffixes match in any case.
 
     Args:
         folder: The folder.
         names: The names of its files.
+        first: Ending of captions that comes before CAPTION_SUFFIXES, such as `.tags`; may be empty.
     """
     split = [os.path.splitext(name) for name in sorted(names) if not is_system_file(name)]
     suffixes = picture_suffixes()
@@ -111,7 +112,7 @@ def sort_files(folder: Path, names: Iterable[str]) -> Files:
             found.orphans.append(folder / (stem + end))
         else:
             pictures.append((stem, end))
-    captions = _Captions(folder, split, pictures)
+    captions = _Captions(folder, split, pictures, first)
     for stem, end in pictures:
         picture = PictureFiles(folder / (stem + end), captions.of(stem, end))
         found.pictures.append(picture)
@@ -202,11 +203,14 @@ class _Captions:
     exactly, one that differs in case or Unicode form does, unless it is another picture's own.
     """
 
-    def __init__(self, folder: Path, split: list[tuple[str, str]], pictures: list[tuple[str, str]]) -> None:
+    def __init__(
+        self, folder: Path, split: list[tuple[str, str]], pictures: list[tuple[str, str]], first: str
+    ) -> None:
+        self._text = (first, *CAPTION_SUFFIXES) if first else CAPTION_SUFFIXES
         self._exact = {
             (stem, end.lower()): folder / (stem + end)
             for stem, end in split
-            if end.lower() in (*CAPTION_SUFFIXES, FIELDS_SUFFIX)
+            if end.lower() in (*self._text, FIELDS_SUFFIX)
         }
         own = {name for stem, end in pictures for name in (stem, stem + end)}
         self._alike: dict[tuple[str, str], Path] = {}
@@ -217,7 +221,7 @@ class _Captions:
 
     def of(self, stem: str, end: str) -> Path | None:
         """A picture's caption. Text comes before .json."""
-        for suffixes in (CAPTION_SUFFIXES, (FIELDS_SUFFIX,)):
+        for suffixes in (self._text, (FIELDS_SUFFIX,)):
             for name in (stem, stem + end):
                 for suffix in suffixes:
                     if (name, suffix) in self._exact:

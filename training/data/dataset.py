@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from ..events import counted
 from ..settings import Settings, knob
@@ -55,6 +56,9 @@ class Picture:
         controls: Its control pictures, for edit and ControlNet models. Nothing uses them yet.
         outside: Weight of the loss where the mask is black, 0 to 1. At 1 the mask is not used.
         flip: Whether it is mirrored with probability one half each time it is shown.
+        random_crop: Whether each of its variants is cropped at a random place.
+        color_aug: Whether a third of its variants have other colours.
+        variants: Number of its variants, of which one is drawn each time it is shown.
         own_trigger: Its trigger, if it differs from the dataset's after a concat; None: the dataset's.
         own_policy: Its caption policy, if it differs from the dataset's after a concat; None: the dataset's.
         own_resolution: Its resolution, if it differs from the dataset's after a concat; None: the dataset's. One file
@@ -76,6 +80,9 @@ class Picture:
     controls: tuple[Path, ...] = ()
     outside: float = 1.0
     flip: bool = False
+    random_crop: bool = False
+    color_aug: bool = False
+    variants: int = 1
     own_trigger: str | None = None
     own_policy: CaptionPolicy | None = None
     own_resolution: int | None = None
@@ -231,7 +238,19 @@ class CaptionPolicy(Settings):
     draw_one_line: bool = knob(
         False, "Draw one line of a caption with several lines each time. Off: all lines are joined."
     )
+    drop_every_epochs: int = knob(
+        0,
+        "In every epoch that is a multiple of this, only the trigger, or no caption, is used: 3 drops the captions of "
+        "epochs 3, 6 and so on. 0 turns it off.",
+        min=0, max=100_000,
+    )
 
+    # Saved workflows hold values by position: a new setting goes to the end.
+    ADDED_FROM: ClassVar[str] = "draw_one_line"
+
+    def drops_epoch(self, epoch: int) -> bool:
+        """Whether all captions of an epoch, counted from 0, are dropped."""
+        return self.drop_every_epochs > 0 and (epoch + 1) % self.drop_every_epochs == 0
 
 
 def name_in(dataset: Dataset, picture: Picture) -> str:

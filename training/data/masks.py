@@ -120,10 +120,13 @@ def latent_mask(picture: Picture, shape: tuple[int, int], flipped: bool) -> Tens
         UnreadableImage: The mask cannot be read, or leaves nothing to learn.
     """
     assert picture.placement is not None, "not bucketed"
-    placed = images.place(read_mask(picture), picture.placement, 0)
+    mask = read_mask(picture)
+    placed = images.place(mask, picture.placement, 0)
     pixels = torch.from_numpy(np.array(placed, dtype=np.float32) / 255)
     inside = F.interpolate(pixels[None, None], size=shape, mode="area")[0, 0]
-    if picture.outside == 0 and float(inside.max()) == 0:
+    # One of several random crops may miss the mask.
+    brightest = mask.getextrema()[1] if picture.random_crop else inside.max()
+    if picture.outside == 0 and float(brightest) == 0:
         raise UnreadableImage(
             f"{picture.mask} is black over all of {picture.path.name} that is trained, and outside is 0. "
             "Correct the mask, or set outside above 0."

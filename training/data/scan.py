@@ -14,15 +14,16 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from ..disk import file_stamp
-from ..errors import UnreadableImage, UserError
+from ..errors import SettingError, UnreadableImage, UserError
 from ..events import Cancelled, Sink, counted
 from ..settings import Settings, knob
 from .caption_files import caption_of, decode_all, read_caption, read_table, tidy
 from .companions import PictureFiles, key
 from .dataset import REPEATS, Dataset, Picture
-from .images import IMAGE_SUFFIXES, read_size
+from .images import IMAGE_SUFFIXES, picture_suffixes, read_size
 from .notes import notes
 from .tree import Folder, Tree, read_tree
 from .words import clean_trigger, fallback_caption, with_trigger
@@ -49,6 +50,35 @@ class LoadSettings(Settings):
     background: str = knob(
         "#ffffff", "Colour behind transparent pixels and in padding: #rrggbb, white, grey or black.", advanced=True
     )
+    caption_extension: str = knob(
+        "",
+        "Ending of caption files that are read before .txt and .caption: .tags reads cat.tags for cat.jpg. Empty: only "
+        "the usual ones.",
+        advanced=True,
+    )
+
+    # Saved workflows hold values by position: a new setting goes to the end.
+    ADDED_FROM: ClassVar[str] = "caption_extension"
+
+    def __post_init__(self) -> None:
+        """Refuse an ending that no caption can have.
+
+        Raises:
+            SettingError: The caption extension is a picture's, or no ending.
+        """
+        super().__post_init__()
+        ending = caption_ending(self.caption_extension)
+        if ending in picture_suffixes() or not re.fullmatch(r"|\.[^./\\\s]+", ending):
+            raise SettingError(
+                f"caption extension is {self.caption_extension!r}, which is no ending of text files. Enter one such as "
+                ".tags, or leave it empty."
+            )
+
+
+def caption_ending(text: str) -> str:
+    """An ending as it was meant: in lower case, with its dot, as in kohya's trainer. May be empty."""
+    ending = text.strip().lower()
+    return f".{ending}" if ending and not ending.startswith(".") else ending
 
 
 def scan_folder(
@@ -59,8 +89,9 @@ def scan_folder(
 
 
 def scan_project(
-    root: Path, *, trigger: str = "", background: tuple[int, int, int] = (255, 255, 255), sink: Sink | None = None
-) -> tuple[Dataset, Dataset]:
+    root: Path, *, trigger: str = "", background: tuple[int, int, int] = (255, 255, 255), sink: Sink | None = None,
+    caption_extension: str = "",
+) -> tuple[Dataset, Dataset]:  # fmt: skip
     """Read a folder and everything below it: pictures to learn, and the regularization pictures of a kohya project.
 
     Folders, repeats and companions are explained in `tree` and `companions`. The caption is the text next to the
@@ -71,6 +102,7 @@ def scan_project(
         trigger: The trigger word of the concept, added in front of each caption that lacks it.
         background: (r, g, b), 0 to 255: shows through transparent pixels.
         sink: Receives the progress and is checked for a cancel.
+        caption_extension: Ending of caption files that are read before .txt and .caption; may be empty.
 
     Returns:
         The pictures to learn, and the regularization pictures, without trigger; there may be none of these.
@@ -85,7 +117,7 @@ def scan_project(
     if not os.path.isdir(root):
         raise UserError(f"{root} is a file. Choose the folder that holds the pictures.")
     trigger = clean_trigger(trigger)
-    tree = read_tree(root)
+    tree = read_tree(root, caption_ending(caption_extension))
     sentences: list[str] = []
     found = list(_pictures(tree, trigger, sentences, sink))
     found.sort(key=lambda picture: _natural(picture.path.relative_to(root)))
@@ -104,7 +136,7 @@ def scan_project(
     )
 
 
-def folder_fingerprint(root: Path) -> str:
+def folder_fingerprint(root: Path, caption_extension: str = "") -> str:
     """Fingerprint a folder: 64 hex digits that change if and only if what `scan_folder` reads changes.
 
     Based on the names, sizes and modification times of the pictures, their captions, masks and control pictures. A
@@ -113,7 +145,7 @@ def folder_fingerprint(root: Path) -> str:
     root = Path(os.path.abspath(os.path.expanduser(root)))
     if not os.path.isdir(root):
         return "missing"
-    tree = read_tree(root)
+    tree = read_tree(root, caption_ending(caption_extension))
     paths = [
         (path, f"{folder.concept}|{folder.is_regularization}")  # a new sibling can change what a folder is
         for folder in tree.folders for files in folder.pictures for path in files.all()

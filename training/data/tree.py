@@ -77,8 +77,12 @@ class Tree:
     named: dict[str, float] = field(default_factory=dict)
 
 
-def read_tree(root: Path) -> Tree:
+def read_tree(root: Path, first: str = "") -> Tree:
     """Walk a folder and everything below it. No file is opened.
+
+    Args:
+        root: The folder.
+        first: Ending of captions that comes before the usual ones; may be empty.
 
     Raises:
         UserError: The folder's own path is not valid text.
@@ -89,7 +93,7 @@ def read_tree(root: Path) -> Tree:
             raise UserError(not_text(part.parent, [part.name]))
     here: dict[Path, Files] = {}
     for path, names in _walk(tree):
-        here[path] = sort_files(path, names)
+        here[path] = sort_files(path, names, first)
     _attach_companions(root, here)
     for path, files in here.items():
         tree.tables += files.tables

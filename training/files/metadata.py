@@ -140,6 +140,7 @@ def _dataset_entries(settings: Mapping[str, Any], dataset: Dataset) -> dict[str,
     return entries | {
         "ss_num_validation_images": 0,
         "ss_caption_dropout_rate": policy.caption_dropout if policy else 0.0,
+        "ss_caption_dropout_every_n_epochs": policy.drop_every_epochs if policy else 0,
         "ss_caption_tag_dropout_rate": policy.tag_dropout if policy else 0.0,
         "ss_total_batch_size": settings["ss_batch_size_per_device"] * settings["ss_gradient_accumulation_steps"],
         "ss_prior_loss_weight": next((p.weight for p in dataset.pictures if p.is_regularization), 1.0),
@@ -185,9 +186,9 @@ def _as_seen(dataset: Dataset, pictures: Sequence[Picture]) -> dict[str, Any]:
     policies = {dataset.policy_of(picture) for picture in pictures}
     policy = policies.pop() if len(policies) == 1 else None
     return {
-        "color_aug": False,
+        "color_aug": any(picture.color_aug for picture in pictures),
         "flip_aug": any(picture.flip for picture in pictures),
-        "random_crop": False,
+        "random_crop": any(picture.random_crop for picture in pictures),
         "shuffle_caption": bool(policy and policy.shuffle),
         "keep_tokens": policy.keep_tokens if policy and policy.shuffle else 0,
     }

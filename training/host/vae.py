@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import comfy.sd
 import numpy as np
 import torch
-from torch import Tensor
+from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
+from comfy.ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from torch import Tensor, nn
 
 from .identity import weights_identity
 
@@ -30,18 +32,20 @@ class HostVAE:
         self.dtype = _SHORT.get(precision, str(precision).removeprefix("torch."))
         self._copy: Any = None
 
-    def encode(self, pixels: np.ndarray) -> Tensor:
-        """Encode one picture.
+    def encode(self, pixels: np.ndarray) -> dict[str, Tensor]:
+        """Encode one picture. The VAE is the same afterwards.
 
         Args:
             pixels: [H, W, 3], 0 to 1.
 
         Returns:
-            Latents [1, C, (T,) h, w] on the CPU in fp32, not yet scaled for a model. They may be not finite.
+            `latent`: the mean of the VAE's distribution [1, C, (T,) h, w]. `spread`: its standard deviation, of the
+            same shape; missing if the VAE has none. Both are on the CPU in fp32 and not yet scaled for a model. They
+            may be not finite.
         """
         return _encoded(self.vae, pixels)
 
-    def encode_in_fp32(self, pixels: np.ndarray) -> Tensor | None:
+    def encode_in_fp32(self, pixels: np.ndarray) -> dict[str, Tensor] | None:
         """Encode one picture with a copy of the VAE in fp32, made on the first call; the VAE itself is not touched.
 
         Returns:
@@ -55,7 +59,7 @@ class HostVAE:
 
 
 def latent_shape_of(vae: Any, bucket: tuple[int, int]) -> tuple[int, ...]:
-    """The shape that `HostVAE.encode` would give a picture, without encoding: [1, C, (T,) h, w].
+    """The shape of the latent that `HostVAE.encode` would give a picture, without encoding: [1, C, (T,) h, w].
 
     Args:
         vae: VAE socket.
@@ -66,12 +70,60 @@ def latent_shape_of(vae: Any, bucket: tuple[int, int]) -> tuple[int, ...]:
     return (1, int(vae.latent_channels), *frames, bucket[1] // step, bucket[0] // step)
 
 
-def _encoded(vae: Any, pixels: np.ndarray) -> Tensor:
-    # Some of the host's autoencoders sample. A fixed seed keeps cache and run repeatable. The state of the global
-    # generator, which other nodes may use, is restored.
-    with _seeded():
-        latent: Tensor = vae.encode(torch.from_numpy(pixels)[None])
-    return latent.float().cpu()
+def has_spread(vae: Any) -> bool:
+    """Whether a VAE encodes a picture as a distribution: mean and standard deviation of each element."""
+    return bool(_regularizers(vae))
+
+
+def _regularizers(vae: Any) -> list[nn.Module]:
+    return [part for part in vae.first_stage_model.modules() if isinstance(part, DiagonalGaussianRegularizer)]
+
+
+def _encoded(vae: Any, pixels: np.ndarray) -> dict[str, Tensor]:
+    """Encode a picture along the host's own path, which falls back to tiles where memory is short.
+
+    The host returns one tensor for each picture. Its regularizer, which makes the latent from mean and standard
+    deviation (Kingma & Welling 2014, section 2.4), gets another forward for that time. Three passes are made where
+    tiles are blended or the model scales its latents; else one.
+    """
+    picture, seen = torch.from_numpy(pixels)[None], []
+
+    def encoded(chosen: Callable[[DiagonalGaussianDistribution], Tensor]) -> Tensor:
+        def forward(moments: Tensor) -> tuple[Tensor, None]:
+            seen.append(DiagonalGaussianDistribution(moments.float()))
+            return chosen(seen[-1]), None
+
+        # Autoencoders of other packs may sample. A fixed seed keeps cache and run repeatable. The state of the
+        # global generator, which other nodes may use, is restored.
+        with _seeded(), _with_forward(_regularizers(vae), forward):
+            latent: Tensor = vae.encode(picture)
+        return latent.float().cpu()
+
+    mean = encoded(lambda found: found.mean)
+    if not seen or not mean.isfinite().all():
+        return {"latent": mean}
+    first = seen[0]
+    if len(seen) == 1 and first.mean.shape == mean.shape and torch.equal(first.mean.cpu(), mean):
+        return {"latent": mean, "spread": first.std.cpu()}
+    # Tiles were blended, or the model scales the latent further. Both are linear, so their offset cancels out.
+    scaled, offset = encoded(lambda found: found.std), encoded(lambda found: torch.zeros_like(found.std))
+    return {"latent": mean, "spread": (scaled - offset).abs()}
+
+
+@contextmanager
+def _with_forward(modules: list[nn.Module], forward: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Let modules compute something else inside the block."""
+    before = [vars(module).get("forward") for module in modules]
+    try:
+        for module in modules:
+            module.forward = forward
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            if own is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = own
 
 
 def _in_fp32(vae: Any) -> Any:

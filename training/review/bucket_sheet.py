@@ -104,6 +104,8 @@ def _lay_out(bucket: tuple[int, int], pictures: list[Picture], tile: int, most: 
         top += high + _GUTTER
     repeats = round(sum(picture.repeats for picture in pictures))
     summary = f"{counted(len(pictures), 'picture')} · {repeats} per epoch"
+    if any(picture.random_crop for picture in pictures):
+        summary += " · random crop"
     title_width = palette.font(16).getlength(_title(bucket)) + 12 + palette.font(14).getlength(summary)
     width = max(math.ceil(title_width), max(box[2] for box in boxes))
     more = (boxes[-1], f"+{rest} more") if rest > 0 else None

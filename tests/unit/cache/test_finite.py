@@ -112,12 +112,12 @@ class Overflowing:
     identity, name, dtype = "vae", "Overflowing", "fp16"
 
     @staticmethod
-    def encode(pixels: np.ndarray) -> torch.Tensor:
-        return torch.full((1, 4, 8, 8), float("nan") if pixels.mean() > 0.5 else 1.0)
+    def encode(pixels: np.ndarray) -> dict[str, torch.Tensor]:
+        return {"latent": torch.full((1, 4, 8, 8), float("nan") if pixels.mean() > 0.5 else 1.0)}
 
     @staticmethod
-    def encode_in_fp32(pixels: np.ndarray) -> torch.Tensor | None:
-        return torch.full((1, 4, 8, 8), float("inf") if pixels.mean() > 0.99 else 2.0)
+    def encode_in_fp32(pixels: np.ndarray) -> dict[str, torch.Tensor] | None:
+        return {"latent": torch.full((1, 4, 8, 8), float("inf") if pixels.mean() > 0.99 else 2.0)}
 
 
 def pictures(folder: Path, **greys: int) -> Dataset:
@@ -150,8 +150,8 @@ def test_latents_and_masks_of_an_older_version_that_are_not_finite_are_made_agai
     data = data.with_pictures(Picture(**{**vars(p), "mask": p.path, "outside": 0.5}) for p in data.pictures)
     first = store_latents(data, Overflowing(), cache, SilentSink())
     for keys, name, shape in ((first.keys, "latent", (1, 4, 8, 8)), (first.masks, "mask", (8, 8))):
-        old_entry(cache, keys[0, False], **{name: torch.full(shape, float("nan"))})
-        old_entry(cache, keys[1, False], **{name: torch.full(shape, 0.25)})
+        old_entry(cache, keys[0, False, 0], **{name: torch.full(shape, float("nan"))})
+        old_entry(cache, keys[1, False, 0], **{name: torch.full(shape, 0.25)})
     again = store_latents(data, Overflowing(), cache, SilentSink())
     assert again.encoded == 1
     masks = [again.mask(index, False) for index in range(2)]

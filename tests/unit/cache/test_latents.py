@@ -31,12 +31,12 @@ class CountingEncoder:
     def __init__(self, identity: str = "vae") -> None:
         self.identity, self.calls = identity, 0
 
-    def encode(self, pixels: np.ndarray) -> torch.Tensor:
+    def encode(self, pixels: np.ndarray) -> dict[str, torch.Tensor]:
         self.calls += 1
         assert pixels.shape == (64, 64, 3) and pixels.dtype == np.float32
-        return torch.from_numpy(pixels.reshape(8, 8, 8, 8, 3).mean((1, 3))).permute(2, 0, 1)[None]
+        return {"latent": torch.from_numpy(pixels.reshape(8, 8, 8, 8, 3).mean((1, 3))).permute(2, 0, 1)[None]}
 
-    def encode_in_fp32(self, pixels: np.ndarray) -> torch.Tensor | None:
+    def encode_in_fp32(self, pixels: np.ndarray) -> dict[str, torch.Tensor] | None:
         return None
 
 
@@ -171,7 +171,7 @@ def test_a_damaged_latent_is_encoded_again(tmp_path):
     cache, _ = cache_folders(tmp_path / "cache")
     pictures = dataset(tmp_path)
     store = store_latents(pictures, CountingEncoder(), cache, SilentSink())
-    path = cache._path(store.keys[0, False])
+    path = cache._path(store.keys[0, False, 0])
     path.write_bytes(b"")
     with pytest.raises(UserError, match="Queue again"):
         store.load(0, False)

@@ -28,8 +28,8 @@ class Averages:
 
     identity = "averages"
 
-    def encode(self, pixels: np.ndarray) -> torch.Tensor:
-        return torch.nn.functional.avg_pool2d(torch.from_numpy(pixels).permute(2, 0, 1)[None], 8)
+    def encode(self, pixels: np.ndarray) -> dict[str, torch.Tensor]:
+        return {"latent": torch.nn.functional.avg_pool2d(torch.from_numpy(pixels).permute(2, 0, 1)[None], 8)}
 
 
 def left_half(size: tuple[int, int] = (128, 128), mode: str = "L") -> Image.Image:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from lora_workbench.training.data import scan
 from lora_workbench.training.data.dataset import Dataset
-from lora_workbench.training.errors import UserError
+from lora_workbench.training.errors import SettingError, UserError
 from PIL import Image
 
 
@@ -287,3 +287,30 @@ def test_a_caption_of_megabytes_is_named_and_not_read_through(
     assert [picture.caption for picture in dataset.pictures] == [letter * 20_000]
     assert [name for name in ("b.txt", "c.txt") if name in " ".join(dataset.skipped)] == ["b.txt", "c.txt"]
     assert "more than 20,000 characters" in dataset.skipped[0] and max(read) < 100_000
+
+
+def test_another_ending_of_captions_comes_first(tmp_path: Path) -> None:
+    for name, color in (("a", "red"), ("b", "blue"), ("c", "teal")):
+        Image.new("RGB", (64, 64), color).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("a sentence", encoding="utf-8")
+    (tmp_path / "a.Tags").write_text("tags", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("b sentence", encoding="utf-8")
+    (tmp_path / "c.png.tags").write_text("c tags", encoding="utf-8")
+
+    def captions(**more: str) -> list[str]:
+        return [picture.caption for picture in scan.scan_project(tmp_path, **more)[0].pictures]
+
+    assert captions() == ["a sentence", "b sentence", ""]
+    for ending in (".tags", "tags", " .TAGS "):
+        assert captions(caption_extension=ending) == ["tags", "b sentence", "c tags"]
+    plain, other = (scan.folder_fingerprint(tmp_path, ending) for ending in ("", "tags"))
+    (tmp_path / "a.Tags").write_text("more tags", encoding="utf-8")
+    assert scan.folder_fingerprint(tmp_path, "tags") != other and scan.folder_fingerprint(tmp_path) == plain
+    assert not any("tags" in note.lower() for note in scan.scan_project(tmp_path, caption_extension="tags")[0].notes)
+
+
+@pytest.mark.parametrize("ending", [".png", "JPG", "..", ".a b", "a/b", "."])
+def test_an_ending_that_no_caption_has_is_refused(ending: str) -> None:
+    with pytest.raises(SettingError, match="caption extension is .* Enter one such as"):
+        scan.LoadSettings(caption_extension=ending)
+    scan.LoadSettings(caption_extension="tags")

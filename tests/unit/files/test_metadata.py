@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from lora_workbench.training.config import TrainConfig, kohya_settings
-from lora_workbench.training.data.dataset import Dataset, Picture, Placement
+from lora_workbench.training.data.dataset import CaptionPolicy, Dataset, Picture, Placement
 from lora_workbench.training.files.architectures import architecture_facts
 from lora_workbench.training.files.metadata import ModelFacts, Session, build_metadata
 from lora_workbench.training.lora import RunSummary
@@ -56,6 +56,19 @@ def test_every_value_is_text() -> None:
 def test_lora_plus_is_told_as_kohya_tells_it() -> None:
     assert json.loads(build()["ss_network_args"]) == {}
     assert json.loads(build(lora_plus=4.0)["ss_network_args"]) == {"loraplus_lr_ratio": "4"}
+
+
+def test_how_pictures_and_captions_vary() -> None:
+    keys = ("ss_random_crop", "ss_color_aug", "ss_caption_dropout_every_n_epochs", "lora_workbench.latents")
+    plain = build()
+    assert [plain[key] for key in keys] == ["False", "False", "0", "new each step"]
+    whole = make_dataset(policy=CaptionPolicy(drop_every_epochs=3))
+    varied = [replace(p, random_crop=n == 0, color_aug=n == 2) for n, p in enumerate(whole.pictures)]
+    metadata = build(whole.with_pictures(tuple(varied)), latents="drawn once")
+    assert [metadata[key] for key in keys] == ["True", "True", "3", "drawn once"]
+    first, second = json.loads(metadata["ss_datasets"])[0]["subsets"]
+    assert (first["random_crop"], first["color_aug"]) == (True, False)
+    assert (second["random_crop"], second["color_aug"]) == (False, True)
 
 
 def test_tags_are_counted_as_kohya_does() -> None:

@@ -53,6 +53,13 @@ def test_the_cut_out_stands_where_it_was_cut(tmp_path: Path) -> None:
     assert not _like(drawn, PAINT).any(), "what is cut away is as bright as what is trained"
 
 
+def test_random_crops_are_named(tmp_path: Path) -> None:
+    for crop in (False, True):
+        with drawn_text() as drawn:
+            sheet.bucket_sheet(_dataset(tmp_path, (1000, 500), random_crop=crop))
+        assert any("random crop" in text for text, _ in drawn.texts) == crop
+
+
 def test_padding_is_hatched(tmp_path: Path) -> None:
     size = (160, 112)
     picture = Picture(tmp_path / "a.png", (500, 500), "", placement=Placement((800, 560), (560, 560), (120, 0), "pad"))
