@@ -83,8 +83,8 @@ class NoiseLevels:
     def _shares(self, count: int, source: torch.Generator) -> Tensor:
         """Places in the schedule as shares of its length, 0 to 1, rising with the noise.
 
-        The distributions are those of Esser et al. 2024, section 3.1. Logit-normal with mean 0 is what kohya calls sigmoid,
-        with sigmoid_scale for the spread.
+        The distributions are those of Esser et al. 2024, section 3.1. Logit-normal with mean 0 is what kohya calls
+        sigmoid, with sigmoid_scale for the spread.
         """
         o = self.options
         if self.timesteps == "logit-normal":
