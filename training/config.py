@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .errors import SettingError
-from .options import LossOptions, OptimizerOptions, TextEncoderOptions, kohya_loss
+from .options import TIMESTEPS, LossOptions, OptimizerOptions, TextEncoderOptions, kohya_loss
 from .settings import Settings, knob, saved_settings
 
 
@@ -59,7 +59,6 @@ SOURCES = {
 }  # fmt: skip
 OPTIMIZERS = tuple(SOURCES)
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex")
-TIMESTEPS = ("auto", "uniform", "logit-normal", "mode")
 MEMORY = ("auto", "8 GB", "12 GB", "16 GB", "24 GB", "plenty")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 ON_CANCEL = ("keep and go on", "stop the queue")

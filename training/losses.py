@@ -72,22 +72,20 @@ def huber_widths(options: LossOptions, sigma: Tensor, time: Tensor) -> Tensor | 
     return torch.full_like(sigma, least)
 
 
-def pointwise(loss: str, error: Tensor, width: Tensor | None) -> Tensor:
-    """The loss of each value.
+def robust(loss: str, error: Tensor, width: Tensor | None) -> Tensor:
+    """The loss of each value that grows linearly with large errors, unlike L2.
 
     Args:
-        loss: One of `options.LOSSES`.
+        loss: One of `options.LOSSES` besides L2.
         error: [B, C, …].
-        width: `huber_widths` [B], or None.
+        width: `huber_widths` [B]; None for L1.
 
     Returns:
-        L2: d². L1: |d|. Huber is pseudo-Huber (Charbonnier et al. 1997): 2c (sqrt(d² + c²) - c), which is d² for small
+        L1: |d|. Huber is pseudo-Huber (Charbonnier et al. 1997): 2c (sqrt(d² + c²) - c), which is d² for small
         errors with c = 1. smooth L1 is the same over c: 2 (sqrt(d² + c²) - c), of slope 2 for large errors.
     """
-    if loss == "L1":
-        return error.abs()
     if width is None:
-        return error.square()
+        return error.abs()
     c = width.view(-1, *[1] * (error.ndim - 1))
     rooted = 2 * ((error.square() + c.square()).sqrt() - c)
     return rooted * c if loss == "Huber" else rooted

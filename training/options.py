@@ -8,6 +8,7 @@ from typing import Any
 from .errors import SettingError
 from .settings import Settings, knob
 
+TIMESTEPS = ("auto", "uniform", "logit-normal", "mode")
 LOSSES = ("L2", "L1", "Huber", "smooth L1")
 HUBER_SCHEDULES = ("exponential", "constant", "snr")
 WEIGHTINGS = ("none", "min-SNR", "soft min-SNR", "debiased", "scale v like noise", "P2")
@@ -154,6 +155,18 @@ class LossOptions(Settings):
                 f"min timestep is {self.min_timestep} and max timestep is {self.max_timestep}, so no timestep is left. "
                 "Lower min timestep."
             )
+
+
+@dataclass(frozen=True)
+class TimestepPicture(Settings):
+    """What the picture of Loss Options shows. It changes no training."""
+
+    picture_timesteps: str = knob(
+        "auto",
+        "For which way of drawing timesteps the picture is made. Set it like timesteps in LoRA Trainer; it changes the "
+        "picture only.",
+        choices=TIMESTEPS,
+    )
 
 
 def kohya_loss(options: LossOptions) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .cache.latents import LatentStore
 from .data.batches import Batch
 from .data.dataset import Picture
 from .late import sent
-from .losses import huber_widths, level_weights, pointwise
+from .losses import huber_widths, level_weights, robust
 from .noise import add_offset
 from .noise_levels import NoiseLevels
 from .objective import Denoiser, Draw, draw, mean_per_picture, padding_mask
@@ -49,7 +49,9 @@ def training_step(setup: Setup, batch: Batch, micro_step: int, loss_scale: Tenso
         xt = model.noised(micro.x0, micro.drawn.seen, micro.drawn.sigma)
         estimate = model.denoised(xt, micro.drawn.sigma, conditions(setup, micro)).float()
         error = (estimate - target) / model.output_scale(micro.drawn.sigma, xt.ndim)
-        losses = mean_per_picture(pointwise(plan.config.loss, error, micro.widths), micro.mask)
+        squared = plan.config.loss == "L2"
+        values = error.square() if squared else robust(plan.config.loss, error, micro.widths)
+        losses = mean_per_picture(values, micro.mask)
         weighted = losses if micro.weights is None else losses * micro.weights
         # Each picture counts the same, also in a short batch: divided by the pictures that a step holds on average.
         mean = weighted.sum() / plan.images_per_step
