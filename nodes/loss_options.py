@@ -24,7 +24,7 @@ from .base import Node
 from .schema import LossOptions as Socket
 from .schema import widgets
 
-_DRAWS = 50_000
+_DRAWS = 200_000
 _TOKENS = 4096  # of 1024 × 1024 pixels
 
 
