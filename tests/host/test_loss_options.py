@@ -53,6 +53,12 @@ def test_every_option_trains(name, comfy_host, small_models_folder, tmp_path):
         refuse_unfit(it.model, it.setup.plan.config)
         micro = it.prepare()
         assert micro.drawn.noise.shape == micro.drawn.seen.shape == micro.x0.shape
+        assert (micro.widths is None) == (it.setup.plan.config.loss == "L1")
+        for part, at in zip(micro.parts(1), range(2), strict=True):
+            assert torch.equal(part.drawn.seen[0], micro.drawn.seen[at])
+            assert all(one is None or one == whole[at] for one, whole in (
+                (part.widths, micro.widths), (part.weights, micro.weights)
+            ))  # fmt: skip
         losses = it.train().losses
         assert all(tensor.isfinite().all() for tensor in trained_tensors(it.network))
     assert all(math.isfinite(loss) and 0 < loss < 100 for loss in losses)
