@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .errors import SettingError
-from .options import TEXT_ENCODERS, LossOptions, OptimizerOptions, TextEncoderOptions
+from .options import TEXT_ENCODERS, TIMESTEPS, LossOptions, OptimizerOptions, TextEncoderOptions, kohya_loss
 from .settings import Settings, knob, saved_settings
 
 
@@ -60,7 +60,6 @@ SOURCES = {
 }  # fmt: skip
 OPTIMIZERS = tuple(SOURCES)
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex")
-TIMESTEPS = ("auto", "uniform", "logit-normal")
 MEMORY = ("auto", "8 GB", "12 GB", "16 GB", "24 GB", "plenty")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 ON_CANCEL = ("keep and go on", "stop the queue")
@@ -151,8 +150,8 @@ class LossSettings(Settings):
 
     timesteps: str = knob(
         "auto",
-        "Which noise levels are trained most. uniform trains all equally, logit-normal the middle ones. auto uses "
-        "logit-normal for flow models (SD3, Flux and newer) and uniform for the others, as each was trained.",
+        "Which noise levels are trained most: uniform all, logit-normal the middle, mode the middle and the ends. "
+        "auto uses logit-normal for flow models (SD3, Flux and newer) and uniform for the others, as each was trained.",
         choices=TIMESTEPS, advanced=True, saved_as="lora_workbench.timesteps",
     )
     guidance: float = knob(
@@ -307,6 +306,7 @@ def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str
     arguments = [("weight_decay", config.weight_decay), *source.settings]
     return {
         **saved_settings(config, in_force),
+        **kohya_loss(config),
         # kohya writes none of these values as it is set.
         "ss_network_dropout": config.dropout or None,
         "ss_network_args": {} if config.lora_plus == 1 else {"loraplus_lr_ratio": f"{config.lora_plus:g}"},

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from .errors import SettingError
 from .settings import Settings, knob
 
 TEXT_ENCODERS = ("clip_l", "clip_g", "other")  # the kinds that have settings of their own
 LATENTS = ("new each step", "drawn once", "mean")
+TIMESTEPS = ("auto", "uniform", "logit-normal", "mode")
+LOSSES = ("L2", "L1", "Huber", "smooth L1")
+HUBER_SCHEDULES = ("exponential", "constant", "snr")
+WEIGHTINGS = ("none", "min-SNR", "soft min-SNR", "debiased", "scale v like noise", "P2")
+
 
 
 
@@ -56,12 +63,158 @@ class TextEncoderOptions(Settings):
 class LossOptions(Settings):
     """How the loss is measured and weighed, what the noise is, and which noise levels are trained."""
 
+    weighting: str = knob(
+        "none",
+        "Weighs the loss by noise level, for models that predict noise or v. min-SNR stops easy levels from "
+        "outweighing the others (common). soft min-SNR does so smoothly. debiased and P2 favour high noise.",
+        choices=WEIGHTINGS, saved_as="lora_workbench.weighting",
+    )
+    gamma: float = knob(
+        5.0, "Signal-to-noise ratio from which min-SNR and soft min-SNR lower the weight. 5 is usual.",
+        min=0.01, max=1000.0, step=0.1,
+    )
+    p2_gamma: float = knob(
+        1.0, "Strength of P2. 0.5 to 1 is usual; 0 turns it off.",
+        min=0.0, max=10.0, step=0.1,
+    )
+    loss: str = knob(
+        "L2",
+        "How an error counts. L2 is what models are trained with. L1, Huber and smooth L1 give outliers, such as "
+        "damaged pictures, less influence.",
+        choices=LOSSES,
+    )
+    huber_c: float = knob(
+        0.1, "Size of error above which Huber and smooth L1 grow linearly, at the noisiest level. 0.1 is usual.",
+        min=0.0001, max=10.0, step=0.01,
+    )
+    huber_schedule: str = knob(
+        "exponential",
+        "How huber_c changes with noise. constant keeps it. exponential and snr raise it to 1 for little noise. snr "
+        "does not fit flow models.",
+        choices=HUBER_SCHEDULES,
+    )
+    noise_offset: float = knob(
+        0.0, "Shifts the noise of each channel, so that dark and bright pictures are learned. 0.03 to 0.1 is usual.",
+        min=0.0, max=10.0, step=0.01,
+    )
+    noise_offset_adaptive: float = knob(
+        0.0, "Adds this times the size of the picture's mean latent to noise_offset. It can be below 0.",
+        min=-10.0, max=10.0, step=0.01,
+    )
+    noise_offset_random: bool = knob(
+        False, "Draws the strength of the noise offset for each picture, from 0 to its full value."
+    )
+    multires_iterations: int = knob(
+        0, "Adds so many coarser layers of noise (pyramid noise). 6 to 10 is usual; 0 turns it off.", min=0, max=16
+    )
+    multires_discount: float = knob(
+        0.3, "Strength of each layer of pyramid noise compared with the finer one. 0.1 to 0.3 suits a LoRA.",
+        min=0.0, max=1.0, step=0.05,
+    )
+    ip_noise_gamma: float = knob(
+        0.0, "Input perturbation: extra noise that the model sees and is not asked for. 0.1 is usual; 0 turns it off.",
+        min=0.0, max=1.0, step=0.01,
+    )
+    ip_noise_random: bool = knob(
+        False, "Draws the strength of input perturbation for each picture, from 0 to ip_noise_gamma."
+    )
+    timestep_mean: float = knob(
+        0.0, "Centre of logit-normal timesteps. Above 0 trains high noise more, below 0 low noise.",
+        min=-5.0, max=5.0, step=0.1,
+    )
+    timestep_spread: float = knob(
+        1.0, "Spread of logit-normal timesteps. Smaller values train the middle more.", min=0.01, max=10.0, step=0.1
+    )
+    mode_scale: float = knob(
+        1.29, "Strength of mode timesteps. Above 0 trains the middle more, below 0 the two ends.",
+        min=-1.0, max=1.75, step=0.01,
+    )
+    shift: float = knob(
+        0.0,
+        "Timestep shift of flow models: above 1 trains high noise more. 0 uses that of the model or of its "
+        "ModelSampling node.",
+        min=0.0, max=100.0, step=0.1,
+    )
+    resolution_shift: bool = knob(
+        False, "Shifts the timesteps of flow models by the size of each picture, as Flux was trained."
+    )
+    min_timestep: int = knob(
+        0, "Trains no timestep below this, of 1000. The chosen distribution spans the rest.", min=0, max=999
+    )
+    max_timestep: int = knob(
+        1000, "Trains no timestep above this, of 1000. The chosen distribution spans the rest.", min=1, max=1000
+    )
+
     latents: str = knob(
         LATENTS[0],
         "What is trained where the VAE gives each latent a mean and a spread. new each step draws a latent in each "
         "step. drawn once keeps the first draw, as kohya's trainer does. mean is what ComfyUI's VAE Encode gives.",
         choices=LATENTS, saved_as="lora_workbench.latents",
     )
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other."""
+        super().__post_init__()
+        if self.noise_offset and self.multires_iterations:
+            raise SettingError(
+                f"noise offset is {self.noise_offset:g} and multires iterations is {self.multires_iterations}, but "
+                "only one can be used. Set one of them to 0."
+            )
+        if self.shift and self.resolution_shift:
+            raise SettingError(
+                f"shift is {self.shift:g} and resolution shift is on, but only one can be used. Set shift to 0."
+            )
+        if self.min_timestep >= self.max_timestep:
+            raise SettingError(
+                f"min timestep is {self.min_timestep} and max timestep is {self.max_timestep}, so no timestep is left. "
+                "Lower min timestep."
+            )
+
+
+@dataclass(frozen=True)
+class TimestepPicture(Settings):
+    """What the picture of Loss Options shows. It changes no training."""
+
+    picture_timesteps: str = knob(
+        "auto",
+        "For which way of drawing timesteps the picture is made. Set it like timesteps in LoRA Trainer; it changes the "
+        "picture only.",
+        choices=TIMESTEPS,
+    )
+
+
+def kohya_loss(options: LossOptions) -> dict[str, Any]:
+    """The settings of loss, noise and timesteps by metadata key, kohya's where there is one: None is what is off."""
+    o = options
+    huber, offset, multires = o.loss in ("Huber", "smooth L1"), o.noise_offset or None, o.multires_iterations or None
+    return {
+        "ss_min_snr_gamma": o.gamma if o.weighting == "min-SNR" else None,
+        "ss_debiased_estimation": o.weighting == "debiased",
+        "ss_scale_v_pred_loss_like_noise_pred": o.weighting == "scale v like noise",
+        "ss_loss_type": o.loss.lower().replace(" ", "_"),
+        "ss_huber_schedule": o.huber_schedule if huber else None,
+        "ss_huber_c": o.huber_c if huber else None,
+        "ss_huber_scale": 1.0 if huber else None,
+        "ss_noise_offset": offset,
+        "ss_adaptive_noise_scale": (o.noise_offset_adaptive or None) if offset else None,
+        "ss_noise_offset_random_strength": bool(offset and o.noise_offset_random),
+        "ss_multires_noise_iterations": multires,
+        "ss_multires_noise_discount": o.multires_discount if multires else None,
+        "ss_ip_noise_gamma": o.ip_noise_gamma or None,
+        "ss_ip_noise_gamma_random_strength": bool(o.ip_noise_gamma and o.ip_noise_random),
+        "ss_min_timestep": o.min_timestep or None,
+        "ss_max_timestep": o.max_timestep if o.max_timestep < 1000 else None,
+        **{f"lora_workbench.{name}": value for name, value in _own(o).items() if value != getattr(LossOptions, name)},
+    }
+
+
+def _own(options: LossOptions) -> dict[str, Any]:
+    """What has an effect and no key in kohya's trainer, or one whose form depends on the model."""
+    o = options
+    own = {"p2_gamma": o.p2_gamma} if o.weighting == "P2" else {}
+    own |= {"gamma": o.gamma} if o.weighting == "soft min-SNR" else {}
+    always = ("timestep_mean", "timestep_spread", "mode_scale", "shift", "resolution_shift")
+    return own | {name: getattr(o, name) for name in always}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from .host.model import HostModel, comes_from_the_model
 from .host.precision import NAMES, compute_precision
 from .host.quantized import arises_in_a_layer
 from .ladder import in_gb
+from .objective import refuse_unfit
 from .optimizers import optimizer_class
 from .plan import Plan, is_trained_with_words, whole_captions
 from .ready import Ready
@@ -58,6 +59,7 @@ def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: Train
             raise UserError(f"The {name} input is empty: its loader has none. Connect one that fits the MODEL.")
     refuse_untrainable(model.model.diffusion_model)
     refuse_nothing_to_train(model.targets())
+    refuse_unfit(model, config)
     step = int(vae.spacial_compression_encode())
     for width, height in dataset.buckets():
         if width % step or height % step:

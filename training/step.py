@@ -3,7 +3,7 @@
 The loss is the mean squared error of the network's own prediction (noise, v or velocity), in fp32, as in DDPM (Ho et
 al. 2020), v-prediction (Salimans & Ho 2022), rectified flow (Esser et al. 2024), kohya and diffusers. The host gives
 an estimate of the clean latents. Its error divided by its slope in the network's output is the error of the
-prediction, so one formula serves every kind of model.
+prediction, so one formula serves every kind of model. Loss Options can count and weigh that error in another way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from .data.batches import Batch
 from .data.dataset import Picture
 from .draws import generator
 from .late import sent
-from .objective import Denoiser, Draw, draw, mean_per_picture, padding_mask, timesteps_in_force
+from .losses import huber_widths, level_weights, robust
+from .noise import add_offset
+from .noise_levels import NoiseLevels
+from .objective import Denoiser, Draw, draw, mean_per_picture, padding_mask
 from .plan import Plan
 from .rung import Ladder, Rung
 
@@ -44,10 +47,12 @@ def training_step(setup: Setup, batch: Batch, micro_step: int, loss_scale: Tenso
     for micro in whole.parts(setup.ladder.rung.micro_batch):
         setup.network.begin_micro_step(plan.config.seed, micro_step, micro.share)
         target = clean_target(setup, micro)
-        xt = model.noised(micro.x0, micro.drawn.noise, micro.drawn.sigma)
+        xt = model.noised(micro.x0, micro.drawn.seen, micro.drawn.sigma)
         estimate = model.denoised(xt, micro.drawn.sigma, conditions(setup, micro)).float()
         error = (estimate - target) / model.output_scale(micro.drawn.sigma, xt.ndim)
-        losses = mean_per_picture(error.square(), micro.mask)
+        squared = plan.config.loss == "L2"
+        values = error.square() if squared else robust(plan.config.loss, error, micro.widths)
+        losses = mean_per_picture(values, micro.mask)
         weighted = losses if micro.weights is None else losses * micro.weights
         # Each picture counts the same, also in a short batch: divided by the pictures that a step holds on average.
         mean = weighted.sum() / plan.images_per_step
@@ -89,9 +94,9 @@ class Setup:
     ladder: Ladder = field(default_factory=lambda: Ladder([Rung()]))
 
     @cached_property
-    def sigmas(self) -> Tensor:
-        """The noise levels of the model's schedule, rising, on the CPU."""
-        return self.model.sigma_table()
+    def levels(self) -> NoiseLevels:
+        """The noise levels of the model's schedule, on the CPU, and how they are drawn."""
+        return NoiseLevels.of(self.model, self.plan.config.timesteps, self.plan.config)
 
     def conditioning(self, caption: str, is_frozen: bool = False) -> Any:
         """A caption's conditioning, from the cache or from the text encoders that are trained.
@@ -119,6 +124,7 @@ class MicroBatch:
         names: File names, for messages.
         concepts: What each picture's loss is counted for.
         share: What part of a batch it is.
+        widths: Where the loss turns from square to linear for each picture [B], or None.
     """
 
     x0: Tensor
@@ -131,6 +137,7 @@ class MicroBatch:
     names: tuple[str, ...]
     concepts: tuple[str, ...]
     share: Share = WHOLE
+    widths: Tensor | None = None
 
     def parts(self, size: int) -> list[MicroBatch]:
         """Cut it into parts of at most so many pictures, each with what was drawn for it; 0 cuts nothing."""
@@ -140,13 +147,12 @@ class MicroBatch:
         return [self._part(slice(at, min(at + size, count))) for at in range(0, count, size)]
 
     def _part(self, at: slice) -> MicroBatch:
-        drawn = Draw(self.drawn.noise[at], self.drawn.sigma[at])
-        mask, weights = (None if value is None else value[at] for value in (self.mask, self.weights))
+        mask, weights, widths = (None if v is None else v[at] for v in (self.mask, self.weights, self.widths))
         preserved = [place - at.start for place in self.preserved if at.start <= place < at.stop]
         return replace(
-            self, x0=self.x0[at], drawn=drawn, captions=self.captions[at], extras=self.extras[at], mask=mask,
-            weights=weights, preserved=preserved, names=self.names[at], concepts=self.concepts[at],
-            share=(at.start, at.stop - at.start, len(self.names)),
+            self, x0=self.x0[at], drawn=self.drawn.part(at), captions=self.captions[at], extras=self.extras[at],
+            mask=mask, weights=weights, preserved=preserved, names=self.names[at], concepts=self.concepts[at],
+            share=(at.start, at.stop - at.start, len(self.names)), widths=widths,
         )  # fmt: skip
 
 
@@ -157,8 +163,9 @@ def prepare(setup: Setup, batch: Batch, micro_step: int) -> MicroBatch:
     pictures = [_as_cropped(setup, index, variant) for index, _, variant in batch.shown]
     raw = [_latent(setup, view, micro_step, place) for place, view in enumerate(batch.shown)]
     x0 = model.latents_in(sent(torch.cat(raw), device)).float()
-    timesteps = timesteps_in_force(config.timesteps, model.is_flow)
-    drawn = draw(tuple(x0.shape), setup.sigmas, timesteps, config.seed, micro_step).to(device)
+    made = draw(tuple(x0.shape), setup.levels, model.patch_size, config.seed, micro_step)
+    drawn = made.to(device)
+    drawn = replace(drawn, noise=add_offset(drawn.noise, x0, config, config.seed, micro_step))
     captions = tuple(plan.caption(index, micro_step, place) for place, index in enumerate(batch.indices))
     sizes = [size_conditions(picture, flip) for picture, flip in zip(pictures, batch.flips, strict=True)]
     extras = tuple({**size, "guidance": config.guidance} for size in sizes)
@@ -167,13 +174,26 @@ def prepare(setup: Setup, batch: Batch, micro_step: int) -> MicroBatch:
     if any(m is not None for m in masks):
         ones = torch.ones(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])
         mask = sent(torch.cat([ones if m is None else m for m in masks]), device)
-    weights = None
-    if any(picture.weight != 1 for picture in pictures):
-        weights = sent(torch.tensor([picture.weight for picture in pictures]), device)
+    weights, widths = _weights_and_widths(setup, pictures, made)
     preserved = [place for place, picture in enumerate(pictures) if picture.preserves_prior]
     names = tuple(picture.path.name for picture in pictures)
     concepts = tuple(dataset.concept_of(picture) for picture in pictures)
-    return MicroBatch(x0, drawn, captions, extras, mask, weights, preserved, names, concepts)
+    return MicroBatch(x0, drawn, captions, extras, mask, weights, preserved, names, concepts, widths=widths)
+
+
+def _weights_and_widths(
+    setup: Setup, pictures: Sequence[Picture], drawn: Draw
+) -> tuple[Tensor | None, Tensor | None]:
+    """The weight of each picture's loss, by picture and noise level, and `huber_widths`; from the CPU to the device."""
+    config, device = setup.plan.config, setup.model.device
+    weights = level_weights(config, drawn.sigma, setup.model.prediction)
+    if any(picture.weight != 1 for picture in pictures):
+        own = torch.tensor([picture.weight for picture in pictures])
+        weights = own if weights is None else own * weights
+    widths = None
+    if drawn.time is not None:
+        widths = huber_widths(config, drawn.sigma, drawn.time)
+    return tuple(None if value is None else sent(value, device) for value in (weights, widths))  # type: ignore[return-value]
 
 
 def conditions(
@@ -198,15 +218,24 @@ def clean_target(setup: Setup, micro: MicroBatch) -> Tensor:
 
     The latter is prior preservation by distillation. The target then lacks the sampling noise of a single picture,
     which says only on average what the model would have painted.
+
+    With input perturbation the model sees more noise than it is asked for. The estimate that the asked-for noise makes
+    then differs from the picture by what the extra noise adds to the input, times the estimate's slope in it. A
+    preserved picture needs no such step: both predictions see the same.
     """
+    target = micro.x0
+    if micro.drawn.extra is not None:
+        model, drawn = setup.model, micro.drawn
+        plain, seen = (model.noised(target, noise, drawn.sigma) for noise in (drawn.noise, drawn.seen))
+        target = target + (seen - plain) * model.input_scale(drawn.sigma, plain.ndim)
     if not micro.preserved:
-        return micro.x0
+        return target
     sigma = micro.drawn.sigma[micro.preserved]
     with torch.no_grad(), setup.network.switched_off():
         conds = conditions(setup, micro, micro.preserved, is_frozen=True)
-        xt = setup.model.noised(micro.x0[micro.preserved], micro.drawn.noise[micro.preserved], sigma)
+        xt = setup.model.noised(micro.x0[micro.preserved], micro.drawn.seen[micro.preserved], sigma)
         estimate = setup.model.denoised(xt, sigma, conds).float()
-    target = micro.x0.clone()
+    target = target.clone()
     target[micro.preserved] = estimate
     return target
 

@@ -12,7 +12,7 @@ from support.rig import Snapshot, rig, sample, trained_tensors
 KINDS = {
     "sd15": ("eps", False), "sd15_two": ("eps", False), "sd2_v": ("v_prediction", False),
     "sdxl": ("eps", False), "sdxl_v": ("v_prediction", False), "sd3": ("flow", True),
-    "flux": ("flux", True), "zimage": ("flow", True), "qwen": ("flux", True),
+    "flux": ("flow", True), "zimage": ("flow", True), "qwen": ("flow", True),
 }  # fmt: skip
 NAMES = list(KINDS)
 # The last block's text branch of Qwen-Image never reaches the output, in the real model as well.

@@ -33,6 +33,7 @@ class ModelFacts:
         takes_guidance: Whether guidance is one of its inputs.
         file_name: Name of the file it was loaded from; empty when that is unknown.
         file_hash: kohya's short hash of that file; empty when that is unknown.
+        zero_terminal_snr: Whether the schedule of a model of noise or v ends in noise alone.
     """
 
     family: str
@@ -42,6 +43,7 @@ class ModelFacts:
     takes_guidance: bool = False
     file_name: str = ""
     file_hash: str = ""
+    zero_terminal_snr: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,17 +114,39 @@ def _run_entries(
         "ss_num_batches_per_epoch": session.batches_per_epoch,
         "ss_full_fp16": False,
         "ss_cache_latents": True,
-        "ss_loss_type": "l2",
+        "ss_v_parameterization": model.v_prediction,
+        "ss_zero_terminal_snr": model.zero_terminal_snr,
+        **(_flow_entries(settings, model) if model.is_flow else {}),
     }
-    if model.is_flow and settings["lora_workbench.timesteps"] == "logit-normal":
-        # In kohya's words: logit-normal, then shifted. The schedule that is drawn from is shifted already.
-        entries["ss_timestep_sampling"] = "shift"
-    if model.flow_shift is not None:
-        entries["ss_discrete_flow_shift"] = model.flow_shift
     if model.file_name:
         entries["ss_sd_model_name"] = model.file_name
     if model.file_hash:
         entries["ss_sd_model_hash"] = model.file_hash
+    return entries
+
+
+def _flow_entries(settings: Mapping[str, Any], model: ModelFacts) -> dict[str, Any]:
+    """How a flow's timesteps were drawn, in kohya's words."""
+
+    def own(name: str, usual: Any) -> Any:
+        return settings.get(f"lora_workbench.{name}", usual)
+
+    entries: dict[str, Any] = {}
+    by_size = own("resolution_shift", False)
+    shift = own("shift", model.flow_shift)
+    if shift is not None and not by_size:
+        entries["ss_discrete_flow_shift"] = shift
+    how, mean, spread = settings["lora_workbench.timesteps"], own("timestep_mean", 0.0), own("timestep_spread", 1.0)
+    if how == "logit-normal" and not mean:
+        # Logit-normal, then shifted. The schedule that is drawn from is shifted already.
+        entries |= {"ss_timestep_sampling": "flux_shift" if by_size else "shift", "ss_sigmoid_scale": spread}
+    elif how == "logit-normal" and not by_size:
+        # There kohya counts from the noise, so the mean has the other sign.
+        scheme = {"ss_weighting_scheme": "logit_normal", "ss_logit_mean": -mean, "ss_logit_std": spread}
+        entries |= {"ss_timestep_sampling": "sigma", **scheme}
+    elif how == "mode" and not by_size:
+        scheme = {"ss_weighting_scheme": "mode", "ss_mode_scale": own("mode_scale", 1.29)}
+        entries |= {"ss_timestep_sampling": "sigma", **scheme}
     return entries
 
 

@@ -29,6 +29,13 @@ from .text_encoders import TextEncoders
 
 log = logging.getLogger(__name__)
 
+# Older hosts lack some of these.
+_NAMES = ("IMG_TO_IMG", "X0", "EDM", "V_PREDICTION", "EPS", "COSMOS_RFLOW")
+_KINDS: tuple[tuple[str, Any], ...] = (
+    ("flow", comfy.model_sampling.CONST),
+    *((name.lower(), kind) for name in _NAMES if (kind := getattr(comfy.model_sampling, name, None))),
+)
+
 
 def normal(value: Any) -> Any:
     """Return a copy that autograd can save; it cannot save the host's tensors, made in inference mode.
@@ -112,8 +119,23 @@ class HostModel:
 
     @property
     def prediction(self) -> str:
-        """The host's name for what the network predicts: eps, v_prediction, flow, flux, edm …"""
-        return self.model.model_type.name.lower()
+        """What the network predicts by the sampling in force: eps, v_prediction, flow, edm, x0 …
+
+        A ModelSampling node puts another sampling in the place of the model's own, which `model_type` names.
+        """
+        # The more special first: each of the host's kinds is made of the one after it.
+        return next((name for name, kind in _KINDS if isinstance(self.sampling, kind)), "unknown")
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the schedule of a model of noise or v ends in noise alone."""
+        return bool(getattr(self.sampling, "zsnr", False))
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a token in latent positions; 2 where the model does not say."""
+        size = getattr(self.model.diffusion_model, "patch_size", None) or 2
+        return int(size[-1] if isinstance(size, (list, tuple)) else size)
 
     @property
     def latent_channels(self) -> int:
@@ -179,6 +201,17 @@ class HostModel:
         zeros = torch.zeros_like(ones)
         at_one = self.sampling.calculate_denoised(sigma, ones, zeros)
         return at_one - self.sampling.calculate_denoised(sigma, zeros, zeros)
+
+    def input_scale(self, sigma: Tensor, ndim: int) -> Tensor:
+        """Return the slope of the clean-image estimate over the noised latents, at each sigma [B].
+
+        The estimate is linear in them too.
+
+        Returns:
+            [B, 1, …] with `ndim` dimensions.
+        """
+        ones = torch.ones(sigma.shape[0], *[1] * (ndim - 1), device=sigma.device)
+        return self.sampling.calculate_denoised(sigma, torch.zeros_like(ones), ones)
 
     def conditions(self, conditioning: Conditioning, noise: Tensor, extra: dict[str, Any]) -> dict[str, Any]:
         """Convert one picture's CONDITIONING to the model's own inputs.

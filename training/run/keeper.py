@@ -21,7 +21,7 @@ from ..host.model import HostModel
 from ..host.origin import short_hash
 from ..host.precision import NAMES
 from ..lora import LoraModel, RunSummary
-from ..objective import timesteps_in_force
+from ..noise_levels import timesteps_in_force
 from ..optimizers import scheduler_in_force, warmup_in_force, weights_to_keep
 from ..plan import Plan
 from ..rung import Ladder
@@ -69,8 +69,9 @@ class Keeper:
         self.names = trained_names(model.patcher, encoders, layers)
         self.key_map = restricted_key_map(model.patcher, self.names, encoders)
         self.model = ModelFacts(
-            model.family, model.prediction.startswith("v_prediction"), model.is_flow, model.flow_shift,
+            model.family, model.prediction == "v_prediction", model.is_flow, model.flow_shift,
             model.takes_guidance, model_file.name if model_file else "", short_hash(model_file) if model_file else "",
+            model.zero_terminal_snr,
         )  # fmt: skip
         self.in_force = settings_in_force(plan, run, model.is_flow, precision)
         self.session = Session(random.SystemRandom().getrandbits(32), started_at, 0.0, sum(map(len, plan.steps(0))))

@@ -16,7 +16,7 @@ from lora_workbench.training.cache.store import TensorCache
 from lora_workbench.training.data.dataset import Dataset, Picture, Placement
 from lora_workbench.training.errors import UserError
 from lora_workbench.training.events import Cancelled, SilentSink
-from lora_workbench.training.objective import draw, padding_mask, timesteps_in_force
+from lora_workbench.training.objective import padding_mask
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -211,17 +211,6 @@ def test_padding_carries_no_loss():
     assert mask is not None and mask.shape == (1, 1, 8, 8)
     assert mask[0, 0, :, 0].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
     assert padding_mask(padded, torch.zeros(1, 16, 1, 8, 8)).shape == (1, 1, 1, 8, 8)  # type: ignore[union-attr]
-
-
-def test_noise_levels_follow_the_kind_of_model():
-    assert [timesteps_in_force("auto", is_flow) for is_flow in (True, False)] == ["logit-normal", "uniform"]
-    assert timesteps_in_force("uniform", True) == "uniform"
-    table = torch.linspace(0.001, 1, 1000)
-    uniform = torch.cat([draw((8, 1, 1, 1), table, "uniform", 0, step).sigma for step in range(300)])
-    normal = torch.cat([draw((8, 1, 1, 1), table, "logit-normal", 0, step).sigma for step in range(300)])
-    assert uniform.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist() == pytest.approx([0.1, 0.5, 0.9], abs=0.04)
-    # sigmoid of N(0, 1): a tenth lies below 0.217.
-    assert normal.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist() == pytest.approx([0.217, 0.5, 0.783], abs=0.03)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
