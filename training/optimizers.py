@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .adapters.network import Network
-from .config import SOURCES, OptimizerSettings
+from .config import SOURCES, OptimizerSettings, TrainConfig, optimizer_arguments
 from .errors import UserError
 
 _BLOCK = 256  # numbers that share a scale in the 8-bit state of bitsandbytes
@@ -35,13 +35,13 @@ def optimizer_class(name: str) -> type[Optimizer]:
         ) from error
 
 
-def make_optimizer(config: OptimizerSettings, network: Network) -> Optimizer:
+def make_optimizer(config: TrainConfig, network: Network) -> Optimizer:
     """Make the optimizer a config asks for.
 
     With LoRA+ (Hayou et al. 2024, arXiv:2402.12354) `up` has a rate of its own, in a second group; the first group's is
     always the learning rate of the config.
     """
-    settings = dict(SOURCES[config.optimizer].settings)
+    settings = optimizer_arguments(config, config.optimizer)
     if is_schedule_free(config):
         settings["warmup_steps"] = config.warmup_steps  # it warms up by itself
     make: Any = optimizer_class(config.optimizer)
