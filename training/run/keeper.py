@@ -22,7 +22,7 @@ from ..host.origin import short_hash
 from ..host.precision import NAMES
 from ..lora import LoraModel, RunSummary
 from ..objective import timesteps_in_force
-from ..optimizers import scheduler_in_force, warmup_in_force, weights_to_keep
+from ..optimizers import scheduler_in_force, warmup_in_force
 from ..plan import Plan
 from ..rung import Ladder
 from .folder import RunFolder
@@ -142,7 +142,7 @@ class Keeper:
     def lora_model(self, metadata: dict[str, str]) -> LoraModel:
         """The LoRA as it is now, under kohya's names, with this metadata."""
         names = {path.removeprefix(HOST_PREFIX): layer.kohya for path, layer in self.names.items()}
-        with weights_to_keep(self.run.optimizer):
+        with self.run.weights_to_keep():
             tensors = self.run.network.saved_tensors(names)
         return LoraModel(tensors, {layer.kohya: layer for layer in self.names.values()}, metadata, self.key_map)
 
