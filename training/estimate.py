@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -175,7 +175,7 @@ class Estimate:
 
 def estimate(
     patcher: Any, clip: Any, vae: Any, dataset: Dataset, config: TrainConfig, *, cache_root: Path, sink: Sink,
-    measure: bool = False,
+    measure: bool = False, start_from: Mapping[str, Tensor] | None = None,
 ) -> Estimate:  # fmt: skip
     """Say what a run would take. Nothing is written, and the model is given back untouched.
 
@@ -190,6 +190,7 @@ def estimate(
         cache_root: Where latents and captions are kept between runs.
         sink: Receives the progress and is checked for a cancel.
         measure: Whether to train a few steps for their time.
+        start_from: LORA_MODEL socket, as in training.
 
     Raises:
         Cancelled: The user pressed cancel.
@@ -197,10 +198,12 @@ def estimate(
     """
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
+    left_out: list[str] = []
+    layers = trained_layers(model, config, start_from, clip, left_out.append)
     latent_cache, caption_cache = map(Overlay, cache_folders(cache_root))
     text = HostText(clip)
     latents = wanted_latents(dataset, HostVAE(vae), latent_cache)
-    plan, hints = announce(latents.dataset, config, sink, partial(count_tokens, clip))
+    plan, hints = announce(latents.dataset, config, sink, partial(count_tokens, clip), left_out)
     shaped = _Shaped(latents, vae)
     captions = plan.captions()
     keys = {caption: caption_key(caption, text) for caption in captions}
@@ -212,7 +215,6 @@ def estimate(
     caption_bytes = sum(caption_cache.size(keys[caption]) for caption in captions if caption not in missing)
     caption_bytes += len(missing) * caption_cache.size(longest_key)
     precision = compute_precision(config.precision, model.device, model.computes_in)
-    layers = trained_layers(model, config)
     fit = _fit(model, plan, shaped, SomeCaptions.of(longest), precision, layers)
     cards = _cards(model, fit, sink)
     lora = _lora_shapes(model, layers)
@@ -225,7 +227,7 @@ def estimate(
         lora_bytes=safetensors_bytes(lora, "F16"), run_lora_bytes=safetensors_bytes(lora, "F32"),
         cache_bytes=shaped.bytes() + caption_bytes,
         precision=NAMES[precision], is_rough=fit.is_rough, cards=cards,
-        measured=measured(model, clip, vae, plan, (latent_cache, caption_cache), sink) if measure else None,
+        measured=measured(model, clip, vae, plan, (latent_cache, caption_cache), sink, layers) if measure else None,
         hints=hints,
     )  # fmt: skip
 

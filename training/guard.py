@@ -22,7 +22,7 @@ _GROWS_AFTER = 2000  # steps without an overflow
 class Average:
     """The running average of a run's weights (EMA), after Polyak & Juditsky 1992.
 
-    After n updates it is A_n = d A_{n-1} + (1 - d) W_n from A_0 = W_0, where d = min(decay, (1 + n) / (10 + n)) lets the
+    After n updates it is A_n = d A_{n-1} + (1 - d) W_n from A_0 = W_0. Its d = min(decay, (1 + n) / (10 + n)) lets the
     first steps count less and less. Weights enter it when their loss was finite, one step after they were made. So it
     never holds a weight that diverged. Weights that still wait are added where the average is read.
 

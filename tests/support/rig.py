@@ -112,6 +112,7 @@ def rig(
     after_step: Callable[..., None] | None = None,
     patcher: Any = None,
     only: Any = None,
+    start_from: Any = None,
     **settings: Any,
 ) -> Iterator[Rig]:
     """Set a run up as a session does, differentiable model included; everything is undone at the end.
@@ -127,6 +128,7 @@ def rig(
         after_step: Passed to the loop.
         patcher: A MODEL to use instead of a freshly built one.
         only: The one rung to stand on.
+        start_from: A LORA_MODEL to train on.
         settings: Fields of TrainConfig.
     """
     from lora_workbench.training.cache.captions import CaptionStore
@@ -137,7 +139,7 @@ def rig(
     from lora_workbench.training.host.model import HostModel
     from lora_workbench.training.host.text import HostText
     from lora_workbench.training.plan import Plan
-    from lora_workbench.training.preflight import prepared
+    from lora_workbench.training.preflight import prepared, trained_layers
 
     patcher = patcher or small_models.build(name, models)
     model = HostModel(patcher)
@@ -161,7 +163,8 @@ def rig(
         keys = {(n, False): f"latent{n}" for n in range(pictures)}
         texts = {f"c{n}": f"caption{n}" for n in range(pictures)}
         stores = LatentStore(latents, dataset, keys, 0), CaptionStore(captions, texts, {}, 0, HostText.unpack)
-        with prepared(model, Plan(dataset, config), *stores, only=only, sink=sink) as ready:
+        layers = trained_layers(model, config, start_from)
+        with prepared(model, Plan(dataset, config), *stores, only=only, sink=sink, layers=layers) as ready:
             yield Rig(patcher, model, ready, sink or SilentSink(), after_step)
 
 

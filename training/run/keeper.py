@@ -47,6 +47,7 @@ class Keeper:
         started_at: Start of the run, encoding included, in seconds since 1970.
         hints: What was said before the run began.
         model_file: The file that the model was loaded from, if it is known.
+        start_from: The name of the LoRA that the run began with; empty for a fresh one.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Keeper:
         started_at: float,
         hints: tuple[str, ...] = (),
         model_file: Path | None = None,
+        start_from: str = "",
     ) -> None:
         self.run, self.plan, self.ladder, self.sink = run, plan, ladder, sink
-        self.encoded, self.hints = encoded, hints
+        self.encoded, self.hints, self.start_from = encoded, hints, start_from
         self.names = layer_names(model.patcher, [HOST_PREFIX + layer.path for layer in run.network.adapters])
         self.key_map = restricted_key_map(model.patcher, self.names)
         self.model = ModelFacts(
@@ -128,6 +130,8 @@ class Keeper:
         """The LoRA as it is now, with the metadata of the run so far."""
         settings = kohya_settings(self.plan.config, {**self.in_force, **self._present()})
         session = replace(self.session, finished_at=time.time())
+        if self.start_from:
+            settings["lora_workbench.start_from"] = self.start_from
         metadata = build_metadata(settings, self._summary("running"), self.plan.dataset, self.model, session)
         return self.lora_model(metadata)
 
@@ -184,9 +188,15 @@ def settings_in_force(plan: Plan, run: Run, is_flow: bool, precision: torch.dtyp
     return {
         "epochs": plan.epochs,
         "steps": run.total,
-        "alpha": config.effective_alpha,
+        "rank": _common({adapter.rank for adapter in run.network.adapters}),
+        "alpha": _common({adapter.alpha for adapter in run.network.adapters}),
         "scheduler": scheduler_in_force(config),
         "warmup_steps": warmup_in_force(config, run.total),
         "timesteps": timesteps_in_force(config.timesteps, is_flow),
         "precision": NAMES[precision],
     }
+
+
+def _common(values: set[Any]) -> Any:
+    """The one value of all layers, or what kohya's tools write where they differ."""
+    return values.pop() if len(values) == 1 else "Dynamic"
