@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import small_models
+from support.photos import write_photos
 from support.rig import Rig, rig, trained_tensors
 
 pytestmark = pytest.mark.usefixtures("comfy_host")
 
 MODELS = ("sd15_two", "sdxl", "sd3", "flux")
 FORMATS = ("kohya", "PEFT", "ComfyUI")
+SMALL: dict[str, Any] = {"side": 64, "pictures": 1, "batch_size": 1}  # what the larger models are shown
 
 
 def trained_lora(name: str, models: Path, work: Path, **settings: Any) -> Any:
@@ -57,30 +59,32 @@ def output(it: Rig) -> torch.Tensor:
         return it.model.denoised(xt, micro.drawn.sigma, it.conditions(micro)).float().clone()
 
 
-def applied(name: str, models: Path, work: Path, lora: Any) -> torch.Tensor:
+def applied(name: str, models: Path, work: Path, lora: Any, **settings: Any) -> torch.Tensor:
     """The same with the LoRA applied by the host, and a fresh one on top that changes nothing."""
     from lora_workbench.training.host.apply import apply_lora
 
     with torch.inference_mode():
         patcher, _ = apply_lora(small_models.build(name, models), None, lora, 1.0, 1.0)
-    with rig(name, models, work, patcher=patcher) as it:
+    with rig(name, models, work, patcher=patcher, **settings) as it:
         return output(it)
 
 
-def plain_output(name: str, models: Path, work: Path) -> torch.Tensor:
-    with rig(name, models, work) as it:
+def plain_output(name: str, models: Path, work: Path, **settings: Any) -> torch.Tensor:
+    with rig(name, models, work, **settings) as it:
         return output(it)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_first_step_is_the_lora_applied_by_the_host(name: str, small_models_folder: Path, tmp_path: Path) -> None:
     """In every format, at the file's rank and alpha instead of the trainer's; then it learns on."""
-    lora = trained_lora(name, small_models_folder, tmp_path, rank=3, alpha=2.0)
-    expected = applied(name, small_models_folder, tmp_path, lora)
-    assert not torch.allclose(expected, plain_output(name, small_models_folder, tmp_path), atol=1e-2)
+    models, small = small_models_folder, SMALL
+    lora = trained_lora(name, models, tmp_path, rank=3, alpha=2.0, **small)
+    expected = applied(name, models, tmp_path, lora, **small)
+    assert not torch.allclose(expected, plain_output(name, models, tmp_path, **small), atol=1e-3)
     for layout in FORMATS:
         start = written(lora, layout, tmp_path)
-        with rig(name, small_models_folder, tmp_path, start_from=start, rank=8, steps=2, dropout=0.1) as it:
+        settings = {"rank": 8, "steps": 2, "dropout": 0.1, **small}
+        with rig(name, models, tmp_path, start_from=start, **settings) as it:
             found = [(layer.rank, layer.alpha) for layer in it.network.adapters]
             assert set(found) == {(3, 3.0) if layout == "PEFT" else (3, 2.0)}, layout  # a PEFT file has no alpha
             begun = [tensor.clone() for tensor in trained_tensors(it.network)]
@@ -89,6 +93,8 @@ def test_the_first_step_is_the_lora_applied_by_the_host(name: str, small_models_
             assert (output(it) - expected).abs().max() < 1e-4, layout
             for layer in it.network.adapters:
                 layer.dropout = 0.1
+            if layout != "kohya":
+                continue
             it.train()
             # A block's text branch that never reaches the output has no gradient.
             moved = [not torch.equal(a, b) for a, b in zip(begun, trained_tensors(it.network), strict=True)]
@@ -272,3 +278,145 @@ def test_text_layers_that_are_trained_get_their_pairs(checkpoint: Any) -> None:
     (started,) = started_from(file, [layer], model, clip, hints.append)
     assert (started.rank, started.alpha, started.part_of) == (2, 1.0, "clip_l") and hints == []
     assert torch.equal(started.start[0], down) and torch.equal(started.start[1], up)
+
+
+# -- whole runs, and the node --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dataset(comfy_host: Any, tmp_path_factory: Any) -> Any:
+    from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
+    from lora_workbench.training.data.scan import scan_folder
+
+    folder = tmp_path_factory.mktemp("data") / "1_photo"
+    folder.mkdir()
+    write_photos(folder, longest=256)
+    return assign_buckets(scan_folder(folder, trigger="zorp"), BucketConfig(resolution=64, step=32))
+
+
+class Heard:
+    """A sink that records hints."""
+
+    def __init__(self) -> None:
+        self.hints: list[str] = []
+
+    def phase(self, text: str, done: int, total: int) -> None: ...
+    def step(self, event: Any) -> None: ...
+    def tell(self, text: str) -> None: ...
+
+    def hint(self, text: str) -> None:
+        self.hints.append(text)
+
+    def cancelled(self) -> bool:
+        return False
+
+
+def whole_run(checkpoint: Any, dataset: Any, folder: Path, start_from: Any = None, **settings: Any) -> Any:
+    from lora_workbench.training.config import TrainConfig
+    from lora_workbench.training.train import train_lora
+
+    config = TrainConfig(**{"name": "run", "steps": 2, "rank": 4, "warn_about_steps": False, **settings})
+    sink = Heard()
+    with torch.inference_mode():
+        result = train_lora(
+            *checkpoint, dataset, config, root=folder / "runs", cache_root=folder / "cache", sink=sink,
+            start_from=start_from,
+        )  # fmt: skip
+    assert list(result.summary.hints) == sink.hints
+    return result
+
+
+def test_a_run_goes_on_from_another(checkpoint: Any, dataset: Any, tmp_path: Path) -> None:
+    from lora_workbench.training.files.load import load_lora
+
+    first = whole_run(checkpoint, dataset, tmp_path, name="first", alpha=2.0, learning_rate=1e-2)
+    assert "lora_workbench.start_from" not in first.lora.metadata
+    tiny = {"learning_rate": 1e-9, "rank": 8, "dropout": 0.2}
+    again = whole_run(checkpoint, dataset, tmp_path, first.lora, **tiny)
+    assert again.lora.keys() == first.lora.keys()
+    assert all(torch.allclose(again.lora[key], first.lora[key], atol=1e-7) for key in first.lora)
+    said = again.lora.metadata
+    assert said["lora_workbench.start_from"] == "first"
+    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("4", "2.0"), "what the layers have"
+    file = tmp_path / "runs" / "first" / "first.safetensors"
+    some = load_lora(file, "mine.safetensors")
+    for key in [key for key in some if "attn1_to_q" in key]:
+        del some[key]
+    mixed = whole_run(checkpoint, dataset, tmp_path, some, rank=8).lora.metadata
+    assert (mixed["ss_network_dim"], mixed["ss_network_alpha"]) == ("Dynamic", "Dynamic")
+    assert mixed["lora_workbench.start_from"] == "mine.safetensors"
+
+
+def test_what_is_left_out_is_in_the_summary(checkpoint: Any, dataset: Any, tmp_path: Path) -> None:
+    file = {f"{LAYER}.lora_down.weight": random(2, 320), f"{LAYER}.lora_up.weight": random(320, 2)}
+    file |= {f"{TEXT}.lora_down.weight": random(2, 768), f"{TEXT}.lora_up.weight": random(3072, 2)}
+    result = whole_run(checkpoint, dataset, tmp_path, file)
+    assert [hint for hint in result.summary.hints if "text encoders that this run does not train" in hint]
+    assert result.lora.metadata["lora_workbench.start_from"] == "a LORA_MODEL without a name"
+
+
+def test_a_lora_that_cannot_be_trained_on_leaves_nothing(checkpoint: Any, dataset: Any, tmp_path: Path) -> None:
+    from lora_workbench.training.errors import UserError
+
+    with pytest.raises(UserError, match="LoHa"):
+        whole_run(checkpoint, dataset, tmp_path, FOREIGN["LoHa layers"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_estimate_of_the_files_size_is_exact(checkpoint: Any, dataset: Any, tmp_path: Path) -> None:
+    """With ranks that differ and layers of the file's own."""
+    from lora_workbench.training.config import TrainConfig
+    from lora_workbench.training.estimate import estimate
+
+    file = {}
+    for name, rank, fan, out in ((LAYER, 5, 320, 320), ("lora_unet_time_embed_0", 3, 320, 1280)):
+        file[f"{name}.lora_down.weight"], file[f"{name}.lora_up.weight"] = random(rank, fan), random(out, rank)
+    run = whole_run(checkpoint, dataset, tmp_path, file, name="run")
+    config = TrainConfig(name="run", steps=2, rank=4)
+    found = estimate(*checkpoint, dataset, config, cache_root=tmp_path / "cache", sink=Heard(), start_from=file)
+    saved = tmp_path / "runs" / "run" / "run.safetensors"
+    alone = tmp_path / "alone.safetensors"
+    save_file(dict(run.lora), alone)
+    assert found.run_lora_bytes == alone.stat().st_size < saved.stat().st_size
+    fresh = estimate(*checkpoint, dataset, config, cache_root=tmp_path / "cache", sink=Heard())
+    assert found.run_lora_bytes > fresh.run_lora_bytes
+    measured = estimate(
+        *checkpoint, dataset, config, cache_root=tmp_path / "cache", sink=Heard(), measure=True, start_from=file
+    )
+    assert measured.measured is not None
+
+
+def test_the_node_reads_safetensors_only(comfy_host: Any, tmp_path: Path) -> None:
+    from lora_workbench.nodes import NODES
+    from lora_workbench.training.errors import UserError
+    from lora_workbench.training.files.load import load_lora
+
+    node: Any = next(node for node in NODES if node.__name__ == "LoadLoRA")
+    assert node.GET_SCHEMA().node_id == "LoRAWorkbench_LoadLoRA"
+    folder = comfy_host.base / "models" / "loras" / "mine"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{LAYER}.lora_down.weight": random(2, 320), f"{LAYER}.lora_up.weight": random(320, 2)}
+    save_file(tensors, folder / "a.safetensors", {"ss_network_dim": "2", "ss_output_name": "a run"})
+    torch.save(tensors, folder / "b.pt")
+    (folder / "c.safetensors").write_bytes(b"no such format")
+    assert node.validate_inputs("mine/a.safetensors") is True and node.validate_inputs(None) is True
+    assert "mine/b.pt is not a safetensors file" in node.validate_inputs("mine/b.pt")
+    assert "is not in models/loras" in node.validate_inputs("nowhere.safetensors")
+    shown: list[str] = []
+    node.show = lambda text: shown.append(text)
+    try:
+        (lora,) = node.execute(file="mine/a.safetensors").result
+        for name in ("b.pt", "c.safetensors"):
+            with pytest.raises(UserError, match=rf"^mine/{name} (is not a safetensors file|cannot be read)"):
+                node.execute(file=f"mine/{name}")
+    finally:
+        del node.show
+    assert all(torch.equal(lora[key], tensor) for key, tensor in tensors.items()) and lora.keys() == tensors.keys()
+    assert (lora.run_name, lora.file) == ("a run", "mine/a.safetensors")
+    assert "2 tensors" in shown[0] and "rank 2" in shown[0]
+    before = node.fingerprint_inputs("mine/a.safetensors")
+    save_file({"x": torch.zeros(2)}, folder / "a.safetensors")
+    assert node.fingerprint_inputs("mine/a.safetensors") != before
+    save_file({}, folder / "a.safetensors")
+    with pytest.raises(UserError, match="holds no tensors"):
+        load_lora(folder / "a.safetensors", "a.safetensors")
