@@ -72,7 +72,7 @@ def _default_and_range(type_: str, options: dict[str, Any]) -> tuple[str, str]:
     default = options.get("default")
     if type_ == "COMBO":
         if default is None:  # its choices depend on what is on the disk
-            return "first of the list", "folders found"
+            return "first of the list", "found on the disk"
         return default, ", ".join(options["options"])
     if type_ == "BOOLEAN":
         return "on" if default else "off", "on, off"

@@ -18,6 +18,7 @@ from .estimate_training import EstimateTraining
 from .images_to_dataset import ImagesToDataset
 from .live_captions import LiveCaptions
 from .load_dataset import LoadDataset
+from .load_lora import LoadLoRA
 from .lora_trainer import LoRATrainer
 from .loss_mask import LossMask
 from .loss_options import LossOptions
@@ -43,6 +44,7 @@ NODES: list[type[io.ComfyNode]] = [
     TextEncoderOptions,
     LossOptions,
     OptimizerOptions,
+    LoadLoRA,
     EstimateTraining,
     LoRATrainer,
     ApplyLoRA,

@@ -58,8 +58,9 @@ class EstimateTraining(Node):
         config, settings = training_config(inputs), settings_from(EstimateSettings, inputs)
         with cls.cancellable() as sink:
             found = estimate(
-                model, clip, vae, dataset, config, cache_root=cache_folder(), sink=sink, measure=settings.measure
-            )
+                model, clip, vae, dataset, config, cache_root=cache_folder(), sink=sink, measure=settings.measure,
+                start_from=inputs.get("start_from"),
+            )  # fmt: skip
         log.info("LoRA Workbench: %s", found.text())
         cls.show(found.summary())
         # Read by web/estimate_training.js.

@@ -71,6 +71,7 @@ class LoRATrainer(Node):
             cache_root=cache_folder(),
             sink=NodeSink(cls.hidden.unique_id),
             model_file=model_file(cls.hidden.dynprompt, cls.hidden.unique_id),
+            start_from=inputs.get("start_from"),
         )
         if result.summary.outcome == "cancelled":
             _cancelled[inputs["name"]] += 1

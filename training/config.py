@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from .errors import SettingError
@@ -28,6 +28,8 @@ class Source:
         settings: Arguments besides the learning rate and weight decay.
         per_tensor: Whether its rule depends on a tensor's shape or size, so that it must see each by itself.
         state: Bytes that it keeps for each trained number.
+        betas: Its library's own betas, where they can be set.
+        takes: The settings of `OptimizerOptions` that it has.
     """
 
     module: str
@@ -36,27 +38,39 @@ class Source:
     settings: tuple[tuple[str, Any], ...] = ()
     per_tensor: bool = False
     state: float = 8
+    betas: tuple[float, ...] = ()
+    takes: tuple[str, ...] = ()
 
 
 _BITSANDBYTES, _PYTORCH_OPTIMIZER = "bitsandbytes>=0.50", "pytorch-optimizer>=4.0"
+_TWO_BETAS, _LION_BETAS, _CAME_BETAS = (0.9, 0.999), (0.9, 0.99), (0.9, 0.999, 0.9999)
+_ADAM, _LION = ("beta1", "beta2", "eps"), ("beta1", "beta2")
 SOURCES = {
-    "AdamW": Source("torch.optim", "AdamW"),
-    "AdamW8bit": Source("bitsandbytes.optim", "AdamW8bit", _BITSANDBYTES, state=2),
-    "Lion": Source("pytorch_optimizer", "Lion", _PYTORCH_OPTIMIZER, state=4),
-    "Lion8bit": Source("bitsandbytes.optim", "Lion8bit", _BITSANDBYTES, state=1),
+    "AdamW": Source("torch.optim", "AdamW", betas=_TWO_BETAS, takes=_ADAM),
+    "AdamW8bit": Source("bitsandbytes.optim", "AdamW8bit", _BITSANDBYTES, state=2, betas=_TWO_BETAS, takes=_ADAM),
+    "Lion": Source("pytorch_optimizer", "Lion", _PYTORCH_OPTIMIZER, state=4, betas=_LION_BETAS, takes=_LION),
+    "Lion8bit": Source("bitsandbytes.optim", "Lion8bit", _BITSANDBYTES, state=1, betas=_LION_BETAS, takes=_LION),
     # Without the safeguard its estimate of the rate goes wrong when the schedule starts at zero.
     "Prodigy": Source(
         "pytorch_optimizer", "Prodigy", _PYTORCH_OPTIMIZER, (("safeguard_warmup", True), ("bias_correction", True)),
-        state=16,
+        state=16, betas=_TWO_BETAS,
+        takes=(*_ADAM, "beta3", "d_coef", "d0", "growth_rate", "bias_correction", "safeguard_warmup"),
     ),
     # The memory-saving form: learning rate from outside, no momentum.
     "Adafactor": Source(
         "pytorch_optimizer", "AdaFactor", _PYTORCH_OPTIMIZER,
         (("betas", (None, 0.999)), ("scale_parameter", False), ("relative_step", False)), per_tensor=True, state=0.3,
+        takes=("clip_threshold", "decay_rate", "scale_parameter", "eps1", "eps2"),
     ),
-    "CAME": Source("pytorch_optimizer", "CAME", _PYTORCH_OPTIMIZER, per_tensor=True, state=4.5),
+    "CAME": Source(
+        "pytorch_optimizer", "CAME", _PYTORCH_OPTIMIZER, per_tensor=True, state=4.5, betas=_CAME_BETAS,
+        takes=("beta1", "beta2", "beta3", "clip_threshold", "eps1", "eps2"),
+    ),
     # The guard keeps one of its two states once more.
-    "ScheduleFreeAdamW": Source("pytorch_optimizer", "ScheduleFreeAdamW", _PYTORCH_OPTIMIZER, state=12),
+    "ScheduleFreeAdamW": Source(
+        "pytorch_optimizer", "ScheduleFreeAdamW", _PYTORCH_OPTIMIZER, state=12, betas=_TWO_BETAS,
+        takes=(*_ADAM, "r", "weight_lr_power"),
+    ),
 }  # fmt: skip
 OPTIMIZERS = tuple(SOURCES)
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex")
@@ -276,6 +290,7 @@ class TrainConfig(TrainerSettings, TextEncoderOptions, LossOptions, OptimizerOpt
                     f"{encoder.replace('_', ' ')} rate is {rate:g}, but Prodigy uses one rate for all weights. Set it "
                     "to 0."
                 )
+        self._refuse_foreign_options()
 
     def rate_of(self, part: str) -> float:
         """The learning rate of a part of the LoRA.
@@ -293,6 +308,46 @@ class TrainConfig(TrainerSettings, TextEncoderOptions, LossOptions, OptimizerOpt
         """The kinds of text encoders that learn no more after so many steps of `total`."""
         return frozenset(kind for kind in TEXT_ENCODERS if step >= self.last_step(kind, total))
 
+    def _refuse_foreign_options(self) -> None:
+        """Refuse arguments that the optimizer does not have."""
+        if self.ema_decay and self.optimizer == "ScheduleFreeAdamW":
+            raise SettingError(
+                f"ema decay is {self.ema_decay:g}, but ScheduleFreeAdamW averages its weights already. Set it to 0."
+            )
+        for field in fields(OptimizerOptions):
+            value, default = getattr(self, field.name), field.default
+            takers = [name for name, source in SOURCES.items() if field.name in source.takes]
+            if value != default and takers and self.optimizer not in takers:
+                label, others = field.name.replace("_", " "), ", ".join(takers)
+                raise SettingError(
+                    f"{label} is {_in_words(value)}, but {self.optimizer} does not have it. Set it to "
+                    f"{_in_words(default)}, or choose an optimizer that has it ({others})."
+                )
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def optimizer_arguments(config: TrainConfig, optimizer: str) -> dict[str, Any]:
+    """What an optimizer is made with besides the learning rate and weight decay, by its library's names.
+
+    What is set to its default is left to the library.
+
+    Args:
+        config: The run's settings.
+        optimizer: The optimizer in use, which can be the 8-bit form of the one that is set.
+    """
+    source = SOURCES[optimizer]
+    defaults = {field.name: field.default for field in fields(OptimizerOptions)}
+    chosen = {name: getattr(config, name) for name in source.takes if getattr(config, name) != defaults[name]}
+    betas = tuple(chosen.pop(f"beta{number}", beta) for number, beta in enumerate(source.betas, 1))
+    found = dict(source.settings)
+    if betas != source.betas:
+        found["betas"] = betas
+    return found | {name: float(value) if isinstance(value, str) else value for name, value in chosen.items()}
 
 def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run as kohya's trainer saves them, by metadata key.
@@ -301,9 +356,10 @@ def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str
         config: The settings as they were given.
         in_force: Values that took effect instead, by name: for `auto`, or a 0 that stands for another value.
     """
-    source = SOURCES[in_force.get("optimizer", config.optimizer)]
+    optimizer = in_force.get("optimizer", config.optimizer)
+    source = SOURCES[optimizer]
     precision = in_force.get("precision", config.precision)
-    arguments = [("weight_decay", config.weight_decay), *source.settings]
+    arguments = {"weight_decay": config.weight_decay, **optimizer_arguments(config, optimizer)}
     return {
         **saved_settings(config, in_force),
         **kohya_loss(config),
@@ -312,7 +368,7 @@ def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str
         "ss_network_args": {} if config.lora_plus == 1 else {"loraplus_lr_ratio": f"{config.lora_plus:g}"},
         "ss_unet_lr": config.learning_rate,
         "ss_text_encoder_lr": _text_encoder_rates(config),
-        "ss_optimizer": f"{source.module}.{source.name}({','.join(f'{k}={v}' for k, v in arguments)})",
+        "ss_optimizer": f"{source.module}.{source.name}({','.join(f'{k}={v}' for k, v in arguments.items())})",
         "ss_mixed_precision": "no" if precision == "fp32" else precision,
     }
 

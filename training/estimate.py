@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -177,7 +177,7 @@ class Estimate:
 
 def estimate(
     patcher: Any, clip: Any, vae: Any, dataset: Dataset, config: TrainConfig, *, cache_root: Path, sink: Sink,
-    measure: bool = False,
+    measure: bool = False, start_from: Mapping[str, Tensor] | None = None,
 ) -> Estimate:  # fmt: skip
     """Say what a run would take. Nothing is written, and the model is given back untouched.
 
@@ -192,6 +192,7 @@ def estimate(
         cache_root: Where latents and captions are kept between runs.
         sink: Receives the progress and is checked for a cancel.
         measure: Whether to train a few steps for their time.
+        start_from: LORA_MODEL socket, as in training.
 
     Raises:
         Cancelled: The user pressed cancel.
@@ -200,9 +201,11 @@ def estimate(
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
     model.text = trained_text(clip, config.trained_encoders, model.device)
+    left_out: list[str] = []
+    layers = trained_layers(model, config, start_from, clip, left_out.append)
     latent_cache, caption_cache = map(Overlay, cache_folders(cache_root))
     latents = wanted_latents(dataset, HostVAE(vae), latent_cache)
-    plan, hints = announce(latents.dataset, config, sink, partial(count_tokens, clip))
+    plan, hints = announce(latents.dataset, config, sink, partial(count_tokens, clip), left_out)
     shaped = _Shaped(latents, vae)
     captions = plan.captions()
     no_latents = sum(key not in latent_cache for key in dict.fromkeys(latents.keys.values()))
@@ -214,7 +217,6 @@ def estimate(
         encoded = encode_captions(model, some, caption_cache, sink, is_part=True)
     caption_bytes = sum(_caption_bytes(one, longest[0], caption_cache) for one in asked)
     precision = compute_precision(config.precision, model.device, model.computes_in)
-    layers = trained_layers(model, config)
     fit = _fit(model, plan, shaped, encoded, precision, layers)
     cards = _cards(model, fit, sink)
     lora = _lora_shapes(model, layers)
@@ -227,7 +229,7 @@ def estimate(
         lora_bytes=safetensors_bytes(lora, "F16"), run_lora_bytes=safetensors_bytes(lora, "F32"),
         cache_bytes=shaped.bytes() + caption_bytes,
         precision=NAMES[precision], is_rough=fit.is_rough, cards=cards,
-        measured=measured(model, clip, vae, plan, (latent_cache, caption_cache), sink) if measure else None,
+        measured=measured(model, clip, vae, plan, (latent_cache, caption_cache), sink, layers) if measure else None,
         hints=hints,
     )  # fmt: skip
 

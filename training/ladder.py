@@ -90,7 +90,7 @@ def in_gb(size: float) -> str:
 
 
 def lora_bytes(config: TrainConfig, elements: int, itemsize: int, *, eight_bit: bool) -> int:
-    """Bytes of the LoRA's weights, gradients, last good weights and optimizer state.
+    """Bytes of the LoRA's weights, gradients, last good weights, their average and optimizer state.
 
     Args:
         config: The run's settings.
@@ -100,4 +100,5 @@ def lora_bytes(config: TrainConfig, elements: int, itemsize: int, *, eight_bit: 
     """
     source = SOURCES[f"{config.optimizer}8bit" if eight_bit else config.optimizer]
     shadow = 2 * itemsize if itemsize < 4 else 0  # weights and gradients once more, in the compute dtype
-    return int(elements * (12 + shadow + source.state))  # fp32: weights, gradients, last good weights
+    average = 4 if config.ema_decay else 0
+    return int(elements * (12 + average + shadow + source.state))  # fp32: weights, gradients, last good weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class LoraModel(dict[str, torch.Tensor]):
     Attributes:
         layers: Names of each trained layer, by kohya prefix. Empty when the tensors came from elsewhere.
         metadata: The safetensors metadata written with it; every value is a string.
+        file: The file that it was loaded from; empty when it was not.
         key_map: The host's map from LoRA names to weights of the trained model, restricted to the names in use.
             The read-back check of Save LoRA loads against it.
     """
@@ -58,11 +60,13 @@ class LoraModel(dict[str, torch.Tensor]):
         layers: dict[str, LayerNames] | None = None,
         metadata: dict[str, str] | None = None,
         key_map: dict[str, object] | None = None,
+        file: str = "",
     ) -> None:
         super().__init__(tensors)
         self.layers = dict(layers or {})
         self.metadata = dict(metadata or {})
         self.key_map = dict(key_map or {})
+        self.file = file
 
     @property
     def run_name(self) -> str:
@@ -73,6 +77,12 @@ class LoraModel(dict[str, torch.Tensor]):
     def origin(self) -> str:
         """The run and the seed it comes from, in words; empty when unknown."""
         return f"run {self.run_name}, seed {self.metadata.get('ss_seed')}" if self.run_name else ""
+
+
+def name_of(lora: Mapping[str, torch.Tensor]) -> str:
+    """What a LORA_MODEL is called: the file or the run that it comes from."""
+    known = lora.file or lora.run_name if isinstance(lora, LoraModel) else ""
+    return known or "a LORA_MODEL without a name"
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from .adapters.lora import Trained
 from .cache.captions import CaptionStore
 from .cache.latents import LatentStore, store_latents
 from .cache.store import Overlay
@@ -50,8 +51,9 @@ class Measured:
 
 
 def measured(
-    model: HostModel, clip: Any, vae: Any, plan: Plan, caches: tuple[Overlay, Overlay], sink: Sink
-) -> Measured:
+    model: HostModel, clip: Any, vae: Any, plan: Plan, caches: tuple[Overlay, Overlay], sink: Sink,
+    layers: Sequence[Trained] | None = None,
+) -> Measured:  # fmt: skip
     """Train three steps of a run, from loading the model on, and undo it.
 
     Steps of several sizes are measured at the least, the middle and the greatest number of pixels. The time of the
@@ -64,6 +66,7 @@ def measured(
         plan: The run's plan.
         caches: Of latents and of captions; nothing is written to disk.
         sink: Receives the progress and is checked for a cancel.
+        layers: What is trained; None for a fresh pair on each target.
 
     Raises:
         Cancelled: The user pressed cancel.
@@ -73,7 +76,7 @@ def measured(
     chosen = _chosen(plan, steps)
     latents, captions = _stores(model, clip, vae, plan, [*chosen, _largest(plan)], caches, sink)
     times: dict[float, list[float]] = {}
-    with prepared(model, plan, latents, captions, sink=sink) as ready:
+    with prepared(model, plan, latents, captions, sink=sink, layers=layers) as ready:
         # The trial step has made the largest batch warm; the first step of another size is slower than the rest.
         warm = {_load(plan, [plan.largest()[1]])}
         for done, step in enumerate(chosen):

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .adapters.flat import DENOISER
 from .adapters.network import Network
-from .config import SOURCES, OptimizerSettings, TrainConfig
+from .config import SOURCES, OptimizerSettings, TrainConfig, optimizer_arguments
 from .errors import UserError
 
 _BLOCK = 256  # numbers that share a scale in the 8-bit state of bitsandbytes
@@ -42,7 +42,7 @@ def make_optimizer(config: TrainConfig, network: Network) -> Optimizer:
     Each text encoder has groups of its own. With LoRA+ (Hayou et al. 2024, arXiv:2402.12354) `up` has a rate of its
     own, in a second group. The first group's is always the learning rate of the config.
     """
-    settings = dict(SOURCES[config.optimizer].settings)
+    settings = optimizer_arguments(config, config.optimizer)
     if is_schedule_free(config):
         settings["warmup_steps"] = config.warmup_steps  # it warms up by itself
     make: Any = optimizer_class(config.optimizer)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import advice
 from .adapters.lora import Trained
@@ -22,6 +23,7 @@ from .disk import safe_name
 from .errors import UserError
 from .events import SilentSink, Sink, counted
 from .fit import Fit
+from .host.existing import started_from
 from .host.frozen import Differentiable
 from .host.layers import refuse_untrainable
 from .host.memory import kept_away, let_go, make_way
@@ -76,8 +78,9 @@ def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: Train
 
 
 def announce(
-    dataset: Dataset, config: TrainConfig, sink: Sink, length: Callable[[str], Length] | None = None
-) -> tuple[Plan, tuple[str, ...]]:
+    dataset: Dataset, config: TrainConfig, sink: Sink, length: Callable[[str], Length] | None = None,
+    more: Sequence[str] = (),
+) -> tuple[Plan, tuple[str, ...]]:  # fmt: skip
     """Say how long the run is and what is probably not meant.
 
     Args:
@@ -85,6 +88,7 @@ def announce(
         config: The run's settings.
         sink: Receives the sentences.
         length: Counts a caption's tokens, for batches of more than one picture. None: all captions count as equal.
+        more: Sentences on what else is probably not meant.
 
     Returns:
         The plan, and one sentence for each thing that is probably not meant. They stay in view.
@@ -102,6 +106,7 @@ def announce(
         some = ", ".join(silent[:3]) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")
         verb = "has" if len(silent) == 1 else "have"
         hints += (f"{len(silent)} of {counted(len(learned), 'picture')} {verb} no caption ({some}). Caption them.",)
+    hints += tuple(more)
     for hint in hints:
         sink.hint(hint)
         log.warning("LoRA Workbench: %s", hint)
@@ -143,26 +148,36 @@ def latent_shape(model: HostModel, latents: LatentStore, batch: Batch) -> tuple[
     return shape
 
 
-def trained_layers(model: HostModel, config: TrainConfig) -> list[Trained]:
-    """The layers that a run trains, with their ranks.
+def trained_layers(
+    model: HostModel, config: TrainConfig, start_from: Mapping[str, Tensor] | None = None, clip: Any = None,
+    hint: Callable[[str], None] = log.warning,
+) -> list[Trained]:  # fmt: skip
+    """The layers that a run trains, with their ranks and what they start with.
+
+    Args:
+        model: The model.
+        config: The run's settings.
+        start_from: A LORA_MODEL to train on; None for a fresh one.
+        clip: CLIP socket.
+        hint: Receives a sentence for each part of `start_from` that the run does without.
 
     Raises:
-        UserError: There is nothing to train.
+        UserError: There is nothing to train, or `start_from` cannot be trained on.
     """
     layers = layers_to_train(model.targets(), config.rank, config.effective_alpha)
     text = model.text.targets() if model.text else {}
     layers += [
         Trained(path, module, config.rank, config.effective_alpha, kind) for path, (kind, module) in text.items()
     ]
-    return layers
+    return layers if start_from is None else started_from(start_from, layers, model.patcher, clip, hint)
 
 
 @contextmanager
 def prepared(
     model: HostModel, plan: Plan, latents: LatentStore, captions: CaptionStore, *, only: Rung | None = None,
-    sink: Sink | None = None,
+    sink: Sink | None = None, layers: Sequence[Trained] | None = None,
 ) -> Iterator[Ready]:  # fmt: skip
-    """Make a model trainable inside the block, with a fresh LoRA and after a trial step.
+    """Make a model trainable inside the block, with its LoRA and after a trial step.
 
     The host loads the model with room for the largest batch. What does not fit together, or not into memory, shows
     here, before anything is written.
@@ -174,6 +189,7 @@ def prepared(
         captions: Every caption the plan asks for.
         only: The one way to fit into memory; None chooses one by what is free.
         sink: Receives what was chosen and why.
+        layers: What is trained; None for a fresh pair on each target.
 
     Raises:
         UserError: The inputs do not fit each other or into memory, the model cannot be trained, or an optimizer's
@@ -184,7 +200,7 @@ def prepared(
     with torch.inference_mode(False), torch.enable_grad():
         precision = compute_precision(config.precision, model.device, model.computes_in)
         largest = plan.largest()
-        layers = trained_layers(model, config)
+        layers = trained_layers(model, config) if layers is None else layers
         for name in make_way(model):
             sink.hint(f"{name} stays in the memory of {model.device}, so that training has less of it.")
         fit = Fit(model, plan, captions, largest, latent_shape(model, latents, largest[1]), precision, layers, only)

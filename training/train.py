@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .advice import Slowdown, risen
 from .cache.captions import CaptionStore
@@ -27,9 +28,9 @@ from .host.text import count_tokens
 from .host.text_encoders import trained_text
 from .host.vae import HostVAE
 from .loop import AfterStep, train
-from .lora import LoraModel, RunSummary
+from .lora import LoraModel, RunSummary, name_of
 from .plan import Plan
-from .preflight import announce, check, prepared
+from .preflight import announce, check, prepared, trained_layers
 from .ready import Ready
 from .run.keeper import Keeper
 from .run.state import Run
@@ -48,6 +49,7 @@ class Result:
 def train_lora(
     patcher: Any, clip: Any, vae: Any, dataset: Dataset, config: TrainConfig, *,
     root: Path, cache_root: Path, sink: Sink, model_file: Path | None = None,
+    start_from: Mapping[str, Tensor] | None = None,
 ) -> Result:  # fmt: skip
     """Train a LoRA on a loaded MODEL and give the model back untouched.
 
@@ -61,6 +63,7 @@ def train_lora(
         cache_root: Where latents and captions are kept between runs.
         sink: Receives the progress and is checked for a cancel.
         model_file: The file that MODEL was loaded from, if it is known.
+        start_from: LORA_MODEL socket: what is trained on; None for a fresh LoRA.
 
     Raises:
         UserError: Something in the inputs does not fit; nothing was written.
@@ -70,14 +73,17 @@ def train_lora(
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
     model.text = trained_text(clip, config.trained_encoders, model.device)
-    plan, hints = announce(dataset, config, sink, partial(count_tokens, clip))
+    left_out: list[str] = []
+    layers = trained_layers(model, config, start_from, clip, left_out.append)
+    plan, hints = announce(dataset, config, sink, partial(count_tokens, clip), left_out)
     plan, latents, captions = encode(model, clip, vae, plan, cache_root, sink)
-    with prepared(model, plan, latents, captions, sink=sink) as ready:
+    with prepared(model, plan, latents, captions, sink=sink, layers=layers) as ready:
         setup, run = ready.setup, ready.run
         encoded = latents.encoded, captions.encoded
         keeper = Keeper(
-            model, plan, run, setup.precision, setup.ladder, sink, encoded, started_at, hints, model_file
-        )
+            model, plan, run, setup.precision, setup.ladder, sink, encoded, started_at, hints, model_file,
+            "" if start_from is None else name_of(start_from),
+        )  # fmt: skip
         keeper.open_folder(root)
 
         def smaller() -> None:

@@ -46,8 +46,12 @@ def network(dtype: torch.dtype) -> Any:
 
 
 @pytest.mark.parametrize("precision", list(PRECISIONS))
-@pytest.mark.parametrize("optimizer", list(SOURCES))
-def test_what_is_reckoned_for_an_optimizer_is_what_it_holds(optimizer: str, precision: str, comfy_host: Any) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "ema_decay"), [*((name, 0.0) for name in SOURCES), ("AdamW", 0.999), ("Lion", 0.999)]
+)
+def test_what_is_reckoned_for_an_optimizer_is_what_it_holds(
+    optimizer: str, ema_decay: float, precision: str, comfy_host: Any
+) -> None:
     from lora_workbench.training.guard import Guard
     from lora_workbench.training.ladder import lora_bytes
     from lora_workbench.training.optimizers import make_optimizer
@@ -56,12 +60,13 @@ def test_what_is_reckoned_for_an_optimizer_is_what_it_holds(optimizer: str, prec
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     dtype = PRECISIONS[precision]
-    config = TrainConfig(optimizer=optimizer, learning_rate=1.0 if optimizer == "Prodigy" else 1e-4)
+    rate = 1.0 if optimizer == "Prodigy" else 1e-4
+    config = TrainConfig(optimizer=optimizer, learning_rate=rate, ema_decay=ema_decay)
     with torch.inference_mode(False):
         made = network(dtype)
         flat = made.flat
         used = make_optimizer(config, made)
-        guard = Guard(flat, used, is_scaled=False)
+        guard = Guard(flat, used, is_scaled=False, ema_decay=ema_decay)
         for seed in range(2):  # before the second step the guard copies a state that the first one made
             flat.begin_step()
             flat.grad.normal_(generator=torch.Generator().manual_seed(seed))

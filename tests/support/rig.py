@@ -114,6 +114,7 @@ def rig(
     only: Any = None,
     clip: Any = None,
     texts: Sequence[str] = (),
+    start_from: Any = None,
     **settings: Any,
 ) -> Iterator[Rig]:
     """Set a run up as a session does, differentiable model included; everything is undone at the end.
@@ -131,6 +132,7 @@ def rig(
         only: The one rung to stand on.
         clip: A CLIP whose encoders are trained by the settings, and which encodes `texts`.
         texts: The captions, where `clip` is given.
+        start_from: A LORA_MODEL to train on.
         settings: Fields of TrainConfig.
     """
     from lora_workbench.training.cache.captions import CaptionStore
@@ -143,7 +145,7 @@ def rig(
     from lora_workbench.training.host.text import HostText
     from lora_workbench.training.host.text_encoders import trained_text
     from lora_workbench.training.plan import Plan
-    from lora_workbench.training.preflight import prepared
+    from lora_workbench.training.preflight import prepared, trained_layers
 
     patcher = patcher or small_models.build(name, models)
     model = HostModel(patcher)
@@ -176,7 +178,8 @@ def rig(
             asked = asked_captions(model, clip, list(texts), kept)
             encoded = encode_captions(model, asked, captions, SilentSink())
         stores = LatentStore(latents, dataset, keys, 0), encoded
-        with prepared(model, Plan(dataset, config), *stores, only=only, sink=sink) as ready:
+        layers = trained_layers(model, config, start_from, clip)
+        with prepared(model, Plan(dataset, config), *stores, only=only, sink=sink, layers=layers) as ready:
             yield Rig(patcher, model, ready, sink or SilentSink(), after_step)
 
 

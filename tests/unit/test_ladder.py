@@ -56,3 +56,4 @@ def test_sizes():
     whole, half = (lora_bytes(TrainConfig(), 1000, size, eight_bit=False) for size in (4, 2))
     assert (whole, half) == (20_000, 24_000)
     assert lora_bytes(TrainConfig(), 1000, 2, eight_bit=True) == 18_000
+    assert lora_bytes(TrainConfig(ema_decay=0.999), 1000, 4, eight_bit=False) == whole + 4000

@@ -32,12 +32,16 @@ class Adapter(Protocol):
         index: Its number among the run's adapters, which its random draws depend on.
         is_off: Whether the frozen layer runs alone at present.
         part_of: The model that the layer belongs to: the denoiser, or a text encoder by its name.
+        rank: Its size, as metadata shows it.
+        alpha: What scales its output, as metadata shows it.
     """
 
     path: str
     index: int
     is_off: bool
     part_of: str
+    rank: int
+    alpha: float
 
     def parts(self) -> list[Part]:
         """Its trainable tensors as they start."""

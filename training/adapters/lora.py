@@ -29,6 +29,7 @@ class LoraAdapter:
         path: Path of the frozen layer inside the host's model.
         down: [rank, in] for a linear layer, [rank, in, 1, 1] for a 1×1 convolution; in the run's buffers.
         up: [out, rank] or [out, rank, 1, 1]; initially zero so that training starts at the base model.
+        rank: Of the pair.
         alpha: Its output is scaled by alpha / rank.
         is_off: Whether the frozen layer currently runs without the pair.
         part_of: The model that the layer belongs to.
@@ -42,7 +43,8 @@ class LoraAdapter:
     ) -> None:
         self.path, self.alpha, self.dropout, self.part_of = path, alpha, dropout, part_of
         self._start = (down, up)
-        self.scale = alpha / down.shape[0]
+        self.rank = down.shape[0]
+        self.scale = alpha / self.rank
         self.index = 0
         self.is_off = False
         self._draw, self._share = (0, 0), WHOLE
@@ -58,7 +60,7 @@ class LoraAdapter:
         if layer.start is not None:
             down, up = layer.start
         else:
-            down_shape, up_shape = _shapes(layer.module, layer.rank)
+            down_shape, up_shape = pair_shapes(layer.module, layer.rank)
             bound = 1 / math.sqrt(down_shape[1])
             down, up = torch.rand(down_shape, generator=draws) * (2 * bound) - bound, torch.zeros(up_shape)
         return cls(layer.path, down, up, layer.alpha, dropout, layer.part_of)
@@ -180,11 +182,11 @@ def count_numbers(layers: Iterable[Trained]) -> int:
 
 def saved_shapes(name: str, layer: Trained) -> dict[str, tuple[int, ...]]:
     """The shapes of a layer's tensors in a kohya file, by the names that `saved_tensors` gives them."""
-    down, up = _shapes(layer.module, layer.rank)
+    down, up = pair_shapes(layer.module, layer.rank)
     return {f"{name}.{_DOWN}": down, f"{name}.{_UP}": up, f"{name}.{_ALPHA}": ()}
 
 
-def _shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def pair_shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes of a layer's two matrices, down and up."""
     fan_in, fan_out = _widths(layer)
     kernel = (1, 1) if isinstance(layer, nn.Conv2d) else ()

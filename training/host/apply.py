@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +42,7 @@ def apply_lora(model: Any, clip: Any, lora: dict[str, Any], strength_model: floa
         names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
     # The host's own reader, because a LORA_MODEL of its nodes can also be a LoHa, LoKr or OFT.
     if not comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), names, log_missing=False):
-        raise UserError(
-            f"This LoRA does not fit this MODEL ({type(model.model.model_config).__name__}): none of its "
-            f"{len(lora)} tensors has a place in it. Connect a MODEL of the architecture it was trained on."
-        )
+        raise does_not_fit(model, lora)
     return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength_model, strength_clip)
 
 
@@ -52,3 +50,11 @@ def has_text_layers(clip: Any, lora: dict[str, Any]) -> bool:
     """Whether a LoRA has a layer that belongs to a text encoder of this CLIP."""
     names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     return bool(comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), names, log_missing=False))
+
+
+def does_not_fit(model: Any, lora: Mapping[str, Any]) -> UserError:
+    """The error that no layer of a LoRA belongs to a MODEL."""
+    return UserError(
+        f"This LoRA does not fit this MODEL ({type(model.model.model_config).__name__}): none of its {len(lora)} "
+        "tensors has a place in it. Connect a MODEL of the architecture it was trained on."
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ..disk import sweep_unfinished
+from ..errors import UserError
 
 
 def runs_folder() -> Path:
@@ -70,6 +71,23 @@ def captioner_folders() -> dict[str, Path]:
 def loras_folder() -> Path:
     """Return the first of ComfyUI's LoRA folders, in which Save LoRA writes and LoraLoader looks."""
     return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def lora_files() -> list[str]:
+    """Names of the files in ComfyUI's LoRA folders, as LoraLoader lists them."""
+    return list(folder_paths.get_filename_list("loras"))
+
+
+def lora_file(name: str) -> Path:
+    """Return the path of a file in ComfyUI's LoRA folders.
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise UserError(f"{name} is not in models/loras. Choose another file, or press R to read the list again.")
+    return Path(path)
 
 
 def forget_lora_list() -> None:

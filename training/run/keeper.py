@@ -22,7 +22,7 @@ from ..host.origin import short_hash
 from ..host.precision import NAMES
 from ..lora import LoraModel, RunSummary
 from ..noise_levels import timesteps_in_force
-from ..optimizers import scheduler_in_force, warmup_in_force, weights_to_keep
+from ..optimizers import scheduler_in_force, warmup_in_force
 from ..plan import Plan
 from ..rung import Ladder
 from .folder import RunFolder
@@ -47,6 +47,7 @@ class Keeper:
         started_at: Start of the run, encoding included, in seconds since 1970.
         hints: What was said before the run began.
         model_file: The file that the model was loaded from, if it is known.
+        start_from: The name of the LoRA that the run began with; empty for a fresh one.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Keeper:
         started_at: float,
         hints: tuple[str, ...] = (),
         model_file: Path | None = None,
+        start_from: str = "",
     ) -> None:
         self.run, self.plan, self.ladder, self.sink = run, plan, ladder, sink
-        self.encoded, self.hints = encoded, hints
+        self.encoded, self.hints, self.start_from = encoded, hints, start_from
         encoders = model.text.modules if model.text else None
         layers = [(layer.path, layer.part_of) for layer in run.network.adapters]
         self.names = trained_names(model.patcher, encoders, layers)
@@ -131,6 +133,8 @@ class Keeper:
         """The LoRA as it is now, with the metadata of the run so far."""
         settings = kohya_settings(self.plan.config, {**self.in_force, **self._present()})
         session = replace(self.session, finished_at=time.time())
+        if self.start_from:
+            settings["lora_workbench.start_from"] = self.start_from
         metadata = build_metadata(settings, self._summary("running"), self.plan.dataset, self.model, session)
         return self.lora_model(metadata)
 
@@ -145,7 +149,7 @@ class Keeper:
     def lora_model(self, metadata: dict[str, str]) -> LoraModel:
         """The LoRA as it is now, under kohya's names, with this metadata."""
         names = {path: layer.kohya for path, layer in self.names.items()}
-        with weights_to_keep(self.run.optimizer):
+        with self.run.weights_to_keep():
             tensors = self.run.network.saved_tensors(names)
         return LoraModel(tensors, {layer.kohya: layer for layer in self.names.values()}, metadata, self.key_map)
 
@@ -187,9 +191,15 @@ def settings_in_force(plan: Plan, run: Run, is_flow: bool, precision: torch.dtyp
     return {
         "epochs": plan.epochs,
         "steps": run.total,
-        "alpha": config.effective_alpha,
+        "rank": _common({adapter.rank for adapter in run.network.adapters}),
+        "alpha": _common({adapter.alpha for adapter in run.network.adapters}),
         "scheduler": scheduler_in_force(config),
         "warmup_steps": warmup_in_force(config, run.total),
         "timesteps": timesteps_in_force(config.timesteps, is_flow),
         "precision": NAMES[precision],
     }
+
+
+def _common(values: set[Any]) -> Any:
+    """The one value of all layers, or what kohya's tools write where they differ."""
+    return values.pop() if len(values) == 1 else "Dynamic"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..data.batches import Batch
 from ..errors import UserError
 from ..guard import Guard
 from ..late import Late
-from ..optimizers import make_optimizer, make_scheduler, take_over_state
+from ..optimizers import make_optimizer, make_scheduler, take_over_state, weights_to_keep
 from ..plan import Plan
 
 SMOOTHED_OVER = 100  # steps
@@ -121,7 +122,7 @@ class Run:
             UserError: The optimizer's package is missing.
         """
         optimizer = make_optimizer(config, network)
-        guard = Guard(network.flat, optimizer, is_scaled)
+        guard = Guard(network.flat, optimizer, is_scaled, config.ema_decay)
         scheduler = make_scheduler(config, optimizer, plan.total)
         return cls(network, optimizer, scheduler, guard, plan.total, optimizer_name=config.optimizer)
 
@@ -135,6 +136,10 @@ class Run:
             group["lr"] = old["lr"]
         self.guard.change_optimizer(optimizer)
         self.optimizer, self.scheduler, self.optimizer_name = optimizer, scheduler, config.optimizer
+
+    def weights_to_keep(self) -> AbstractContextManager[None]:
+        """Show, inside the block, the weights that files and later nodes get; training goes on from its own."""
+        return self.guard.averaged() if self.guard.averages else weights_to_keep(self.optimizer)
 
     @property
     def smoothed_loss(self) -> float:
