@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..adapters.adapter import Adapted, Adapter, Parallel
 from ..adapters.network import Network
 from ..errors import NotRecomputable, UserError
+from ..late import sent
 from ..rung import Rung
 from .calls import called
 from .layers import FrozenConv, FrozenLinear, Weights, alias, alone, is_conv, is_linear, is_resident
@@ -109,6 +110,10 @@ class Differentiable:
         if self._copies_norm_inputs:
             self.copy_norm_inputs()
         trained = [diffusion_model]
+        embedder = getattr(self.model, "embedder", None)
+        if self.encoders and isinstance(embedder, nn.Module):
+            # SDXL embeds sizes on the CPU and fetches the pooled text to them, for which every step would wait.
+            undo.set_attr(embedder, "forward", _sending(embedder.forward, self.device))
         for name, encoder in self.encoders.items():
             for norm in self._enter_layers(encoder, f"{name}."):
                 undo.set_attr(norm, "forward", _cloning(norm.forward))  # CLIP and T5 add in place
@@ -293,6 +298,13 @@ def _cloning(forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward(x.clone(), *args, **kwargs)
 
     return cloned
+
+
+def _sending(forward: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    def sending(*args: Any, **keywords: Any) -> Tensor:
+        return sent(forward(*args, **keywords), device)
+
+    return sending
 
 
 def _swap_tensors(undo: _Undo, module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
