@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .cache.captions import CaptionEncoder, CaptionStore, SomeCaptions, store_captions
@@ -53,7 +54,7 @@ def encode_captions(
         is_part: Whether these are only some of the run's captions; the first then stands for the others.
 
     Returns:
-        The whole conditionings.
+        The whole conditionings, with the number of captions that had to be encoded.
 
     Raises:
         Cancelled: The user pressed cancel between two captions.
@@ -64,4 +65,4 @@ def encode_captions(
         stores = [SomeCaptions.of(store) for store in stores]
     if model.text:
         model.text.parts = stores[1] if len(stores) > 1 else None
-    return stores[0]
+    return replace(stores[0], encoded=max(store.encoded for store in stores))

@@ -166,6 +166,7 @@ class Guard:
         self._flat.master.copy_(self._good)
         for tensor, copy in self._other:
             tensor.copy_(copy)
+
     @property
     def averages(self) -> bool:
         """Whether there is an average of the weights."""

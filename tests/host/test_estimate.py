@@ -95,8 +95,9 @@ def without_metadata(path: Path) -> int:
     [
         {"epochs": 2, "batch_size": 2, "gradient_accumulation": 2},
         {"steps": 3, "rank": 7, "alpha": 2.0},
+        {"steps": 2, "clip_l": True},
     ],
-    ids=["epochs", "steps"],
+    ids=["epochs", "steps", "text encoder"],
 )
 def test_steps_files_and_cache_are_those_of_the_run(settings, checkpoint, dataset, tmp_path, monkeypatch):
     from lora_workbench.training.files import save
@@ -111,6 +112,7 @@ def test_steps_files_and_cache_are_those_of_the_run(settings, checkpoint, datase
         assert before.steps == before.steps_per_epoch * before.epochs and before.epochs == summary.epochs
     assert (before.latents_to_encode, before.captions_to_encode) == (summary.encoded_latents, summary.encoded_captions)
     assert before.latents == before.latents_to_encode == 2 * before.pictures
+    assert bool(before.captions_to_encode) != ("clip_l" in settings), "a trained encoder is asked in each step"
     run_file = tmp_path / "runs" / "run" / "run.safetensors"
     assert before.run_lora_bytes == without_metadata(run_file)
     monkeypatch.setattr(save, "loras_folder", lambda: tmp_path / "loras")

@@ -82,6 +82,7 @@ class TextEncoders:
         clip.cond_stage_model = modules
         twin = TextEncoders(clip, list(self.trained))
         twin.parts, twin.device = self.parts, device
+        twin._clip.patcher.load_device = device  # newer hosts encode there, wherever the weights are
         return twin
 
     def encode(self, caption: str) -> Conditioning:
