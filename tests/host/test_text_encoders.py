@@ -249,3 +249,33 @@ def test_memory_counts_the_encoders(name, settings, parts, small_models_folder, 
     assert needs[True].weights - needs[False].weights == pytest.approx(4 * numbers, rel=0.01)
     assert needs[True].lora > needs[False].lora
     assert needs[True].step > needs[False].step
+
+
+@pytest.mark.parametrize("ends", ["error", "cancel"])
+def test_the_clip_goes_back_however_a_run_ends(ends, small_models_folder, tmp_path):
+    from lora_workbench.training.events import Cancelled, SilentSink
+
+    class Stop(SilentSink):
+        is_cancelled = False
+
+        def cancelled(self) -> bool:
+            return self.is_cancelled
+
+    def after_step(run: Any, _: bool) -> None:
+        if ends == "error":
+            raise ZeroDivisionError
+        sink.is_cancelled = True
+
+    clip, sink = small_clip("sd15"), Stop()
+    before = state_of(clip)
+    with (
+        pytest.raises(ZeroDivisionError if ends == "error" else Cancelled),
+        rig(
+            "sd15", small_models_folder, tmp_path, clip=clip, texts=TEXTS, sink=sink, after_step=after_step, **ON
+        ) as it,
+    ):
+        it.train()
+    assert_untouched(clip, before)
+    import comfy.model_management as management
+
+    assert management.intermediate_device.__module__ == "comfy.model_management"
