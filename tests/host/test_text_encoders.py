@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.rig import Rig, Snapshot, rig
 from support.small_text import small_clip
 
@@ -174,18 +175,29 @@ def test_prior_preservation_is_towards_the_model_without_the_lora(small_models_f
         assert torch.equal(before, clean_target(it.setup, micro))
 
 
-def test_names_are_kohyas(small_models_folder, tmp_path):
-    clip = small_clip("sdxl")
-    with rig("sdxl", small_models_folder, tmp_path, clip=clip, texts=TEXTS, **BOTH) as it:
-        keys = {key.partition(".")[0] for key in lora_of(it)}
-    assert "lora_te1_text_model_encoder_layers_0_self_attn_q_proj" in keys
-    assert "lora_te2_text_model_encoder_layers_2_mlp_fc2" in keys
-    clip = small_clip("sd15")
-    with rig("sd15", small_models_folder, tmp_path, clip=clip, texts=TEXTS, **ON) as it:
+def kohya_text_keys(prefix: str, layers: int) -> set[str]:
+    """The names that kohya's trainer gives a CLIP's layers (`networks/lora.py`: CLIPAttention and CLIPMLP)."""
+    names = [f"self_attn_{name}_proj" for name in ("q", "k", "v", "out")] + ["mlp_fc1", "mlp_fc2"]
+    return {f"{prefix}_text_model_encoder_layers_{n}_{name}" for n in range(layers) for name in names}
+
+
+@pytest.mark.parametrize(("name", "settings", "prefixes"), [
+    ("sd15", ON, ["lora_te"]), ("sdxl", BOTH, ["lora_te1", "lora_te2"]), ("flux", ON, ["lora_te1"]),
+])  # fmt: skip
+def test_names_are_kohyas_and_are_read_back(name, settings, prefixes, small_models_folder, tmp_path, monkeypatch):
+    from lora_workbench.training.files import save
+    from lora_workbench.training.host.keys import read_back
+
+    with rig(name, small_models_folder, tmp_path, clip=small_clip(name), texts=TEXTS, **settings) as it:
         lora = lora_of(it)
-        text = {key.partition(".")[0] for key in lora if key.startswith("lora_te")}
-    layers = [f"self_attn_{name}_proj" for name in ("q", "k", "v", "out")] + ["mlp_fc1", "mlp_fc2"]
-    assert text == {f"lora_te_text_model_encoder_layers_{n}_{layer}" for n in range(3) for layer in layers}
+    text = {key.partition(".")[0] for key in lora if key.startswith("lora_te")}
+    assert text == set().union(*(kohya_text_keys(prefix, 3) for prefix in prefixes))
+    assert read_back(lora, lora.key_map) == (len(lora.layers), [])
+    monkeypatch.setattr(save, "loras_folder", lambda: tmp_path / "loras")
+    for layout in ("kohya", "peft"):
+        path = save.save_lora(lora, layout, precision="fp32", layout=layout, overwrite=False)
+        keys = {key.rpartition(".lora_A")[0] for key in load_file(path) if ".lora_A" in key}
+        assert not keys or "text_encoder.text_model.encoder.layers.2.mlp.fc2" in keys
 
 
 @pytest.mark.parametrize(
