@@ -44,7 +44,7 @@ class ApplyLoRA(Node):
         if clip is not None and strengths.strength_clip != 0 and not has_text_layers(clip, lora):
             node_text(
                 executing_node(),
-                "strength_clip has no effect: no text encoder was trained in this LoRA. Train one with Text Encoder "
-                "Options.",
+                "strength_clip has no effect: no layer of this LoRA belongs to this CLIP. Train its text encoders with "
+                "Text Encoder Options.",
             )
         return io.NodeOutput(*apply_lora(model, clip, lora, strengths.strength_model, strengths.strength_clip))

@@ -285,7 +285,8 @@ class TrainConfig(TrainerSettings, TextEncoderOptions, LossOptions, OptimizerOpt
         super().__post_init__()
         for encoder in TEXT_ENCODERS:
             rate = getattr(self, f"{encoder}_rate")
-            if self.optimizer == "Prodigy" and getattr(self, encoder) and rate not in (0, self.learning_rate):
+            usual = (0, self.learning_rate, getattr(TextEncoderOptions, f"{encoder}_rate"))
+            if self.optimizer == "Prodigy" and getattr(self, encoder) and rate not in usual:
                 raise SettingError(
                     f"{encoder.replace('_', ' ')} rate is {rate:g}, but Prodigy uses one rate for all weights. Set it "
                     "to 0."
@@ -296,9 +297,10 @@ class TrainConfig(TrainerSettings, TextEncoderOptions, LossOptions, OptimizerOpt
         """The learning rate of a part of the LoRA.
 
         Args:
-            part: The denoiser, or a text encoder by its kind.
+            part: The denoiser, or a text encoder by its kind. Prodigy has one rate for all.
         """
-        return getattr(self, f"{part}_rate", 0.0) or self.learning_rate
+        own = 0.0 if self.optimizer == "Prodigy" else getattr(self, f"{part}_rate", 0.0)
+        return own or self.learning_rate
 
     def last_step(self, part: str, total: int) -> int:
         """The last of `total` steps in which a part of the LoRA learns; `part` as in `rate_of`."""
@@ -369,6 +371,7 @@ def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str
         "ss_unet_lr": config.learning_rate,
         "ss_text_encoder_lr": _text_encoder_rates(config),
         "ss_optimizer": f"{source.module}.{source.name}({','.join(f'{k}={v}' for k, v in arguments.items())})",
+        **_early_ends(config),
         "ss_mixed_precision": "no" if precision == "fp32" else precision,
     }
 
@@ -376,6 +379,10 @@ def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str
 def _text_encoder_rates(config: TrainConfig) -> float | list[float] | None:
     """The rates of the trained text encoders: one number where they are equal, None where none is trained."""
     rates = [config.rate_of(kind) for kind, is_trained in config.trained_encoders.items() if is_trained]
-    if len(set(rates)) > 1:
-        return [config.rate_of(kind) if config.trained_encoders[kind] else 0.0 for kind in TEXT_ENCODERS]
-    return rates[0] if rates else None
+    return rates if len(set(rates)) > 1 else next(iter(rates), None)
+
+
+def _early_ends(config: TrainConfig) -> dict[str, float]:
+    """After which percent of the steps text encoders stopped, by metadata key."""
+    ends = {kind: getattr(config, f"{kind}_until") for kind in TEXT_ENCODERS if getattr(config, kind)}
+    return {f"lora_workbench.{kind}_until": end for kind, end in ends.items() if end < 100}

@@ -1,8 +1,7 @@
-"""What a run asks of the caption cache: whole conditionings, and what frozen text encoders make of each caption."""
+"""What a run asks of the caption cache: whole conditionings, or what frozen text encoders make of each caption."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .cache.captions import CaptionEncoder, CaptionStore, SomeCaptions, store_captions
@@ -14,35 +13,27 @@ from .host.text_encoders import FrozenParts
 
 
 class Asked(NamedTuple):
-    """Captions that are encoded in one way."""
+    """Captions, and what encodes them for the cache."""
 
     encoder: CaptionEncoder
     captions: list[str]
 
 
-def asked_captions(model: HostModel, clip: Any, captions: list[str], preserved: list[str]) -> list[Asked]:
-    """What is encoded before training.
-
-    Without trained text encoders these are all captions. Otherwise they are those of prior preservation, whose target
-    is the model without the LoRA, and what the encoders that are not trained make of every caption.
+def asked_captions(model: HostModel, clip: Any, captions: list[str]) -> Asked:
+    """What is encoded before training: whole captions, or what encoders make of them that are not trained.
 
     Args:
         model: The model, with the text encoders that are trained.
         clip: CLIP socket.
         captions: Of the run.
-        preserved: Those of pictures with prior preservation.
-
-    Returns:
-        The whole conditionings first.
     """
     if model.text is None:
-        return [Asked(HostText(clip), captions)]
-    whole = Asked(HostText(clip), preserved)
-    return [whole, Asked(FrozenParts(clip, model.text.frozen), captions)] if model.text.frozen else [whole]
+        return Asked(HostText(clip), captions)
+    return Asked(FrozenParts(clip, model.text.frozen), captions if model.text.frozen else [])
 
 
 def encode_captions(
-    model: HostModel, asked: list[Asked], cache: TensorCache, sink: Sink, *, is_part: bool = False
+    model: HostModel, asked: Asked, cache: TensorCache, sink: Sink, *, is_part: bool = False
 ) -> CaptionStore:
     """Encode what the cache lacks, and give the trained text encoders what they need of it.
 
@@ -54,15 +45,16 @@ def encode_captions(
         is_part: Whether these are only some of the run's captions; the first then stands for the others.
 
     Returns:
-        The whole conditionings, with the number of captions that had to be encoded.
+        Whole conditionings; none where text encoders are trained, but the number that had to be encoded.
 
     Raises:
         Cancelled: The user pressed cancel between two captions.
         UserError: A caption's encoding is not finite.
     """
-    stores = [store_captions(captions, encoder, cache, sink) for encoder, captions in asked]
+    store = store_captions(asked.captions, asked.encoder, cache, sink)
     if is_part:
-        stores = [SomeCaptions.of(store) for store in stores]
-    if model.text:
-        model.text.parts = stores[1] if len(stores) > 1 else None
-    return replace(stores[0], encoded=max(store.encoded for store in stores))
+        store = SomeCaptions.of(store)
+    if model.text is None:
+        return store
+    model.text.parts = store
+    return CaptionStore(cache, {}, {}, store.encoded, HostText.unpack)

@@ -210,12 +210,12 @@ def estimate(
     captions = plan.captions()
     no_latents = sum(key not in latent_cache for key in dict.fromkeys(latents.keys.values()))
     longest = [_longest(plan, clip)]
-    asked = asked_captions(model, clip, captions, plan.captions(preserved=True))
+    asked = asked_captions(model, clip, captions)
     missing = _missing(asked, caption_cache)
     with torch.inference_mode():  # as the host runs nodes
-        some = [Asked(encoder, longest if wanted else []) for encoder, wanted in asked]
+        some = Asked(asked.encoder, longest if asked.captions else [])
         encoded = encode_captions(model, some, caption_cache, sink, is_part=True)
-    caption_bytes = sum(_caption_bytes(one, longest[0], caption_cache) for one in asked)
+    caption_bytes = _caption_bytes(asked, longest[0], caption_cache)
     precision = compute_precision(config.precision, model.device, model.computes_in)
     fit = _fit(model, plan, shaped, encoded, precision, layers)
     cards = _cards(model, fit, sink)
@@ -234,9 +234,9 @@ def estimate(
     )  # fmt: skip
 
 
-def _missing(asked: Sequence[Asked], cache: TensorCache) -> set[str]:
+def _missing(asked: Asked, cache: TensorCache) -> list[str]:
     """The captions that are still to encode."""
-    return {text for encoder, texts in asked for text in texts if caption_key(text, encoder) not in cache}
+    return [text for text in asked.captions if caption_key(text, asked.encoder) not in cache]
 
 
 def _caption_bytes(asked: Asked, longest: str, cache: TensorCache) -> int:

@@ -88,7 +88,8 @@ class Fit:
         self.given: int | None = None
         self._is_only = only is not None
         self._has_plenty = False  # so that nothing need be counted
-        self._least = int(_LEAST_WEIGHTS * self._weights)
+        text = memory.text_bytes(model)  # that the host keeps on the device
+        self._least = text + int(_LEAST_WEIGHTS * (self._weights - text))
         self._kept = self._weights  # of a streamed model on the device
         self.ladder = Ladder([only] if only else self.rungs())
 

@@ -97,6 +97,7 @@ def optimizer_step(
     flat = run.network.flat
     if text := setup.model.text:
         text.stopped = setup.plan.config.stopped(run.step, run.total)
+        run.stop(text.stopped)
     flat.begin_step()
     done: list[BatchLosses] = []
     numbered = tuple(enumerate(batches, run.micro_step))
@@ -133,9 +134,7 @@ def why(setup: Setup, error: NotFinite) -> str:
             if not setup.latents.load(index, flip, variant).isfinite().all():
                 named["latents"].append(name)
             caption = setup.plan.caption(index, micro_step, place)
-            with torch.no_grad():
-                conditioning = setup.conditioning(caption)
-            if not all_finite(conditioning):
+            if not setup.model.text and not all_finite(setup.captions.load(caption)):
                 named["text"].append(f"{name}: {caption[:40]!r}")
     start = f"Training stopped at step {error.step}: "
     if named["latents"]:
@@ -155,8 +154,10 @@ def why(setup: Setup, error: NotFinite) -> str:
         start += "Nothing is trained yet, so it is not the learning rate. "
         return start + ("Load another file of this model." if is_full else "Set precision to fp32.")
     lora_plus = "" if config.lora_plus == 1 else f" with LoRA+ {config.lora_plus:g}"
+    trained = [kind for kind, is_trained in config.trained_encoders.items() if is_trained]
+    text = "".join(f", {kind.replace('_', ' ')} {config.rate_of(kind):g}" for kind in trained)
     return start + (
-        f"The learning rate {config.learning_rate:g} is probably too high for {config.optimizer}{lora_plus}. Set "
+        f"The learning rate {config.learning_rate:g}{text} is probably too high for {config.optimizer}{lora_plus}. Set "
         f"it to a tenth{'' if is_full else ', or set precision to fp32'}."
     )
 

@@ -165,9 +165,7 @@ def _stores(
     with torch.inference_mode():  # as the host runs nodes
         found = store_latents(part, HostVAE(vae), latent_cache, sink)
         texts = [plan.caption(*one) for one in shown]
-        kept = [text for text, one in zip(texts, shown, strict=True) if plan.dataset.pictures[one[0]].preserves_prior]
-        asked = asked_captions(model, clip, texts, kept)
-        captions = encode_captions(model, asked, caption_cache, sink, is_part=True)
+        captions = encode_captions(model, asked_captions(model, clip, texts), caption_cache, sink, is_part=True)
     if len(found.dataset.pictures) < len(indices):
         raise UserError(found.dataset.skipped[-1])
     keys, masks = (

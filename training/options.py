@@ -156,6 +156,11 @@ class LossOptions(Settings):
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""
         super().__post_init__()
+        if self.noise_offset_adaptive and not self.noise_offset:
+            raise SettingError(
+                f"noise offset adaptive is {self.noise_offset_adaptive:g}, but noise offset is 0, so it has no effect. "
+                "Set noise offset to 0.05."
+            )
         if self.noise_offset and self.multires_iterations:
             raise SettingError(
                 f"noise offset is {self.noise_offset:g} and multires iterations is {self.multires_iterations}, but "

@@ -93,21 +93,14 @@ class Plan:
             self._ends.append(begun + sum(map(len, self.steps(len(self._ends)))))
         return bisect_right(self._ends, micro_step)
 
-    def captions(self, *, preserved: bool = False) -> list[str]:
-        """Every caption that the run will ask for, each once.
-
-        Args:
-            preserved: Whether only those of pictures with prior preservation are wanted.
-        """
-        pictures = self.dataset.pictures
-        wanted = {n for n, picture in enumerate(pictures) if picture.preserves_prior or not preserved}
-        if all(self.dataset.policy_of(picture) is None for picture in pictures):
-            return list(dict.fromkeys(self.caption(index, 0, 0) for index in range(len(pictures)) if index in wanted))
+    def captions(self) -> list[str]:
+        """Every caption that the run will ask for, each once."""
+        if all(self.dataset.policy_of(picture) is None for picture in self.dataset.pictures):
+            return list(dict.fromkeys(self.caption(index, 0, 0) for index in range(len(self.dataset.pictures))))
         asked = {
             self.caption(index, micro_step, place): None
             for micro_step, batch in self.micro_batches()
             for place, index in enumerate(batch.indices)
-            if index in wanted
         }
         return list(asked)
 

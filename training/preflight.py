@@ -26,11 +26,11 @@ from .fit import Fit
 from .host.existing import started_from
 from .host.frozen import Differentiable
 from .host.layers import refuse_untrainable
-from .host.memory import kept_away, let_go, make_way
+from .host.memory import frozen_text_bytes, kept_away, let_go, make_way
 from .host.model import HostModel, comes_from_the_model
 from .host.precision import NAMES, compute_precision
 from .host.quantized import arises_in_a_layer
-from .ladder import in_gb
+from .ladder import GIB, in_gb
 from .objective import refuse_unfit
 from .optimizers import optimizer_class
 from .plan import Plan, is_trained_with_words, whole_captions
@@ -172,6 +172,16 @@ def trained_layers(
     return layers if start_from is None else started_from(start_from, layers, model.patcher, clip, hint)
 
 
+def idle_text(model: HostModel) -> str:
+    """A sentence on text encoders that take memory without being trained; empty where they are small."""
+    size = frozen_text_bytes(model)
+    if size < GIB:
+        return ""
+    assert model.text is not None
+    names = " and ".join(model.text.frozen)
+    return f"{names} is not trained but stays loaded ({in_gb(size)}), as ComfyUI loads a CLIP whole. Load it in fp8."
+
+
 @contextmanager
 def prepared(
     model: HostModel, plan: Plan, latents: LatentStore, captions: CaptionStore, *, only: Rung | None = None,
@@ -203,6 +213,8 @@ def prepared(
         layers = trained_layers(model, config) if layers is None else layers
         for name in make_way(model):
             sink.hint(f"{name} stays in the memory of {model.device}, so that training has less of it.")
+        if (idle := idle_text(model)):
+            sink.hint(idle)
         fit = Fit(model, plan, captions, largest, latent_shape(model, latents, largest[1]), precision, layers, only)
         told = fit.choose()
         network = make_network(

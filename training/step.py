@@ -77,8 +77,7 @@ class Setup:
     Attributes:
         model: Made differentiable by the caller.
         latents: Latents of the bucketed dataset.
-        captions: Captions encoded without the LoRA: all, or those of prior preservation where the model's text encoders
-            are trained.
+        captions: Encoded captions; none where the model's text encoders are trained.
         plan: Order of the pictures, their captions, the settings.
         network: The LoRA on the model.
         precision: What the frozen model computes in.
@@ -98,15 +97,12 @@ class Setup:
         """The noise levels of the model's schedule, on the CPU, and how they are drawn."""
         return NoiseLevels.of(self.model, self.plan.config.timesteps, self.plan.config)
 
-    def conditioning(self, caption: str, is_frozen: bool = False) -> Any:
-        """A caption's conditioning, from the cache or from the text encoders that are trained.
-
-        Args:
-            caption: The caption.
-            is_frozen: Whether it is that of the encoders without the LoRA.
-        """
-        text = None if is_frozen else self.model.text
-        return text.encode(caption) if text else self.captions.load(caption)
+    def conditioning(self, caption: str) -> Any:
+        """A caption's conditioning, from the cache or from the text encoders that are trained."""
+        if self.model.text is None:
+            return self.captions.load(caption)
+        self.network.begin_caption(caption)
+        return self.model.text.encode(caption)
 
 
 @dataclass(frozen=True)
@@ -196,19 +192,10 @@ def _weights_and_widths(
     return tuple(None if value is None else sent(value, device) for value in (weights, widths))  # type: ignore[return-value]
 
 
-def conditions(
-    setup: Setup, micro: MicroBatch, places: Sequence[int] | None = None, *, is_frozen: bool = False
-) -> list[dict[str, Any]]:
-    """The model's inputs for each picture, or for those at some places.
-
-    Args:
-        setup: The parts of the step.
-        micro: The pictures.
-        places: Of the pictures that are wanted; None for all.
-        is_frozen: Whether the text is that of the encoders without the LoRA.
-    """
+def conditions(setup: Setup, micro: MicroBatch, places: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """The model's inputs for each picture, or for those at some places."""
     wanted = range(len(micro.names)) if places is None else places
-    texts = {caption: setup.conditioning(caption, is_frozen) for caption in {micro.captions[at]: 0 for at in wanted}}
+    texts = {caption: setup.conditioning(caption) for caption in dict.fromkeys(micro.captions[at] for at in wanted)}
     noise = micro.drawn.noise
     return [setup.model.conditions(texts[micro.captions[at]], noise[at : at + 1], micro.extras[at]) for at in wanted]
 
@@ -232,7 +219,7 @@ def clean_target(setup: Setup, micro: MicroBatch) -> Tensor:
         return target
     sigma = micro.drawn.sigma[micro.preserved]
     with torch.no_grad(), setup.network.switched_off():
-        conds = conditions(setup, micro, micro.preserved, is_frozen=True)
+        conds = conditions(setup, micro, micro.preserved)
         xt = setup.model.noised(micro.x0[micro.preserved], micro.drawn.seen[micro.preserved], sigma)
         estimate = setup.model.denoised(xt, sigma, conds).float()
     target = target.clone()

@@ -147,7 +147,7 @@ def encode(
         latents = store_latents(dataset, HostVAE(vae), latent_cache, sink)
         if latents.dataset != dataset:
             plan = Plan(latents.dataset, plan.config, plan.lengths)
-        asked = asked_captions(model, clip, plan.captions(), plan.captions(preserved=True))
+        asked = asked_captions(model, clip, plan.captions())
         captions = encode_captions(model, asked, caption_cache, sink)
     for sentence in latents.dataset.skipped[len(dataset.skipped) :]:
         log.warning("LoRA Workbench: left out: %s", sentence)

@@ -174,9 +174,7 @@ def rig(
         encoded = CaptionStore(captions, known, {}, 0, HostText.unpack)
         if clip:
             model.text = trained_text(clip, config.trained_encoders, model.device)
-            kept = [text for text, target in zip(texts, targets, strict=False) if target == "model"]
-            asked = asked_captions(model, clip, list(texts), kept)
-            encoded = encode_captions(model, asked, captions, SilentSink())
+            encoded = encode_captions(model, asked_captions(model, clip, list(texts)), captions, SilentSink())
         stores = LatentStore(latents, dataset, keys, 0), encoded
         layers = trained_layers(model, config, start_from, clip)
         with prepared(model, Plan(dataset, config), *stores, only=only, sink=sink, layers=layers) as ready:

@@ -65,6 +65,11 @@ class LoraAdapter:
             down, up = torch.rand(down_shape, generator=draws) * (2 * bound) - bound, torch.zeros(up_shape)
         return cls(layer.path, down, up, layer.alpha, dropout, layer.part_of)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether it drops values."""
+        return self.dropout > 0
+
     def parts(self) -> list[Part]:
         """Its two matrices as they start. LoRA+ tells the random one (down) from the zero one (up)."""
         down, up = self._start

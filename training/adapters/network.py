@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..draws import generator
+from ..draws import generator, seed_for
 from ..errors import UserError
 from .adapter import WHOLE, Adapter, Share
-from .flat import Flat
+from .flat import DENOISER, Flat
 from .lora import LoraAdapter, Trained
 
 
@@ -32,6 +32,7 @@ class Network:
         for index, (adapter, parts) in enumerate(zip(self.adapters, own, strict=True)):
             adapter.index = index
             adapter.place([next(views) for _ in parts])
+        self._step = 0, 0
         self.anchor = torch.zeros(0, device=device, requires_grad=True)
 
     def by_path(self) -> dict[str, Adapter]:
@@ -57,8 +58,16 @@ class Network:
             micro_step: Micro-steps since the run began.
             share: What part of the batch is shown.
         """
+        self._step = seed, micro_step
         for adapter in self.adapters:
             adapter.begin_micro_step(seed, micro_step, share)
+
+    def begin_caption(self, caption: str) -> None:
+        """Give each caption of a micro-step draws of its own in the text encoders, whichever pictures share it."""
+        seed, micro_step = self._step
+        for adapter in self.adapters:
+            if adapter.part_of != DENOISER:
+                adapter.begin_micro_step(seed_for(seed, caption), micro_step, WHOLE)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:

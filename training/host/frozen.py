@@ -117,7 +117,9 @@ class Differentiable:
         for name, encoder in self.encoders.items():
             for norm in self._enter_layers(encoder, f"{name}."):
                 undo.set_attr(norm, "forward", _cloning(norm.forward))  # CLIP and T5 add in place
-            trained.append(encoder)
+            # Each caption has draws of its own, which a block that is computed again would not find.
+            if not any(adapter.is_random for adapter in self.network.adapters):
+                trained.append(encoder)
         if self.rung.checkpointing:
             for block in (block for root in trained for block in blocks(root)):
                 recomputed = Recomputed(block, self.network.anchor, offloads=self.rung.offloads)

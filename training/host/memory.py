@@ -116,6 +116,8 @@ def load(model: HostModel, room: int, weights: int | None = None) -> None:
         weights: Most bytes that may lie on the device, the rest is sent when it is used. None: as the host decides.
             Only weights of the model itself are sent so.
     """
+    if model.text:  # first and whole: older hosts encode where the table of words lies
+        management.load_models_gpu([model.text.patcher], force_full_load=True)
     management.load_models_gpu(model.patchers, memory_required=room)
     if weights is None:
         return
@@ -148,6 +150,17 @@ def _copy_bytes(module: Any, dtype: torch.dtype) -> int:
 def weights_bytes(model: HostModel) -> int:
     """Bytes of all weights of the model and its text encoders, quantized ones as they are stored."""
     return sum(stored_size(module) for module in model.modules())
+
+
+def text_bytes(model: HostModel) -> int:
+    """Bytes of all weights of the text encoders that are loaded with the model."""
+    return sum(map(stored_size, model.text.modules.modules())) if model.text else 0
+
+
+def frozen_text_bytes(model: HostModel) -> int:
+    """Those of them that are not trained."""
+    trained = model.text.trained.values() if model.text else ()
+    return text_bytes(model) - sum(stored_size(module) for encoder in trained for module in encoder.modules())
 
 
 def kept_away(model: HostModel) -> int:

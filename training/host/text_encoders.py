@@ -105,16 +105,13 @@ class TextEncoders:
         }
         stopped = [name for name in self.trained if kind_of(name) in self.stopped]
         changed |= {name: torch.no_grad()(every[name].encode_token_weights) for name in stopped}
-        for name, encode in changed.items():
-            every[name].encode_token_weights = encode
         intermediate_device = management.intermediate_device
         management.intermediate_device = lambda: self.device
         try:
-            yield
+            with _encoding(every, changed):
+                yield
         finally:
             management.intermediate_device = intermediate_device
-            for name in changed:
-                del every[name].encode_token_weights
 
 
 class FrozenParts:
@@ -141,13 +138,9 @@ class FrozenParts:
 
             return encoded
 
-        for name in self._names:
-            every[name].encode_token_weights = recording(name, every[name].encode_token_weights)
-        try:
+        self._clip.load_model()  # which puts other nodes' patches on the encoders
+        with _encoding(every, {name: recording(name, every[name].encode_token_weights) for name in self._names}):
             self._text.encode(caption)
-        finally:
-            for name in self._names:
-                del every[name].encode_token_weights
         return found
 
     @staticmethod
@@ -174,6 +167,22 @@ class FrozenParts:
             hidden, pooled, *more = (tensors.get(f"{name}/{key}") for key in keys)
             found[name] = (hidden, pooled, dict(zip(keys[2:], more, strict=True))) if more else (hidden, pooled)
         return found
+
+
+@contextmanager
+def _encoding(encoders: Mapping[str, Any], changed: Mapping[str, Callable[..., Encoded]]) -> Iterator[None]:
+    """Let some encoders encode in another way inside the block."""
+    own = {name: vars(encoders[name]).get("encode_token_weights") for name in changed}
+    try:
+        for name, encode in changed.items():
+            encoders[name].encode_token_weights = encode
+        yield
+    finally:
+        for name, before in own.items():
+            if before is None:
+                vars(encoders[name]).pop("encode_token_weights", None)
+            else:
+                encoders[name].encode_token_weights = before
 
 
 def _on_device(value: Any, device: torch.device) -> Any:
@@ -208,7 +217,7 @@ def trained_text(clip: Any, wanted: Mapping[str, bool], device: torch.device) ->
     if clip.patcher.load_device != device:
         raise UserError(
             f"The text encoders compute on {clip.patcher.load_device} and the model on {device}, so they cannot be "
-            "trained together. Start ComfyUI without --lowvram and --novram, or disconnect Text Encoder Options."
+            "trained together. Start ComfyUI with --gpu-only, or disconnect Text Encoder Options."
         )
     return TextEncoders(clip, [name for name, kind in kinds.items() if wanted[kind]])
 

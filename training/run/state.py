@@ -137,6 +137,12 @@ class Run:
         self.guard.change_optimizer(optimizer)
         self.optimizer, self.scheduler, self.optimizer_name = optimizer, scheduler, config.optimizer
 
+    def stop(self, parts: frozenset[str]) -> None:
+        """Let parts of the LoRA learn no more. A rate of 0 alone would not stop every optimizer."""
+        for group in self.optimizer.param_groups:
+            for weight in group["params"] if group.get("part") in parts else ():
+                weight.grad = None
+
     def weights_to_keep(self) -> AbstractContextManager[None]:
         """Show, inside the block, the weights that files and later nodes get; training goes on from its own."""
         return self.guard.averaged() if self.guard.averages else weights_to_keep(self.optimizer)
