@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.browser import load_workflow, open_page
+from support.browser import load_workflow, open_page, template
 from support.geometry import measure
 from support.server import ComfyServer
 
@@ -82,12 +82,6 @@ SAYS = """type => {
 }"""
 
 
-def example(file: Path) -> dict[str, Any]:
-    """A workflow with the test server's checkpoint in it: newer front ends mark nodes whose model is missing."""
-    text = file.read_text(encoding="utf-8")
-    return json.loads(text.replace("v1-5-pruned-emaonly-fp16.safetensors", "tiny_sd15.safetensors"))
-
-
 @pytest.fixture(scope="module")
 def page(chromium: Any, server: ComfyServer) -> Iterator[Any]:
     with open_page(chromium, server.url) as opened:
@@ -152,7 +146,7 @@ def test_examples_open_without_a_missing_node(vue: bool, chromium: Any, server: 
     with open_page(chromium, server.url, vue=vue) as page:
         assert page.evaluate("LiteGraph.vueNodesMode") is vue
         for file in EXAMPLES:
-            load_workflow(page, example(file))
+            load_workflow(page, template(file))
             page.evaluate(DRAW)
             bad = page.evaluate(
                 "() => window.app.graph._nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type])"
@@ -179,7 +173,7 @@ def test_vue_nodes_hide_advanced_inputs(chromium: Any, server: ComfyServer, host
 
 def test_a_queued_workflow_tells_of_its_progress(server: ComfyServer, page: Any, tmp_path: Path) -> None:
     file = ROOT / "example_workflows" / "lora_1_train_and_preview.json"
-    load_workflow(page, example(file))
+    load_workflow(page, template(file))
     trainer = {"LoRAWorkbench_LoRATrainer": {"name": "test_browser", "steps": 6, "rank": 2}}
     page.evaluate(SET_VALUES, SMALL | trainer)
     page.evaluate("() => { window.seen = []; window.app.api.addEventListener('progress_text', "

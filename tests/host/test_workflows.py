@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 # As version 0.1 shipped them: what people saved then must keep loading. These files never change.
 SAVED = sorted((ROOT / "tests" / "data" / "workflows_0.1").glob("*.json"))
-SINCE = {"EstimateTraining"}  # nodes that it lacks
+# Nodes that it lacks.
+SINCE = {"EstimateTraining", "TextEncoderOptions", "LossOptions", "OptimizerOptions", "LoadLoRA"}
 PREFIX = "LoRAWorkbench_"
 BYPASS = 4  # LiteGraph's mode of a node that passes its input on
 NAMES = {
@@ -37,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "KSampler": {"steps": 2},
     "LoRAWorkbench_AutoCaption": {"captioner": "tiny_tagger"},
     "LoRAWorkbench_LoadDataset": {"folder": "photos"},
+    "LoRAWorkbench_LoadLoRA": {"file": "tiny_lora.safetensors"},
     "LoRAWorkbench_BucketImages": {"resolution": 128},
     # A large step, so that two of them can be seen.
     "LoRAWorkbench_LoRATrainer": {"epochs": 1, "steps": 2, "rank": 4, "learning_rate": 0.05},
