@@ -40,6 +40,21 @@ BASIC = {
     "ApplyLoRA": ["strength_model", "strength_clip"],
     "SaveLoRA": ["name", "precision", "format", "overwrite"],
     "EstimateTraining": ["measure", "name", "epochs", "learning_rate", "rank", "batch_size", "memory"],
+    "LoadLoRA": ["file"],
+    # Who adds one of these wants to see what it has.
+    "TextEncoderOptions": [
+        f"{kind}{setting}" for kind in ("clip_l", "clip_g", "other") for setting in ("", "_rate", "_until")
+    ],
+    "LossOptions": [
+        "weighting", "gamma", "p2_gamma", "loss", "huber_c", "huber_schedule", "noise_offset", "noise_offset_adaptive",
+        "noise_offset_random", "multires_iterations", "multires_discount", "ip_noise_gamma", "ip_noise_random",
+        "timestep_mean", "timestep_spread", "mode_scale", "shift", "resolution_shift", "min_timestep", "max_timestep",
+        "latents", "picture_timesteps",
+    ],
+    "OptimizerOptions": [
+        "beta1", "beta2", "beta3", "eps", "d_coef", "d0", "growth_rate", "bias_correction", "safeguard_warmup", "r",
+        "weight_lr_power", "clip_threshold", "decay_rate", "scale_parameter", "eps1", "eps2", "ema_decay",
+    ],
 }
 
 # What the pack's own scripts put into a node.
