@@ -223,7 +223,8 @@ def test_one_switch_trains_the_text_encoder(object_info: dict[str, Any], server:
     options["widgets_values"][0] = True
     saved = run_to_its_end(workflow, "text_encoder", object_info, server)
     with safe_open(saved, framework="np") as file:
-        assert {key.split("_")[1] for key in file.keys()} == {"te", "unet"}
+        keys = list(file.keys())
+    assert {key.split("_")[1] for key in keys} == {"te", "unet"}
 
 
 @pytest.mark.parametrize("file", [FILES[0], FILES[-1]], ids=name_of)
