@@ -182,10 +182,12 @@ def server(
 ) -> Iterator[ComfyServer]:
     """A running ComfyUI with the pack, one for the whole session (it takes 10 s to start).
 
-    It has the checkpoint `tiny_sd15.safetensors`, the base model and its pictures as the demo lays them out, captioned
-    photos in `input/photos/2_photo`, one of them with a mask, and the captioner `tiny_tagger`.
+    It has the checkpoint `tiny_sd15.safetensors` and a LoRA of it, `tiny_lora.safetensors`, the base model and its
+    pictures as the demo lays them out, captioned photos in `input/photos/2_photo`, one of them with a mask, and the
+    captioner `tiny_tagger`.
     """
     from PIL import Image
+    from support import small_models
     from support.photos import write_photos
     from support.server import ComfyServer
     from support.taggers import tagger
@@ -204,6 +206,8 @@ def server(
     with Image.open(photo) as image:
         Image.linear_gradient("L").resize(image.size).save(photo.with_name(f"{photo.stem}_mask.png"))
     tagger(base / "models" / "LLM" / "tiny_tagger")
+    (base / "models" / "loras").mkdir()
+    small_models.lora_sd15(base / "models" / "loras" / "tiny_lora.safetensors")
     for folder in STALE:
         (base / folder).mkdir(parents=True, exist_ok=True)
         (base / folder / _unfinished_of_an_ended_process()).write_text("half a file")

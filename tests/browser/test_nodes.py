@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.browser import load_workflow, open_page
+from support.browser import load_workflow, open_page, template
 from support.geometry import measure
 from support.server import ComfyServer
 
@@ -40,6 +40,21 @@ BASIC = {
     "ApplyLoRA": ["strength_model", "strength_clip"],
     "SaveLoRA": ["name", "precision", "format", "overwrite"],
     "EstimateTraining": ["measure", "name", "epochs", "learning_rate", "rank", "batch_size", "memory"],
+    "LoadLoRA": ["file"],
+    # Who adds one of these wants to see what it has.
+    "TextEncoderOptions": [
+        f"{kind}{setting}" for kind in ("clip_l", "clip_g", "other") for setting in ("", "_rate", "_until")
+    ],
+    "LossOptions": [
+        "weighting", "gamma", "p2_gamma", "loss", "huber_c", "huber_schedule", "noise_offset", "noise_offset_adaptive",
+        "noise_offset_random", "multires_iterations", "multires_discount", "ip_noise_gamma", "ip_noise_random",
+        "timestep_mean", "timestep_spread", "mode_scale", "shift", "resolution_shift", "min_timestep", "max_timestep",
+        "latents", "picture_timesteps",
+    ],
+    "OptimizerOptions": [
+        "beta1", "beta2", "beta3", "eps", "d_coef", "d0", "growth_rate", "bias_correction", "safeguard_warmup", "r",
+        "weight_lr_power", "clip_threshold", "decay_rate", "scale_parameter", "eps1", "eps2", "ema_decay",
+    ],
 }
 
 # What the pack's own scripts put into a node.
@@ -80,12 +95,6 @@ SAYS = """type => {
   const text = node.widgets.find(widget => widget.name === '$$node-text-preview')?.value ?? '';
   return [text, (window.app.nodeOutputs[node.id]?.images ?? []).length];
 }"""
-
-
-def example(file: Path) -> dict[str, Any]:
-    """A workflow with the test server's checkpoint in it: newer front ends mark nodes whose model is missing."""
-    text = file.read_text(encoding="utf-8")
-    return json.loads(text.replace("v1-5-pruned-emaonly-fp16.safetensors", "tiny_sd15.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +161,7 @@ def test_examples_open_without_a_missing_node(vue: bool, chromium: Any, server: 
     with open_page(chromium, server.url, vue=vue) as page:
         assert page.evaluate("LiteGraph.vueNodesMode") is vue
         for file in EXAMPLES:
-            load_workflow(page, example(file))
+            load_workflow(page, template(file))
             page.evaluate(DRAW)
             bad = page.evaluate(
                 "() => window.app.graph._nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type])"
@@ -179,7 +188,7 @@ def test_vue_nodes_hide_advanced_inputs(chromium: Any, server: ComfyServer, host
 
 def test_a_queued_workflow_tells_of_its_progress(server: ComfyServer, page: Any, tmp_path: Path) -> None:
     file = ROOT / "example_workflows" / "lora_1_train_and_preview.json"
-    load_workflow(page, example(file))
+    load_workflow(page, template(file))
     trainer = {"LoRAWorkbench_LoRATrainer": {"name": "test_browser", "steps": 6, "rank": 2}}
     page.evaluate(SET_VALUES, SMALL | trainer)
     page.evaluate("() => { window.seen = []; window.app.api.addEventListener('progress_text', "

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from support.browser import load_workflow, open_page
+from support.browser import load_workflow, open_page, template
 from support.geometry import Box, measure
 from support.server import ComfyServer
 
@@ -30,7 +29,7 @@ TEXTS = {
     "SaveLoRA": "/home/somebody/ComfyUI/models/loras/my_character_with_a_long_name.safetensors\n" + LINES,
     "EditCaptions": "",
 }
-PICTURES = {"SaveImage": (512, 768), PREFIX + "BucketImages": (900, 1000)}
+PICTURES = {"SaveImage": (512, 768), PREFIX + "BucketImages": (900, 1000), PREFIX + "LossOptions": (900, 500)}
 SEND = """([kind, detail]) => window.app.api.dispatchCustomEvent(kind, detail)"""
 OPEN_TEMPLATE = """async ([workflow, name]) =>
   await window.app.loadGraphData(workflow, true, true, name, { openSource: "template" })"""
@@ -41,12 +40,6 @@ SEEN = """() => {
     (innerWidth - page.left) / scale - offset[0], (innerHeight - page.top) / scale - offset[1]];
 }"""
 NODES = "() => window.app.graph._nodes.map(node => [String(node.id), node.type])"
-
-
-def template(file: Path) -> dict[str, Any]:
-    """A workflow with the test server's checkpoint in it: newer front ends mark nodes whose model is missing."""
-    text = file.read_text(encoding="utf-8")
-    return json.loads(text.replace("v1-5-pruned-emaonly-fp16.safetensors", "tiny_sd15.safetensors"))
 
 
 def show_a_run(page: Any, server: ComfyServer) -> None:

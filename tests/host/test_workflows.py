@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageChops
+from safetensors import safe_open
 from support.browser import browser, load_workflow, open_page
 from support.prompts import IDS, set_values
 from support.server import ComfyServer
@@ -19,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 # As version 0.1 shipped them: what people saved then must keep loading. These files never change.
 SAVED = sorted((ROOT / "tests" / "data" / "workflows_0.1").glob("*.json"))
-SINCE = {"EstimateTraining"}  # nodes that it lacks
+# Nodes that it lacks.
+SINCE = {"EstimateTraining", "TextEncoderOptions", "LossOptions", "OptimizerOptions", "LoadLoRA"}
 PREFIX = "LoRAWorkbench_"
 BYPASS = 4  # LiteGraph's mode of a node that passes its input on
 NAMES = {
@@ -37,6 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "KSampler": {"steps": 2},
     "LoRAWorkbench_AutoCaption": {"captioner": "tiny_tagger"},
     "LoRAWorkbench_LoadDataset": {"folder": "photos"},
+    "LoRAWorkbench_LoadLoRA": {"file": "tiny_lora.safetensors"},
     "LoRAWorkbench_BucketImages": {"resolution": 128},
     # A large step, so that two of them can be seen.
     "LoRAWorkbench_LoRATrainer": {"epochs": 1, "steps": 2, "rank": 4, "learning_rate": 0.05},
@@ -213,8 +216,32 @@ def test_the_bypassed_nodes_run_too(object_info: dict[str, Any], server: ComfySe
             run_to_its_end(workflow, f"{file.stem}_all", object_info, server)
 
 
-def run_to_its_end(workflow: dict[str, Any], stem: str, object_info: dict[str, Any], server: ComfyServer) -> None:
-    """Run a workflow on a small model and look at what it gives."""
+def test_one_switch_trains_the_text_encoder(object_info: dict[str, Any], server: ComfyServer) -> None:
+    workflow = read(FILES[0])
+    (options,) = [node for node in workflow["nodes"] if node["type"] == PREFIX + "TextEncoderOptions"]
+    assert options["widgets_values"][0] is False
+    options["widgets_values"][0] = True
+    saved = run_to_its_end(workflow, "text_encoder", object_info, server)
+    with safe_open(saved, framework="np") as file:
+        keys = list(file.keys())
+    assert {key.split("_")[1] for key in keys} == {"te", "unet"}
+
+
+@pytest.mark.parametrize("file", [FILES[0], FILES[-1]], ids=name_of)
+def test_prompts_are_encoded_with_the_lora(file: Path, object_info: dict[str, Any]) -> None:
+    from lora_workbench.lab.demo.workflow import to_prompt
+
+    prompt = to_prompt(read(file), object_info)
+    samplers = [node["inputs"] for node in prompt.values() if node["class_type"] == "KSampler"]
+    assert len(samplers) == 2
+    for inputs in samplers:
+        (lora, _), texts = inputs["model"], [prompt[inputs[part][0]] for part in ("positive", "negative")]
+        assert prompt[lora]["class_type"] == PREFIX + "ApplyLoRA"
+        assert [text["inputs"]["clip"] for text in texts] == [[lora, 1]] * 2
+
+
+def run_to_its_end(workflow: dict[str, Any], stem: str, object_info: dict[str, Any], server: ComfyServer) -> Path:
+    """Run a workflow on a small model, look at what it gives and return the saved LoRA."""
     from lora_workbench.lab.demo.workflow import find, to_prompt
 
     prompt = to_prompt(workflow, object_info)
@@ -239,6 +266,7 @@ def run_to_its_end(workflow: dict[str, Any], stem: str, object_info: dict[str, A
     saved = Path(entry["outputs"][find(prompt, "LoRAWorkbench_SaveLoRA")]["text"][0])
     assert saved == server.base / "models" / "loras" / f"{name}.safetensors"
     assert saved.stat().st_size > 10_000
+    return saved
 
 
 def test_a_changed_node_is_noticed(object_info: dict[str, Any]) -> None:

@@ -330,6 +330,14 @@ def checkpoint_sd3(path: str | Path, depth: int = 2) -> Path:
                             vae_weights(16, 1.5305, 0.0609))
 
 
+def lora_sd15(path: Path) -> None:
+    """Write a LoRA of one layer of that checkpoint, rank 4, in kohya's names."""
+    rng = torch.Generator().manual_seed(0)
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    down, up = torch.randn(4, 320, generator=rng), torch.randn(320, 4, generator=rng)
+    save({f"{layer}.lora_down.weight": down / 18, f"{layer}.lora_up.weight": up / 2}, path)
+
+
 def cached(write: Callable[[Path], Path], folder: Path) -> Path:
     """The checkpoint that `write` (one of the two functions above) makes, from `folder` if it is there."""
     file = folder / f"{write.__name__}-v{INIT_VERSION}.safetensors"
