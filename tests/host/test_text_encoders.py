@@ -145,7 +145,7 @@ def test_each_encoder_has_its_rate(small_models_folder, tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit", "Lion", "Prodigy", "Adafactor", "CAME", "ScheduleFreeAdamW"])
+@pytest.mark.parametrize("optimizer", [name for name in SOURCES if name != "Lion8bit"])
 def test_an_encoder_stops_when_it_should(optimizer, small_models_folder, tmp_path):
     """Under every optimizer it does not move any more, and the others do."""
     pytest.importorskip(SOURCES[optimizer].module.split(".")[0], reason=f"{optimizer} is not installed")
@@ -172,12 +172,12 @@ def test_captions_are_dropped_out_apart_and_parts_alike(small_models_folder, tmp
     """Each caption has a mask of its own, which does not depend on the pictures that it shares a batch with."""
     from lora_workbench.training.rung import Rung
 
-    grads = []
+    grads, short = [], (*TEXTS[:3], "a red hat")  # of one length, as the plan makes batches
     for size in (0, 1):
         clip = small_clip("sd15")
         settings = ON | {"dropout": 0.5, "batch_size": 4, "gradient_checkpointing": True}
         with rig(
-            "sd15", small_models_folder, tmp_path, clip=clip, texts=TEXTS, only=Rung(micro_batch=size), **settings
+            "sd15", small_models_folder, tmp_path, clip=clip, texts=short, only=Rung(micro_batch=size), **settings
         ) as it:
             with torch.no_grad():
                 for n, adapter in enumerate(it.network.adapters):
@@ -278,7 +278,7 @@ def test_half_precision(precision, small_models_folder, tmp_path):
         "sd15", small_models_folder, tmp_path, clip=clip, texts=TEXTS, precision=precision, **ON
     ) as it:
         assert table.weight.data_ptr() == place and not table.weight.is_inference()
-        found = it.model.text.encode(TEXTS[0])[0][0]
+        found = it.model.text.encode(TEXTS[0])[0][0].detach()
         assert float((found - expected).norm() / expected.norm()) < 0.01, "the host computes it in fp32"
         assert all(map(math.isfinite, it.train().losses))
         assert any(a.part_of == "clip_l" and float(a.up.master.abs().max()) > 1e-4 for a in it.network.adapters)
