@@ -82,7 +82,7 @@ def train_lora(
         encoded = latents.encoded, captions.encoded
         keeper = Keeper(
             model, plan, run, setup.precision, setup.ladder, sink, encoded, started_at, hints, model_file,
-            "" if start_from is None else name_of(start_from),
+            "" if start_from is None else name_of(start_from), None if clip.layer_idx is None else -clip.layer_idx,
         )  # fmt: skip
         keeper.open_folder(root)
 

@@ -34,6 +34,7 @@ class ModelFacts:
         file_name: Name of the file it was loaded from; empty when that is unknown.
         file_hash: kohya's short hash of that file; empty when that is unknown.
         zero_terminal_snr: Whether the schedule of a model of noise or v ends in noise alone.
+        clip_skip: From which layer of the CLIP the text comes, counted from the end; None where it was not set.
     """
 
     family: str
@@ -44,6 +45,7 @@ class ModelFacts:
     file_name: str = ""
     file_hash: str = ""
     zero_terminal_snr: bool = False
+    clip_skip: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def _run_entries(
         "ss_cache_latents": True,
         "ss_v_parameterization": model.v_prediction,
         "ss_zero_terminal_snr": model.zero_terminal_snr,
+        "ss_clip_skip": model.clip_skip,
         **(_flow_entries(settings, model) if model.is_flow else {}),
     }
     if model.file_name:

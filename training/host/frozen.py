@@ -102,8 +102,8 @@ class Differentiable:
     def _enter(self) -> None:
         undo = self._undo
         undo.set_attr(self.model, "manual_cast_dtype", self.dtype)
-        diffusion_model: nn.Module = self.model.diffusion_model  # type: ignore[assignment]
         _unwrap_compiled(undo, self.model)
+        diffusion_model: nn.Module = self.model.diffusion_model  # type: ignore[assignment]
         self._norms = self._enter_layers(diffusion_model)
         for module in self._schedule():
             _swap_tensors(undo, module, torch.float32, self.device)

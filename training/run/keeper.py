@@ -48,6 +48,7 @@ class Keeper:
         hints: What was said before the run began.
         model_file: The file that the model was loaded from, if it is known.
         start_from: The name of the LoRA that the run began with; empty for a fresh one.
+        clip_skip: From which layer of the CLIP the text comes, counted from the end; None if it was not set.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Keeper:
         hints: tuple[str, ...] = (),
         model_file: Path | None = None,
         start_from: str = "",
+        clip_skip: int | None = None,
     ) -> None:
         self.run, self.plan, self.ladder, self.sink = run, plan, ladder, sink
         self.encoded, self.hints, self.start_from = encoded, hints, start_from
@@ -73,7 +75,7 @@ class Keeper:
         self.model = ModelFacts(
             model.family, model.prediction == "v_prediction", model.is_flow, model.flow_shift,
             model.takes_guidance, model_file.name if model_file else "", short_hash(model_file) if model_file else "",
-            model.zero_terminal_snr,
+            model.zero_terminal_snr, clip_skip,
         )  # fmt: skip
         self.in_force = settings_in_force(plan, run, model.is_flow, precision)
         self.session = Session(random.SystemRandom().getrandbits(32), started_at, 0.0, sum(map(len, plan.steps(0))))
