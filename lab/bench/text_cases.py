@@ -27,8 +27,10 @@ def random_clip(*, trainer: bool) -> Any:
     with torch.inference_mode(trainer):
         clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
         draws = torch.Generator().manual_seed(3)
-        for tensor in clip.cond_stage_model.state_dict().values():
-            if tensor.is_floating_point() and tensor.ndim > 1:
+        for name, tensor in clip.cond_stage_model.state_dict().items():
+            if "norm" in name:
+                tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+            elif tensor.is_floating_point() and tensor.ndim:
                 tensor.copy_(torch.randn(tensor.shape, generator=draws) * 0.02)
     return clip
 
