@@ -109,6 +109,8 @@ class NoiseLevels:
         there it is min_timestep.
         """
         o = self.options
+        if not o.min_timestep and o.max_timestep == 1000:
+            return 0, len(times)
         bounds = torch.tensor([o.min_timestep / 1000, o.max_timestep / 1000])
         low, high = torch.searchsorted(times, bounds, right=self.is_flow).tolist()
         first = low if o.min_timestep else 0

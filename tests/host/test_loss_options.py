@@ -15,7 +15,7 @@ EVERYTHING: dict[str, Any] = {
     "loss": "Huber", "noise_offset": 0.1, "noise_offset_adaptive": 0.05, "noise_offset_random": True,
     "ip_noise_gamma": 0.1, "ip_noise_random": True, "min_timestep": 50, "max_timestep": 950,
 }  # fmt: skip
-PYRAMID: dict[str, Any] = {"noise_offset": 0.0, "multires_iterations": 6}
+PYRAMID: dict[str, Any] = {"noise_offset": 0.0, "noise_offset_adaptive": 0.0, "multires_iterations": 6}
 MODELS: dict[str, dict[str, Any]] = {
     "sd15": {"weighting": "P2", "huber_schedule": "snr", "timesteps": "mode", "mode_scale": 0.5},
     "sdxl_v": {"weighting": "soft min-SNR", "loss": "smooth L1", "timesteps": "logit-normal", "timestep_mean": 0.5,

@@ -238,7 +238,8 @@ def test_every_layers_gradient(name, checkpointing, small_models_folder, tmp_pat
             assert off(layer.up.total, theirs.lora_B["default"].weight.grad) < 1e-3, layer.path
 
 
-@pytest.mark.parametrize("name", MODELS)
+# The first two are trained with their text encoders below.
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.long) for name in MODELS[:2]), MODELS[2]])
 def test_twenty_steps(name, small_models_folder, tmp_path, monkeypatch):
     """From a fresh LoRA, with warm-up, cosine, weight decay and clipping: each loss, and every weight at the end."""
     with rig(name, small_models_folder, tmp_path, **SETTINGS) as it:

@@ -98,8 +98,14 @@ def test_a_caption_is_encoded_as_a_prompt_is(name, settings, parts, skip, small_
             assert same(found, expected, off=1e-5), caption
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(("name", "settings", "parts"), EVERY)
+@pytest.mark.parametrize(
+    ("name", "settings", "parts", "checkpointing"),
+    [
+        pytest.param(*case, checkpointing, marks=[pytest.mark.long] if checkpointing and case[0] == "sdxl" else [])
+        for case in EVERY
+        for checkpointing in (False, True)
+    ],
+)
 def test_all_parts_learn_and_everything_goes_back(
     name, settings, parts, checkpointing, small_models_folder, tmp_path, monkeypatch
 ):
@@ -145,7 +151,9 @@ def test_each_encoder_has_its_rate(small_models_folder, tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("optimizer", [name for name in SOURCES if name != "Lion8bit"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy", "ScheduleFreeAdamW", *(
+    pytest.param(name, marks=pytest.mark.long) for name in ("AdamW8bit", "Lion", "Lion8bit", "Adafactor", "CAME")
+)])  # fmt: skip
 def test_an_encoder_stops_when_it_should(optimizer, small_models_folder, tmp_path):
     """Under every optimizer it does not move any more, and the others do."""
     pytest.importorskip(SOURCES[optimizer].module.split(".")[0], reason=f"{optimizer} is not installed")
