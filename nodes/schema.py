@@ -45,7 +45,7 @@ def training_inputs() -> list[Any]:
     """The inputs of the nodes that train: option nodes first, then the trainer's settings."""
     return [
         TextEncoderOptions.Input(
-            "text_encoder_options", optional=True, tooltip="From Text Encoder Options. Empty: none is trained."
+            "text_encoder_options", optional=True, tooltip="From Text Encoder Options. Empty: trains only the model."
         ),
         LossOptions.Input("loss_options", optional=True, tooltip="From Loss Options. Empty: their default settings."),
         OptimizerOptions.Input(

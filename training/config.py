@@ -377,7 +377,7 @@ def kohya_settings(config: TrainConfig, in_force: Mapping[str, Any]) -> dict[str
 
 
 def _text_encoder_rates(config: TrainConfig) -> float | list[float] | None:
-    """The rates of the trained text encoders: one number where they are equal, None where none is trained."""
+    """The rates of the trained text encoders: one number if they are equal, None without any."""
     rates = [config.rate_of(kind) for kind, is_trained in config.trained_encoders.items() if is_trained]
     return rates if len(set(rates)) > 1 else next(iter(rates), None)
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .adapters.flat import DENOISER
 from .adapters.lora import Trained
 from .adapters.network import Network, make_network
 from .allocations import Allocations
@@ -66,7 +67,7 @@ class DryRun:
         self._plan = Plan(plan.dataset, replace(plan.config, dropout=0.0), plan.lengths)
         self._latents: Any = _Latents(self._plan, shapes)
         self._captions = captions
-        self._layers = layers
+        self._layers, self._recomputes_text = layers, not plan.config.dropout
         self._twin = Twin(model, precision)
         self._network: Network | None = None
 
@@ -74,12 +75,16 @@ class DryRun:
     def network(self) -> Network:
         """The run's LoRA, without data."""
         if self._network is None:
-            targets = self._twin.targets()
-            if self._twin.text:
-                targets |= {path: module for path, (_, module) in self._twin.text.targets().items()}
-            layers = [replace(layer, module=targets[layer.path], start=None) for layer in self._layers]
+            layers = [replace(layer, module=self._module(layer), start=None) for layer in self._layers]
             self._network = make_network(layers, dropout=0.0, seed=0, dtype=self._precision, device=META)
         return self._network
+
+    def _module(self, layer: Trained) -> nn.Module:
+        """The twin of a layer."""
+        if layer.part_of == DENOISER:
+            return self._twin.model.diffusion_model.get_submodule(layer.path)  # type: ignore[no-any-return]
+        assert self._twin.text is not None
+        return self._twin.text.modules.get_submodule(layer.path)
 
     def peak(self, micro_step: int, batch: Batch, rung: Rung) -> int:
         """Bytes that the forward and backward pass of a batch hold at once, apart from weights and the LoRA's state.
@@ -98,8 +103,9 @@ class DryRun:
             )
             encoders = self._twin.text.trained if self._twin.text else None
             made = Differentiable(
-                self._twin.model, self.network, dtype=self._precision, device=META, rung=rung, encoders=encoders
-            )
+                self._twin.model, self.network, dtype=self._precision, device=META, rung=rung, encoders=encoders,
+                recomputes_text=self._recomputes_text,
+            )  # fmt: skip
             counted = Allocations(self._device)
 
             def once() -> None:

@@ -190,7 +190,7 @@ class TimestepPicture(Settings):
 
 
 def kohya_loss(options: LossOptions) -> dict[str, Any]:
-    """The settings of loss, noise and timesteps by metadata key, kohya's where there is one: None is what is off."""
+    """The settings of loss, noise and timesteps by metadata key, kohya's where there is one. What is off is None."""
     o = options
     huber, offset, multires = o.loss in ("Huber", "smooth L1"), o.noise_offset or None, o.multires_iterations or None
     return {

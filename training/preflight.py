@@ -213,7 +213,7 @@ def prepared(
         layers = trained_layers(model, config) if layers is None else layers
         for name in make_way(model):
             sink.hint(f"{name} stays in the memory of {model.device}, so that training has less of it.")
-        if (idle := idle_text(model)):
+        if idle := idle_text(model):
             sink.hint(idle)
         fit = Fit(model, plan, captions, largest, latent_shape(model, latents, largest[1]), precision, layers, only)
         told = fit.choose()
@@ -223,7 +223,7 @@ def prepared(
         setup = Setup(model, latents, captions, plan, network, precision, fit.ladder)
         made = Differentiable(
             model.model, network, dtype=precision, device=model.device, rung=fit.ladder.rung,
-            encoders=model.text.trained if model.text else None,
+            encoders=model.text.trained if model.text else None, recomputes_text=not config.dropout,
         )  # fmt: skip
         ready, chosen = Ready(model, setup, made, fit), fit.ladder.rung
         try:

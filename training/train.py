@@ -105,14 +105,19 @@ def train_lora(
         if run.step == 0:
             keeper.folder.discard()
             raise host_interrupt()
-    with torch.inference_mode(False):
-        if hint := risen(config, run.losses):
-            keeper.hints += (hint,)
-            sink.hint(hint)
-        result = Result(*keeper.finish("cancelled" if cancelled else "finished"))
+    result = _finished(keeper, run, sink, "cancelled" if cancelled else "finished")
     if cancelled and not config.keeps_on_cancel:
         raise host_interrupt()
     return result
+
+
+def _finished(keeper: Keeper, run: Run, sink: Sink, outcome: str) -> Result:
+    """Keep the LoRA, and say if its loss rose."""
+    with torch.inference_mode(False):
+        if hint := risen(keeper.plan.config, run.losses):
+            keeper.hints += (hint,)
+            sink.hint(hint)
+        return Result(*keeper.finish(outcome))
 
 
 def _watched(keeper: Keeper, ready: Ready, sink: Sink) -> AfterStep:

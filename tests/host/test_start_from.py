@@ -174,6 +174,9 @@ def test_further_layers_of_the_file_are_trained_too(small_models_folder: Path, t
         settings = {"steps": 2, "gradient_checkpointing": checkpointing}
         with rig("sd15_two", small_models_folder, tmp_path, start_from=file, **settings) as it:
             assert len(it.network.adapters) == count + 3
+            with it.left():
+                it.ready.fit.need(it.ready.fit.ladder.rung)
+                assert not it.ready.fit.is_rough, "their memory is counted"
             assert (output(it) - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
             more = it.network.adapters[-3:]
             before = [layer.up.master.clone() for layer in more]

@@ -262,6 +262,22 @@ def test_an_encoder_that_is_not_there_is_refused(name, settings, words, small_mo
         pass
 
 
+def test_encoders_with_dropout_are_counted_as_not_recomputed(small_models_folder, tmp_path):
+    from lora_workbench.training.rung import Rung
+
+    steps, rung = [], Rung(checkpointing=True)
+    for dropout in (0.0, 0.5):
+        settings = BOTH | {"dropout": dropout}
+        clip = small_clip("sdxl")
+        with (
+            rig("sdxl", small_models_folder, tmp_path, clip=clip, texts=TEXTS, only=rung, **settings) as it,
+            it.left(),
+        ):
+            steps.append(it.ready.fit.need(rung).step)
+            assert not it.ready.fit.is_rough
+    assert steps[1] > steps[0]
+
+
 def test_an_encoder_that_no_gradient_reaches_is_refused(small_models_folder, tmp_path, monkeypatch):
     from lora_workbench.training.errors import UserError
 

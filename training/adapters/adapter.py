@@ -32,7 +32,6 @@ class Adapter(Protocol):
         index: Its number among the run's adapters, which its random draws depend on.
         is_off: Whether the frozen layer runs alone at present.
         part_of: The model that the layer belongs to: the denoiser, or a text encoder by its kind.
-        is_random: Whether its output depends on random draws.
         rank: Its size, as metadata shows it.
         alpha: What scales its output, as metadata shows it.
     """
@@ -41,9 +40,6 @@ class Adapter(Protocol):
     index: int
     is_off: bool
     part_of: str
-
-    @property
-    def is_random(self) -> bool: ...  # noqa: D102
     rank: int
     alpha: float
 

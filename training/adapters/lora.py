@@ -65,11 +65,6 @@ class LoraAdapter:
             down, up = torch.rand(down_shape, generator=draws) * (2 * bound) - bound, torch.zeros(up_shape)
         return cls(layer.path, down, up, layer.alpha, dropout, layer.part_of)
 
-    @property
-    def is_random(self) -> bool:
-        """Whether it drops values."""
-        return self.dropout > 0
-
     def parts(self) -> list[Part]:
         """Its two matrices as they start. LoRA+ tells the random one (down) from the zero one (up)."""
         down, up = self._start
@@ -168,7 +163,7 @@ class Trained:
         module: The frozen layer.
         rank: Of its pair.
         alpha: Its output is scaled by alpha / rank.
-        part_of: The model that it belongs to: the denoiser, or a text encoder by its name.
+        part_of: The model that it belongs to: the denoiser, or a text encoder by its kind.
         start: Its matrices down and up; None for a fresh pair.
     """
 

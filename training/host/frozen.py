@@ -61,14 +61,16 @@ class Differentiable:
         device: Where training computes.
         rung: How a step fits into memory.
         encoders: The text encoders that are trained with it, by name.
+        recomputes_text: Whether checkpointing includes them. Dropout forbids it: each caption has draws of its own,
+            which a block that is computed again would not find.
     """
 
     def __init__(
         self, model: nn.Module, network: Network, *, dtype: torch.dtype, device: torch.device, rung: Rung,
-        encoders: Mapping[str, nn.Module] | None = None,
+        encoders: Mapping[str, nn.Module] | None = None, recomputes_text: bool = True,
     ) -> None:  # fmt: skip
         self.model, self.network, self.dtype = model, network, dtype
-        self.encoders = encoders or {}
+        self.encoders, self._recomputes_text = encoders or {}, recomputes_text
         self.device = torch.empty(0, device=device).device  # with its number, as tensors name it
         self.rung = rung
         self._copies_norm_inputs = False
@@ -117,8 +119,7 @@ class Differentiable:
         for name, encoder in self.encoders.items():
             for norm in self._enter_layers(encoder, f"{name}."):
                 undo.set_attr(norm, "forward", _cloning(norm.forward))  # CLIP and T5 add in place
-            # Each caption has draws of its own, which a block that is computed again would not find.
-            if not any(adapter.is_random for adapter in self.network.adapters):
+            if self._recomputes_text:
                 trained.append(encoder)
         if self.rung.checkpointing:
             for block in (block for root in trained for block in blocks(root)):

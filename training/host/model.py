@@ -57,7 +57,7 @@ class HostModel:
 
     Args:
         patcher: MODEL socket.
-        text: The text encoders that are trained with it; None if none is.
+        text: The text encoders that are trained with it, if any.
 
     Attributes:
         model: The host's BaseModel.

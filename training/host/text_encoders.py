@@ -161,7 +161,7 @@ class FrozenParts:
 
     @staticmethod
     def unpack(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Encoded]:
-        """Put together again: the inverse of `pack`."""
+        """The inverse of `pack`."""
         found: dict[str, Encoded] = {}
         for name, keys in plain.items():
             hidden, pooled, *more = (tensors.get(f"{name}/{key}") for key in keys)
