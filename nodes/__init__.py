@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..training.host.paths import sweep_folders
 from ..training.host.server import add_routes
 from ..training.review.routes import all_routes
+from ..training.run.routes import run_routes
 from .apply_lora import ApplyLoRA
 from .auto_caption import AutoCaption
 from .bucket_images import BucketImages
@@ -62,7 +63,7 @@ class LoRAWorkbench(ComfyExtension):
 
 async def comfy_entrypoint() -> LoRAWorkbench:
     """Register the nodes, and the pack's routes with ComfyUI's server."""
-    add_routes(all_routes())
+    add_routes([*all_routes(), *run_routes()])
     # In a thread, because ComfyUI's start must not wait for a cache of many thousand files.
     threading.Thread(target=sweep_folders, name="lora-workbench-sweep", daemon=True).start()
     return LoRAWorkbench()

@@ -8,10 +8,14 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..training.data.dataset import Dataset as DatasetObject
+from ..training.events import Place
 from ..training.host.origin import model_file
 from ..training.host.paths import cache_folder, runs_folder
 from ..training.host.progress import NodeSink
+from ..training.host.server import executing_node, executing_prompt
+from ..training.host.shown import workflow_id
 from ..training.train import train_lora
+from ..training.watch import Watch
 from .base import Node
 from .schema import Dataset, LoraModel, LossMap, Run, training_config, training_inputs, valid_name
 
@@ -61,6 +65,7 @@ class LoRATrainer(Node):
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, dataset: DatasetObject, **inputs: Any) -> io.NodeOutput:
         """Train."""
+        place = Place(workflow_id(cls.hidden.extra_pnginfo), executing_node(), executing_prompt())
         result = train_lora(
             model,
             clip,
@@ -69,11 +74,12 @@ class LoRATrainer(Node):
             training_config(inputs),
             root=runs_folder(),
             cache_root=cache_folder(),
-            sink=NodeSink(cls.hidden.unique_id),
+            sink=NodeSink(cls.hidden.unique_id, place),
             model_file=model_file(cls.hidden.dynprompt, cls.hidden.unique_id),
             start_from=inputs.get("start_from"),
+            watch=Watch(place),
         )
-        if result.summary.outcome == "cancelled":
+        if result.summary.outcome != "finished":
             _cancelled[inputs["name"]] += 1
             _cancelled[None] += 1  # for a name from another node
         # Read by programs that queue a prompt and ask ComfyUI for its history.

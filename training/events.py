@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Line = dict[str, Any]  # one line of a run's log; docs/log.md lists its kinds
 
 
 class Cancelled(Exception):
     """The user pressed cancel. The engine raises it; it is never shown as an error."""
+
+
+class Stopped(Cancelled):
+    """The user ended this run with a button in its panel.
+
+    Args:
+        keeps: Whether what was trained is kept and the graph goes on.
+    """
+
+    def __init__(self, keeps: bool) -> None:
+        super().__init__()
+        self.keeps = keeps
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run takes place; all empty outside a server.
+
+    Attributes:
+        workflow: Id of the workflow.
+        node: Id of the node, with those of the subgraphs around it.
+        prompt: Id of the prompt.
+    """
+
+    workflow: str = ""
+    node: str = ""
+    prompt: str = ""
+
+
+NOWHERE = Place()
 
 
 @dataclass(frozen=True)
@@ -24,6 +57,7 @@ class StepEvent:
         learning_rate: Learning rate of this step.
         seconds: Time since training began.
         seconds_per_step: Mean time of the most recent steps.
+        concepts: Mean loss of this step's pictures by concept.
     """
 
     step: int
@@ -35,6 +69,7 @@ class StepEvent:
     learning_rate: float
     seconds: float
     seconds_per_step: float
+    concepts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Sink(Protocol):
@@ -51,6 +86,14 @@ class Sink(Protocol):
 
     def hint(self, text: str) -> None:
         """Report a sentence that stays in view until the end of the run."""
+
+    def record(self, run: str, line: Line) -> None:
+        """Report one line of a run's log.
+
+        Args:
+            run: Id of the run.
+            line: What JSON can represent.
+        """
 
     def cancelled(self) -> bool:
         """Whether a cancel is pending. Does not clear it."""
@@ -72,6 +115,9 @@ class SilentSink:
         """Do nothing."""
 
     def hint(self, text: str) -> None:
+        """Do nothing."""
+
+    def record(self, run: str, line: Line) -> None:
         """Do nothing."""
 
     def cancelled(self) -> bool:

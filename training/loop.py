@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -56,7 +57,8 @@ def train(
                 if ended:
                     run.record_epoch()
                 if after_step:
-                    after_step(run, ended)
+                    with pace.stands_still():
+                        after_step(run, ended)
         run.read_all()
     except BaseException as error:
         failed = error if isinstance(error, NotFinite) else run.failure()
@@ -178,6 +180,15 @@ class _Pace:
         self._started = time.monotonic()
         self._times: deque[float] = deque([self._started], maxlen=21)
 
+    @contextmanager
+    def stands_still(self) -> Iterator[None]:
+        """Count none of the time inside the block, such as that of a sample."""
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        self._started += seconds
+        self._times = deque((moment + seconds for moment in self._times), maxlen=self._times.maxlen)
+
     def tell(self, sink: Sink, run: Run, step: int, epoch: int, epochs: int) -> None:
         """Tell of a step whose losses were just read."""
         sink.step(self.event(run, step, epoch, epochs))
@@ -188,5 +199,5 @@ class _Pace:
         per_step = (now - self._times[0]) / (len(self._times) - 1)
         return StepEvent(
             step, run.total, epoch, epochs, run.read[-1], run.smoothed_loss, run.rates[step - 1], now - self._started,
-            per_step,
-        )
+            per_step, run.latest,
+        )  # fmt: skip

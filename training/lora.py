@@ -108,6 +108,7 @@ class RunSummary:
         seed: Seed of its draws.
         hints: One sentence for each setting that probably does not do what was meant.
         memory: How the run fitted into memory.
+        id: What identifies the run, whatever its folder is called.
     """
 
     name: str
@@ -128,6 +129,7 @@ class RunSummary:
     seed: int | None = None
     hints: tuple[str, ...] = field(default=())
     memory: str = ""
+    id: str = ""
 
     def __str__(self) -> str:
         """Say how the run went in two sentences, as ComfyUI's Preview Any prints it."""
@@ -154,6 +156,7 @@ class RunSummary:
         losses = self.losses or (None,)
         file = Path(self.folder) / f"{Path(self.folder).name}.safetensors"
         return {
+            "id": self.id,
             "name": self.name,
             "outcome": self.outcome,
             "steps": self.steps,

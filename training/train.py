@@ -14,26 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .advice import Slowdown, risen
+from .advice import risen
+from .between import Between
 from .cache.captions import CaptionStore
 from .cache.latents import LatentStore, cache_folders, store_latents
 from .config import TrainConfig
 from .data.dataset import Dataset
 from .encode import asked_captions, encode_captions
-from .events import Cancelled, Sink
-from .host.memory import is_apart
+from .events import Cancelled, Sink, Stopped
 from .host.model import HostModel
 from .host.progress import host_interrupt, is_host_interrupt
 from .host.text import count_tokens
 from .host.text_encoders import trained_text
 from .host.vae import HostVAE
-from .loop import AfterStep, train
+from .loop import train
 from .lora import LoraModel, RunSummary, name_of
 from .plan import Plan
 from .preflight import announce, check, prepared, trained_layers
 from .ready import Ready
 from .run.keeper import Keeper
 from .run.state import Run
+from .watch import UNWATCHED, Watch
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Result:
 def train_lora(
     patcher: Any, clip: Any, vae: Any, dataset: Dataset, config: TrainConfig, *,
     root: Path, cache_root: Path, sink: Sink, model_file: Path | None = None,
-    start_from: Mapping[str, Tensor] | None = None,
+    start_from: Mapping[str, Tensor] | None = None, watch: Watch = UNWATCHED,
 ) -> Result:  # fmt: skip
     """Train a LoRA on a loaded MODEL and give the model back untouched.
 
@@ -64,6 +65,7 @@ def train_lora(
         sink: Receives the progress and is checked for a cancel.
         model_file: The file that MODEL was loaded from, if it is known.
         start_from: LORA_MODEL socket: what is trained on; None for a fresh LoRA.
+        watch: What the run is watched with.
 
     Raises:
         UserError: Something in the inputs does not fit; nothing was written.
@@ -78,62 +80,56 @@ def train_lora(
     plan, hints = announce(dataset, config, sink, partial(count_tokens, clip), left_out)
     plan, latents, captions = encode(model, clip, vae, plan, cache_root, sink)
     with prepared(model, plan, latents, captions, sink=sink, layers=layers) as ready:
-        setup, run = ready.setup, ready.run
-        encoded = latents.encoded, captions.encoded
+        setup, encoded = ready.setup, (latents.encoded, captions.encoded)
         keeper = Keeper(
-            model, plan, run, setup.precision, setup.ladder, sink, encoded, started_at, hints, model_file,
+            model, plan, ready.run, setup.precision, setup.ladder, sink, encoded, started_at, watch, hints, model_file,
             "" if start_from is None else name_of(start_from), None if clip.layer_idx is None else -clip.layer_idx,
         )  # fmt: skip
-        keeper.open_folder(root)
-
-        def smaller() -> None:
-            sentence = f"Out of memory at step {run.step + 1}. It goes on with {ready.step_down()}."
-            keeper.hints += (sentence,)
-            sink.hint(sentence)
-
-        after_step = _watched(keeper, ready, sink) if is_apart(model.device) else keeper.after_step
-        try:
-            train(setup, run, sink, after_step, smaller)
-            cancelled = False
-        except BaseException as error:
-            cancelled = is_cancel(error)
-            if not cancelled:
-                keeper.rescue(error)
-                raise
-    if cancelled:
+        with keeper.opened(root) as under_way:
+            ended_by = _trained(keeper, ready, Between(keeper, ready, keeper.history, under_way))
+    if ended_by:
         sink.take_cancel()
-        if run.step == 0:
-            keeper.folder.discard()
+        if ready.run.step == 0 or (isinstance(ended_by, Stopped) and not ended_by.keeps):
+            keeper.discard()
             raise host_interrupt()
-    result = _finished(keeper, run, sink, "cancelled" if cancelled else "finished")
-    if cancelled and not config.keeps_on_cancel:
+    outcome = "finished" if not ended_by else "stopped" if isinstance(ended_by, Stopped) else "cancelled"
+    result = _finished(keeper, ready.run, outcome)
+    if outcome == "cancelled" and not config.keeps_on_cancel:
         raise host_interrupt()
     return result
 
 
-def _finished(keeper: Keeper, run: Run, sink: Sink, outcome: str) -> Result:
+def _trained(keeper: Keeper, ready: Ready, between: Between) -> BaseException | None:
+    """Train to the end, or until the user ends it; return what ended it early.
+
+    Raises:
+        BaseException: What else ended it. What was trained is kept.
+    """
+    run, sink = ready.run, keeper.history
+
+    def smaller() -> None:
+        sentence = f"Out of memory at step {run.step + 1}. It goes on with {ready.step_down()}."
+        keeper.hints += (sentence,)
+        sink.hint(sentence)
+
+    try:
+        between.begin(run)
+        train(ready.setup, run, sink, between.after_step, smaller)
+    except BaseException as error:
+        if is_cancel(error):
+            return error
+        keeper.rescue(error)
+        raise
+    return None
+
+
+def _finished(keeper: Keeper, run: Run, outcome: str) -> Result:
     """Keep the LoRA, and say if its loss rose."""
     with torch.inference_mode(False):
         if hint := risen(keeper.plan.config, run.losses):
             keeper.hints += (hint,)
-            sink.hint(hint)
+            keeper.history.hint(hint)
         return Result(*keeper.finish(outcome))
-
-
-def _watched(keeper: Keeper, ready: Ready, sink: Sink) -> AfterStep:
-    """Keep what is due after each step, and notice steps that have become slow."""
-    slowdown, began = Slowdown(), time.monotonic()
-
-    def after_step(run: Run, epoch_ended: bool) -> None:
-        nonlocal began
-        seconds = (time.monotonic() - began) / ready.setup.plan.config.gradient_accumulation
-        if hint := slowdown.see(seconds, ready.seconds):
-            keeper.hints += (hint,)
-            sink.hint(hint)
-        keeper.after_step(run, epoch_ended)
-        began = time.monotonic()
-
-    return after_step
 
 
 def encode(

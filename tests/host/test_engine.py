@@ -23,6 +23,9 @@ class CancelAfter:
     def phase(self, text, done, total):
         pass
 
+    def record(self, *_):
+        pass
+
     def step(self, event):
         pass
 

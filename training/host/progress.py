@@ -8,7 +8,8 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 
-from ..events import StepEvent, describe
+from ..events import NOWHERE, Line, Place, StepEvent, describe
+from .pages import Pages
 from .server import node_text
 
 # Shortest time between two texts. The bar moves with every step; the host throttles it.
@@ -20,10 +21,12 @@ class NodeSink:
 
     Args:
         node_id: The node's unique id; None if the graph did not give it.
+        place: Where a run takes place, for those who watch it.
     """
 
-    def __init__(self, node_id: str | None) -> None:
+    def __init__(self, node_id: str | None, place: Place = NOWHERE) -> None:
         self.node_id = node_id
+        self._pages = Pages(place)
         self._bars: dict[str, Any] = {}
         self._last_text = 0.0
         self._hints: list[str] = []
@@ -46,6 +49,10 @@ class NodeSink:
         """Show a sentence from now on, below everything else that is shown."""
         self._hints.append(text)
         self._say("", urgent=True)
+
+    def record(self, run: str, line: Line) -> None:
+        """Send a line of a run's log to the pages that show it."""
+        self._pages.add(run, line)
 
     def cancelled(self) -> bool:
         """Whether ComfyUI's cancel button was pressed."""

@@ -35,6 +35,13 @@ def node_text(node_id: str | None, text: str) -> None:
         server.send_progress_text(text, node_id)
 
 
+def send(event: str, data: dict[str, Any]) -> None:
+    """Send an event to every page that is open. Without a server, do nothing."""
+    server = _instance()
+    if server is not None:
+        server.send_sync(event, data)
+
+
 @contextmanager
 def last_text() -> Iterator[list[str]]:
     """Give a list that holds the last text which `node_text` was given in the block, if any."""

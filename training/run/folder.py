@@ -14,9 +14,11 @@ from ..files.export import write_lora
 from ..lora import LoraModel, RunSummary
 from ..settings import ordered_fields
 
+RUN, LOG, SAMPLES = "run.json", "log.jsonl", "samples"
+
 
 class RunFolder:
-    """`output/lora_workbench/<name>/`: config.json, losses.csv, summary.json and checkpoints.
+    """`output/lora_workbench/<name>/`: what the run is and was set to, its log, losses, samples and checkpoints.
 
     Attributes:
         name: The folder's name; a number is added when the wished one is taken.
@@ -36,6 +38,22 @@ class RunFolder:
                 number += 1
             except OSError as error:
                 raise UserError(disk_trouble(error, root)) from error
+
+    def write_run(self, facts: dict[str, Any]) -> None:
+        """Write what identifies the run, where it took place and, at its end, how it went."""
+        self._write(RUN, json.dumps(facts, indent=1, ensure_ascii=False))
+
+    def append_log(self, text: str) -> None:
+        """Append lines to the run's log.
+
+        Raises:
+            UserError: The disk is full, or the folder is gone or cannot be written.
+        """
+        try:
+            with (self.path / LOG).open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UserError(disk_trouble(error, self.path)) from error
 
     def write_config(self, config: Any) -> None:
         """Write the settings of the run."""

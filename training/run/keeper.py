@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from ..config import kohya_settings
 from ..errors import UserError
 from ..events import Sink
 from ..files.metadata import ModelFacts, Session, build_metadata
+from ..host import memory
 from ..host.keys import restricted_key_map, trained_names
 from ..host.model import HostModel
 from ..host.origin import short_hash
@@ -25,8 +27,11 @@ from ..noise_levels import timesteps_in_force
 from ..optimizers import scheduler_in_force, warmup_in_force
 from ..plan import Plan
 from ..rung import Ladder
+from ..watch import Watch
 from .folder import RunFolder
+from .history import History
 from .state import Run
+from .under_way import UnderWay, forget, listed
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +50,7 @@ class Keeper:
         sink: Receives the story of the run and the files that could not be written.
         encoded: How many latents and captions had to be encoded.
         started_at: Start of the run, encoding included, in seconds since 1970.
+        watch: What the run is watched with.
         hints: What was said before the run began.
         model_file: The file that the model was loaded from, if it is known.
         start_from: The name of the LoRA that the run began with; empty for a fresh one.
@@ -61,12 +67,14 @@ class Keeper:
         sink: Sink,
         encoded: tuple[int, int],
         started_at: float,
+        watch: Watch,
         hints: tuple[str, ...] = (),
         model_file: Path | None = None,
         start_from: str = "",
         clip_skip: int | None = None,
     ) -> None:
         self.run, self.plan, self.ladder, self.sink = run, plan, ladder, sink
+        self.device = model.device
         self.encoded, self.hints, self.start_from = encoded, hints, start_from
         encoders = model.text.modules if model.text else None
         layers = [(layer.path, layer.part_of) for layer in run.network.adapters]
@@ -79,14 +87,37 @@ class Keeper:
         )  # fmt: skip
         self.in_force = settings_in_force(plan, run, model.is_flow, precision)
         self.session = Session(random.SystemRandom().getrandbits(32), started_at, 0.0, sum(map(len, plan.steps(0))))
+        self.id, self.watch = f"{self.session.id:08x}", watch
         self.checkpoints: list[str] = []
         self.not_saved: list[str] = []
         self._clock = time.monotonic()
 
-    def open_folder(self, root: Path) -> None:
-        """Make the run's folder and write its settings there."""
+    @contextmanager
+    def opened(self, root: Path) -> Iterator[UnderWay]:
+        """Make the run's folder and write its settings there; list the run as under way inside the block."""
         self.folder = RunFolder(root, self.plan.config.name)
         self.folder.write_config(self.plan.config)
+        self._write_facts()
+        self.history = History(self.id, self.sink, self.folder.append_log, self._note)
+        names = {self.plan.dataset.concept_of(picture): None for picture in self.plan.dataset.pictures}
+        self.history.add(
+            "begin", name=self.folder.name, steps=self.run.total, epochs=self.plan.epochs, time=self.session.started_at,
+            pictures=len(self.plan.dataset.pictures), concepts=list(names),
+        )  # fmt: skip
+        for hint in self.hints:
+            self.history.add("hint", text=hint)
+        with listed(UnderWay(self.id, self.folder.name, self.folder.path, self.watch.place, self.history)) as run:
+            yield run
+
+    def discard(self) -> None:
+        """Remove the folder and forget the run."""
+        self.folder.discard()
+        forget(self.id)
+
+    def _write_facts(self, **more: Any) -> None:
+        """Write what identifies the run, so that it is found again."""
+        place, started = vars(self.watch.place), self.session.started_at
+        self.folder.write_run({"id": self.id, "name": self.folder.name, **place, "started_at": started, **more})
 
     def after_step(self, run: Run, epoch_ended: bool) -> None:
         """Save what is due after an optimizer step."""
@@ -98,19 +129,29 @@ class Keeper:
         if epoch_ended and every_epochs and run.epoch % every_epochs == 0 and not last:
             self._checkpoint(f"-{run.epoch:06d}")
         if epoch_ended:
+            concepts = {name: losses[-1] for name, losses in run.concept_losses.items()}
+            self.history.add(
+                "epoch", step=run.step, epoch=run.epoch, loss=run.epoch_losses[-1], concepts=concepts
+            )
             self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
+        self.history.memory(self.ladder.rung.name, memory.peak(self.device), run.step)
+
+    def save_now(self) -> None:
+        """Save a checkpoint outside of the usual turn."""
+        self._checkpoint(f"-step{self.run.step:08d}")
 
     def finish(self, outcome: str) -> tuple[LoraModel, RunSummary]:
         """Write the final LoRA, the losses and the summary, and say how the run went.
 
         Args:
-            outcome: `finished` or `cancelled`.
+            outcome: `finished`, `cancelled` or `stopped`.
         """
         lora = self.lora()
         self._keep(lambda: self.folder.save(lora))
         self._keep(lambda: self.folder.write_losses(self.run.losses, self.run.rates))
         summary = self._summary(outcome)
         self._keep(lambda: self.folder.write_summary(summary))
+        self._end(outcome)
         self.sink.tell(summary.describe())
         log.info("LoRA Workbench: %s after %d steps; the run is in %s", outcome, summary.steps, self.folder.path)
         return lora, summary
@@ -120,11 +161,12 @@ class Keeper:
         run = self.run
         log.error("LoRA Workbench: training broke off after step %d: %s", run.step, error)
         if run.step == 0:
-            self.folder.discard()
+            self.discard()
             return
         path = self._keep(lambda: self.folder.save(self.lora(), "-last-good"))
         self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
         self._keep(lambda: self.folder.write_summary(self._summary("failed")))
+        self._end("failed")
         note = f"The LoRA as it was after step {run.step} is in {path}." if path else self.not_saved[-1]
         if isinstance(error, UserError):
             error.args = (f"{error} {note}",)
@@ -168,23 +210,36 @@ class Keeper:
             checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=seconds,
             encoded_latents=latents, encoded_captions=captions, skipped=self.plan.dataset.skipped,
             not_saved=tuple(dict.fromkeys(self.not_saved)), seed=self.plan.config.seed, hints=self.hints,
-            memory=self.ladder.rung.name,
+            memory=self.ladder.rung.name, id=self.id,
         )  # fmt: skip
 
     def _checkpoint(self, suffix: str) -> None:
         path = self._keep(lambda: self.folder.save(self.lora(), suffix))
-        if path:
+        if path and str(path) not in self.checkpoints:
             self.checkpoints.append(str(path))
+            self.history.add("checkpoint", step=self.run.step, epoch=self.run.epoch, file=path.name)
+
+    def _end(self, outcome: str) -> None:
+        """Say in the log and in the run's facts how it ended."""
+        run, seconds = self.run, round(time.time() - self.session.started_at, 1)
+        facts = {"outcome": outcome, "steps": run.step, "epochs": run.epoch, "seconds": seconds}
+        loss = run.smoothed_loss if run.read else None
+        self._keep(lambda: self._write_facts(**facts, loss=loss))
+        self.history.add("end", outcome=outcome, step=run.step, seconds=seconds)
 
     def _keep(self, write: Callable[[], T]) -> T | None:
         """Write a file of the run. If that fails, say so and go on: a file is worth less than hours of training."""
         try:
             return write()
         except UserError as error:
-            log.error("LoRA Workbench: %s", error)
-            self.not_saved.append(str(error))
-            self.sink.tell(str(error))
+            self._note(error)
             return None
+
+    def _note(self, error: UserError) -> None:
+        """Take note of a file that could not be written."""
+        log.error("LoRA Workbench: %s", error)
+        self.not_saved.append(str(error))
+        self.sink.tell(str(error))
 
 
 def settings_in_force(plan: Plan, run: Run, is_flow: bool, precision: torch.dtype) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Run:
         images: Pictures seen, repeats counted.
         read: Mean loss of each step whose losses were read.
         unread: The steps after them.
+        latest: Mean loss by concept of the step that was read last.
         rates: Learning rate of each step.
         epoch_losses: Mean loss of each finished epoch.
         concept_losses: Mean loss of each concept in each finished epoch; regularization pictures are separate.
@@ -100,6 +101,7 @@ class Run:
     images: int = 0
     read: list[float] = field(default_factory=list)
     unread: deque[Unread] = field(default_factory=deque)
+    latest: dict[str, float] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
     epoch_losses: list[float] = field(default_factory=list)
     concept_losses: dict[str, list[float]] = field(default_factory=dict)
@@ -217,8 +219,11 @@ class Run:
         self.read.append(total / len(losses))
         self.epoch_total += total
         self.epoch_images += len(losses)
+        found: dict[str, list[float]] = {}
         for concept, loss in zip(step.concepts, losses, strict=True):
+            found.setdefault(concept, []).append(loss)
             self.epoch_concepts.setdefault(concept, []).append(loss)
+        self.latest = {concept: sum(values) / len(values) for concept, values in found.items()}
         step.on_read()
 
     def record_epoch(self) -> None:

@@ -1,0 +1,146 @@
+"""The history of a run: every line of its log, for its folder, for the panel and for whoever asks later.
+
+A line is a dict with `kind`: begin, step, memory, epoch, checkpoint, sample, held_out, hint or end. docs/log.md lists
+what each holds. The same lines go to `log.jsonl`, to the browser, and into the chart.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import UserError
+from ..events import Line, Sink, StepEvent
+from .curve import Curve
+
+_WRITE_EVERY = 1.0  # seconds
+_GROWS_BY = 1.01  # memory that changes less is not reported again
+_MOST_UNWRITTEN = 10_000  # lines kept while the disk refuses them
+
+
+class History:
+    """What happened in a run, as a sink that stands before another one. Safe for a reader in another thread.
+
+    Args:
+        run: Id of the run.
+        sink: Receives everything that this one receives, and each line.
+        write: Appends text to the run's log.
+        in_trouble: Receives what kept the log from being written; called once.
+    """
+
+    def __init__(
+        self, run: str, sink: Sink, write: Callable[[str], None], in_trouble: Callable[[UserError], None]
+    ) -> None:
+        self.run, self._sink, self._write, self._in_trouble = run, sink, write, in_trouble
+        self._curve, self._others, self._last = Curve(), list[Line](), Line()
+        self._lock = threading.Lock()
+        self._unwritten: list[str] = []
+        self._written_at, self._refused = time.monotonic(), False
+        self._memory: tuple[str, float] = ("", 0.0)
+
+    def add(self, kind: str, **values: Any) -> None:
+        """Add a line.
+
+        Args:
+            kind: What happened.
+            values: What JSON can represent.
+        """
+        line = {"kind": kind, **values}
+        with self._lock:
+            take(line, self._curve, self._others)
+            if kind == "step":
+                self._last = line
+        self._unwritten.append(json.dumps(line, ensure_ascii=False) + "\n")
+        self._sink.record(self.run, line)
+        if kind != "step" or time.monotonic() - self._written_at >= _WRITE_EVERY:
+            self._write_log()
+
+    def told(self) -> dict[str, Any]:
+        """The run so far: `curve` with the thinned steps, `last` step, and all other `lines`."""
+        with self._lock:
+            return {"curve": self._curve.columns(), "last": dict(self._last), "lines": list(self._others)}
+
+    def memory(self, rung: str, used: int | None, step: int) -> None:
+        """Take note of the memory in use; a line is added when it has changed.
+
+        Args:
+            rung: How the run fits into memory.
+            used: Most bytes that were taken on the device; None where nothing counts them.
+            step: Steps done.
+        """
+        if rung != self._memory[0] or (used or 0) > self._memory[1] * _GROWS_BY:
+            self._memory = rung, float(used or 0)
+            self.add("memory", step=step, rung=rung, bytes=used)
+
+    def _write_log(self) -> None:
+        self._written_at = time.monotonic()
+        text = "".join(self._unwritten)
+        try:
+            self._write(text)
+        except UserError as error:
+            del self._unwritten[:-_MOST_UNWRITTEN]
+            if not self._refused:
+                self._refused = True
+                self._in_trouble(error)
+        else:
+            self._unwritten.clear()
+
+    # -- as a sink ---------------------------------------------------------------------------
+
+    def phase(self, text: str, done: int, total: int) -> None:
+        """Pass on."""
+        self._sink.phase(text, done, total)
+
+    def step(self, event: StepEvent) -> None:
+        """Pass on, and add a line."""
+        self._sink.step(event)
+        self.add(
+            "step", step=event.step, epoch=event.epoch, loss=event.loss, rate=event.learning_rate,
+            seconds=round(event.seconds, 3), seconds_per_step=round(event.seconds_per_step, 4),
+            concepts=dict(event.concepts),
+        )  # fmt: skip
+
+    def tell(self, text: str) -> None:
+        """Pass on."""
+        self._sink.tell(text)
+
+    def hint(self, text: str) -> None:
+        """Pass on, and add a line."""
+        self._sink.hint(text)
+        self.add("hint", text=text)
+
+    def record(self, run: str, line: Line) -> None:
+        """Pass on."""
+        self._sink.record(run, line)
+
+    def cancelled(self) -> bool:
+        """Whether a cancel is pending."""
+        return self._sink.cancelled()
+
+    def take_cancel(self) -> None:
+        """Clear the pending cancel."""
+        self._sink.take_cancel()
+
+
+def take(line: Line, curve: Curve, others: list[Line]) -> None:
+    """Add a line to what is told of a run: to the curve, or to the other lines."""
+    if line["kind"] == "step":
+        curve.add(line["step"], line["loss"], line["rate"], line.get("concepts") or {})
+    else:
+        others.append(line)
+
+
+def read(text: str) -> dict[str, Any]:
+    """What `History.told` says of a run, from the text of its log. Lines that were not written whole are left out."""
+    curve, others, last = Curve(), list[Line](), Line()
+    for row in text.splitlines():
+        try:
+            line = json.loads(row)
+            take(line, curve, others)
+        except (ValueError, KeyError, TypeError):
+            continue
+        last = line if line["kind"] == "step" else last
+    return {"curve": curve.columns(), "last": last, "lines": others}

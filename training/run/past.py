@@ -1,0 +1,53 @@
+"""The runs on disk: what each folder says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import history
+from .folder import LOG, RUN, SAMPLES
+
+
+def facts(folder: Path) -> dict[str, Any] | None:
+    """What a run's folder says of it: its `run.json`; None if there is none or it cannot be read."""
+    try:
+        found = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("id") else None
+
+
+def runs(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every run below a folder with its facts, the newest first."""
+    found = [(folder, told) for folder in _folders(root) if (told := facts(folder))]
+    yield from sorted(found, key=lambda run: run[1].get("started_at", 0), reverse=True)
+
+
+def folder_of(root: Path, run: str) -> Path | None:
+    """The folder of a run by its id; None if it is gone."""
+    return next((folder for folder, told in runs(root) if told["id"] == run), None)
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """What the panel is told of a run on disk: its state, its curve and all other lines of its log."""
+    try:
+        text = (folder / LOG).read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    return {"state": (facts(folder) or {}).get("outcome", "broken off"), **history.read(text)}
+
+
+def thumbnail(folder: Path) -> str | None:
+    """The name of the newest sample of a run, below its folder; None without one."""
+    found = sorted((folder / SAMPLES).glob("*.png"))
+    return f"{SAMPLES}/{found[-1].name}" if found else None
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return [folder for folder in root.iterdir() if (folder / RUN).is_file()]
+    except OSError:
+        return []
