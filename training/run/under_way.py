@@ -53,7 +53,9 @@ class UnderWay:
 
     def told(self) -> dict[str, Any]:
         """What its panel is told."""
-        return {"state": "running" if self.is_running else "ended", **self.history.told()}
+        told = self.history.told()
+        ends = [line["outcome"] for line in told["lines"] if line["kind"] == "end"]
+        return {"state": ends[-1] if ends else "running" if self.is_running else "ended", **told}
 
 
 _lock = threading.Lock()
