@@ -11,6 +11,7 @@ from .forecast import forecast_table
 from .learning import THRESHOLD
 from .results import Column, Row, launches_table, read, table, write_table
 from .rungs import rungs_table
+from .watching import watching_table
 
 BENCHMARKS, DEFAULTS, MEMORY = (ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "defaults", "memory"))
 CHARACTERS = ("zorp", "gub")
@@ -57,6 +58,7 @@ def tables() -> dict[tuple[Path, str], str]:
         (DEFAULTS, "defaults"): defaults_table(read("defaults")),
         (BENCHMARKS, "forecast"): forecast_table(_of_last(read("forecast")), _of_last(read("rungs"))),
         (BENCHMARKS, "rungs"): rungs_table(_of_last(read("rungs"))),
+        (BENCHMARKS, "watching"): watching_table(_of_last(read("watching"))),
         **{(MEMORY, card): card_table(row for row in read("cards") if row["card"] == card) for card in CARDS},
     }
 

@@ -1,13 +1,14 @@
 """The benchmarks: each prints what one run measured.
 
-    python dev.py bench [step] [launches] [dataset] [cards] [rungs] [forecast] [learning]
-                        [defaults] [--write]
+    python dev.py bench [step] [launches] [dataset] [cards] [rungs] [forecast] [watching]
+                        [learning] [defaults] [--write]
     python dev.py bench pages
 
 step: time and memory of a training step, a quarter of an hour. launches: what a step costs besides arithmetic, two
 minutes. dataset: reading and examining ten thousand pictures, a minute. cards: how models fit into cards, by estimate,
 a minute. rungs: memory and time of each way to fit into memory, a quarter of an hour and 20 GB. forecast: the time that
-Estimate Training gives and that of a real run, a few minutes. learning: what a LoRA learns and spoils, two or three
+Estimate Training gives and that of a real run, a few minutes. watching: what panel, logs and samples cost, a few
+minutes. learning: what a LoRA learns and spoils, two or three
 hours on two cores. defaults: the effect of each setting, longer still and only run by name. `--write` stores rows in
 lab/bench/results/ and rewrites the tables of docs/. pages: rewrite the tables of docs/ from the stored rows, without
 measuring. On a GPU machine, `python lab gpu` checks and measures the engine.
@@ -68,7 +69,7 @@ def dataset_benchmark(count: int, host_count: int = 100) -> list[Row]:
     ]  # fmt: skip
 
 
-WHAT = ("step", "launches", "dataset", "cards", "rungs", "forecast", "learning", "defaults")
+WHAT = ("step", "launches", "dataset", "cards", "rungs", "forecast", "watching", "learning", "defaults")
 # The first seed of the learning benchmark. Settings were chosen on the seeds from 0 on. Results on the seeds from 100,
 # 200, 300, 400 and 500 on were seen while settings still changed, those from 600 on while the judge still changed.
 FIRST_REPORTED = 700
@@ -118,6 +119,12 @@ def measured(what: str, args: argparse.Namespace) -> Iterator[tuple[list[Row], t
 
         rows = forecast_benchmark()
         yield rows, (*HOST, "what"), forecast_table(rows)
+        return
+    if what == "watching":
+        from .watching import watching_benchmark, watching_table
+
+        rows = watching_benchmark()
+        yield rows, (*HOST, "what"), watching_table(rows)
         return
     count, scenes = AMOUNTS.get(what, (0, 0))
     count, scenes = args.count or count, args.scenes or scenes
