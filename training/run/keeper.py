@@ -89,6 +89,7 @@ class Keeper:
         self.session = Session(random.SystemRandom().getrandbits(32), started_at, 0.0, sum(map(len, plan.steps(0))))
         self.id, self.watch = f"{self.session.id:08x}", watch
         self.checkpoints: list[str] = []
+        self.samples: list[str] = []
         self.not_saved: list[str] = []
         self._clock = time.monotonic()
 
@@ -210,7 +211,7 @@ class Keeper:
             checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=seconds,
             encoded_latents=latents, encoded_captions=captions, skipped=self.plan.dataset.skipped,
             not_saved=tuple(dict.fromkeys(self.not_saved)), seed=self.plan.config.seed, hints=self.hints,
-            memory=self.ladder.rung.name, id=self.id,
+            memory=self.ladder.rung.name, id=self.id, samples=tuple(self.samples),
         )  # fmt: skip
 
     def _checkpoint(self, suffix: str) -> None:
