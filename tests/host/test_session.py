@@ -11,43 +11,19 @@ import pytest
 import torch
 from support import small_models
 from support.card import Card
-from support.photos import write_photos
 from support.rig import Snapshot
+from support.session import loaded, photos, train
 
 
 @pytest.fixture(scope="module")
 def checkpoint(comfy_host, tiny_checkpoint) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of the small SD1.5 checkpoint, loaded as a server does."""
-    import comfy.model_management
-    import comfy.sd
-
-    with torch.inference_mode():
-        parts = comfy.sd.load_checkpoint_guess_config(str(tiny_checkpoint))[:3]
-        comfy.model_management.load_models_gpu([parts[0]])  # the first load is the host's own change
-    return parts
+    return loaded(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
-    from lora_workbench.training.data.scan import scan_folder
-
-    folder = tmp_path_factory.mktemp("data") / "1_photo"
-    folder.mkdir()
-    write_photos(folder, longest=256)
-    return assign_buckets(scan_folder(folder, trigger="zorp"), BucketConfig(resolution=128, step=32))
-
-
-def train(parts, dataset, folder, sink=None, **settings):
-    from lora_workbench.training.config import TrainConfig
-    from lora_workbench.training.events import SilentSink
-    from lora_workbench.training.train import train_lora
-
-    config = TrainConfig(**{"name": "run", "steps": 2, "rank": 4, "learning_rate": 1e-2, **settings})
-    with torch.inference_mode():
-        return train_lora(
-            *parts, dataset, config, root=folder / "runs", cache_root=folder / "cache", sink=sink or SilentSink()
-        )
+    return photos(tmp_path_factory.mktemp("data") / "1_photo")
 
 
 def trouble(parts, dataset, folder, **settings) -> str:
@@ -65,8 +41,8 @@ def test_a_run_leaves_what_it_says(checkpoint, dataset, tmp_path):
     assert before.differences(Snapshot(checkpoint[0])) == []
     folder = tmp_path / "runs" / "run"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "log.jsonl", "losses.csv", "run-000001.safetensors", "run.json", "run.safetensors",
-        "summary.json",
+        "config.json", "layers.json", "log.jsonl", "losses.csv", "run-000001.safetensors", "run.json",
+        "run.safetensors", "summary.json",
     ]  # fmt: skip
     told = json.loads((folder / "summary.json").read_text())
     assert told["epochs"] == 2 and told["images"] == 2 * len(dataset.pictures)

@@ -19,6 +19,7 @@ from ..lora import LoraModel, RunSummary
 from ..settings import ordered_fields
 
 RUN, LOG, SAMPLES = "run.json", "log.jsonl", "samples"
+SUMMARY, LAYERS = "summary.json", "layers.json"
 
 
 class RunFolder:
@@ -74,7 +75,11 @@ class RunFolder:
 
     def write_summary(self, summary: RunSummary) -> None:
         """Write how the run went."""
-        self._write("summary.json", json.dumps(dataclasses.asdict(summary), indent=1))
+        self._write(SUMMARY, json.dumps(dataclasses.asdict(summary), indent=1))
+
+    def write_layers(self, text: str) -> None:
+        """Write the names of the LoRA's layers, so that its files can be written in other layouts later."""
+        self._write(LAYERS, text)
 
     def save(self, lora: LoraModel, suffix: str = "") -> Path:
         """Write the LoRA as it is now, fp32, under the run's name and a suffix such as `-000010`."""

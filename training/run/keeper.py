@@ -28,6 +28,7 @@ from ..optimizers import scheduler_in_force, warmup_in_force
 from ..plan import Plan
 from ..rung import Ladder
 from ..watch import Watch
+from .checkpoints import layers_text
 from .folder import RunFolder
 from .history import History
 from .state import Run
@@ -99,6 +100,7 @@ class Keeper:
         self.folder = RunFolder(root, self.plan.config.name)
         self.folder.write_config(self.plan.config)
         self._write_facts()
+        self.folder.write_layers(layers_text(self.names.values(), self.key_map))
         self.history = History(self.id, self.sink, self.folder.append_log, self._note)
         names = {self.plan.dataset.concept_of(picture): None for picture in self.plan.dataset.pictures}
         self.history.add(
