@@ -26,6 +26,7 @@ from .loss_options import LossOptions
 from .optimizer_options import OptimizerOptions
 from .prior_preservation import PriorPreservation
 from .regularization_images import RegularizationImages
+from .sample_prompts import SamplePrompts
 from .save_lora import SaveLoRA
 from .text_encoder_options import TextEncoderOptions
 
@@ -45,6 +46,7 @@ NODES: list[type[io.ComfyNode]] = [
     TextEncoderOptions,
     LossOptions,
     OptimizerOptions,
+    SamplePrompts,
     LoadLoRA,
     EstimateTraining,
     LoRATrainer,

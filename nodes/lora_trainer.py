@@ -12,12 +12,13 @@ from ..training.events import Place
 from ..training.host.origin import model_file
 from ..training.host.paths import cache_folder, runs_folder
 from ..training.host.progress import NodeSink
+from ..training.host.sampling import picture_metadata
 from ..training.host.server import executing_node, executing_prompt
 from ..training.host.shown import workflow_id
 from ..training.train import train_lora
 from ..training.watch import Watch
 from .base import Node
-from .schema import Dataset, LoraModel, LossMap, Run, training_config, training_inputs, valid_name
+from .schema import Dataset, LoraModel, LossMap, Run, SamplePrompts, training_config, training_inputs, valid_name
 
 # Number of cancelled runs by name since ComfyUI started.
 _cancelled: Counter[str | None] = Counter()
@@ -34,7 +35,7 @@ class LoRATrainer(Node):
             description="Trains a LoRA on the loaded model, without changing the model, and passes it on. Cancelling "
             "keeps what was trained so far.",
             search_aliases=["train lora", "dreambooth", "fine-tune"],
-            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.dynprompt],
             is_output_node=True,  # what is trained is on disk, so nothing needs to follow
             inputs=[
                 io.Model.Input("model", tooltip="The model to train on. It is the same afterwards, bit for bit."),
@@ -42,6 +43,10 @@ class LoRATrainer(Node):
                 io.Vae.Input("vae", tooltip="Encodes the pictures. Use the model's own VAE."),
                 Dataset.Input("dataset", tooltip="The training pictures, from Bucket Images."),
                 *training_inputs(),
+                SamplePrompts.Input(
+                    "sample_prompts", optional=True,
+                    tooltip="From Sample Prompts. Paints them during the run. Empty: no samples.",
+                ),
             ],
             outputs=[
                 LoraModel.Output(
@@ -50,7 +55,7 @@ class LoRATrainer(Node):
                 LossMap.Output(display_name="loss_map", tooltip="Loss of each step, for ComfyUI's Plot Loss Graph."),
                 Run.Output(display_name="run", tooltip="The run's folder on disk and its result."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
@@ -77,7 +82,10 @@ class LoRATrainer(Node):
             sink=NodeSink(cls.hidden.unique_id, place),
             model_file=model_file(cls.hidden.dynprompt, cls.hidden.unique_id),
             start_from=inputs.get("start_from"),
-            watch=Watch(place),
+            watch=Watch(
+                place, inputs.get("sample_prompts"),
+                picture_metadata=picture_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo),
+            ),
         )
         if result.summary.outcome != "finished":
             _cancelled[inputs["name"]] += 1

@@ -18,6 +18,7 @@ Run = io.Custom("LORA_RUN")
 TextEncoderOptions = io.Custom("LORA_TEXT_ENCODER_OPTIONS")
 LossOptions = io.Custom("LORA_LOSS_OPTIONS")
 OptimizerOptions = io.Custom("LORA_OPTIMIZER_OPTIONS")
+SamplePrompts = io.Custom("LORA_SAMPLE_PROMPTS")
 # ComfyUI's own, so that its nodes and ours connect.
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")

@@ -109,6 +109,7 @@ class RunSummary:
         hints: One sentence for each setting that probably does not do what was meant.
         memory: How the run fitted into memory.
         id: What identifies the run, whatever its folder is called.
+        samples: Pictures that it made of itself, oldest first.
     """
 
     name: str
@@ -130,6 +131,7 @@ class RunSummary:
     hints: tuple[str, ...] = field(default=())
     memory: str = ""
     id: str = ""
+    samples: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
         """Say how the run went in two sentences, as ComfyUI's Preview Any prints it."""

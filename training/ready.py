@@ -49,13 +49,17 @@ class Ready:
     def left(self) -> Iterator[None]:
         """Give the model back inside the block, between any two steps, and take it again after it.
 
-        Inside, the host may sample with the model, move it or load another. Training goes on as if nothing had been.
+        Inside, the host may sample with the model, move it or load another. Training goes on as if nothing had been,
+        and the model is taken again after an error too: other weights, such as a LoRA on it, must not stay.
         """
         self.made.leave()
-        yield
-        self._load()
-        with torch.inference_mode(False):
-            self.made.enter()
+        try:
+            yield
+        finally:
+            memory.make_way(self.model)
+            self._load()
+            with torch.inference_mode(False):
+                self.made.enter()
 
     def begin(self) -> None:
         """Enter the model, try a whole optimizer step, and start the run.

@@ -34,6 +34,7 @@ from .preflight import announce, check, prepared, trained_layers
 from .ready import Ready
 from .run.keeper import Keeper
 from .run.state import Run
+from .samples import Samples
 from .watch import UNWATCHED, Watch
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ def train_lora(
             "" if start_from is None else name_of(start_from), None if clip.layer_idx is None else -clip.layer_idx,
         )  # fmt: skip
         with keeper.opened(root) as under_way:
-            ended_by = _trained(keeper, ready, Between(keeper, ready, keeper.history, under_way))
+            watchers = (Samples(keeper, ready, clip, vae, watch),)
+            ended_by = _trained(keeper, ready, Between(keeper, ready, keeper.history, under_way, watchers))
     if ended_by:
         sink.take_cancel()
         if ready.run.step == 0 or (isinstance(ended_by, Stopped) and not ended_by.keeps):

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from .data.dataset import Dataset
 from .events import NOWHERE, Place
-from .settings import Settings, knob
+from .prompts import PaintSettings, Prompt, parse
+from .settings import knob
 
 
 @dataclass(frozen=True)
-class SampleOptions(Settings):
+class SampleOptions(PaintSettings):
     """The settings of Sample Prompts: which pictures a run makes of itself, and when."""
 
     prompts: str = knob(
         "",
-        "One prompt a line. A line may end in kohya's options: --w width, --h height, --s steps, --l CFG, --d seed, "
-        "--n negative prompt.",
+        "One prompt a line. A line may end in kohya's options: --w width, --h height, --s steps, --l CFG, "
+        "--g guidance, --d seed, --n negative prompt. Lines that start with # are left out.",
         multiline=True,
     )
-    negative: str = knob("", "Negative prompt of all lines without --n.", multiline=True)
-    width: int = knob(1024, "Width in pixels.", min=64, max=8192, step=8)
-    height: int = knob(1024, "Height in pixels.", min=64, max=8192, step=8)
-    steps: int = knob(20, "Sampling steps.", min=1, max=1000)
-    cfg: float = knob(7.0, "CFG scale. Use 1 for models without it, such as Flux.", min=0.0, max=100.0, step=0.1)
-    sampler: str = knob("euler", "Sampler, as in KSampler.")
-    scheduler: str = knob("normal", "Scheduler, as in KSampler.")
-    seed: int = knob(
-        0, "Seed of every prompt without --d. It stays the same, so that steps can be compared.", min=0, max=2**63 - 1
-    )
-    strength: float = knob(1.0, "Strength of the LoRA.", min=-100.0, max=100.0, step=0.05)
+    strength: float = knob(1.0, "Strength of the LoRA.", min=-100.0, max=100.0, step=0.05, rounded=True)
     every_epochs: int = knob(1, "Makes samples every this many epochs. 0: not by epochs.", min=0, max=100_000)
     every_steps: int = knob(0, "Makes samples every this many steps. 0: not by steps.", min=0, max=10_000_000)
     at_start: bool = knob(True, "Makes samples before the first step too, to compare with.")
+
+    ORDER: ClassVar[tuple[str, ...]] = (
+        "prompts", "negative", "width", "height", "steps", "cfg", "guidance", "sampler", "scheduler", "seed",
+        "strength", "every_epochs", "every_steps", "at_start",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Refuse prompts that cannot be read."""
+        super().__post_init__()
+        self.lines()
+
+    def lines(self) -> tuple[Prompt, ...]:
+        """The prompts with their settings."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(PaintSettings)}
+        return parse(self.prompts, PaintSettings(**own))
 
 
 @dataclass(frozen=True)
@@ -60,12 +68,13 @@ class Watch:
         samples: Which samples it makes; None for none.
         held_out: Which pictures it is measured on; None for none.
         picture_metadata: What each sample's PNG carries, by key: the prompt and the workflow, as ComfyUI saves them.
+            None: no text at all.
     """
 
     place: Place = NOWHERE
     samples: SampleOptions | None = None
     held_out: HeldOut | None = None
-    picture_metadata: Mapping[str, str] = field(default_factory=dict)
+    picture_metadata: Mapping[str, str] | None = field(default_factory=dict)
 
 
 UNWATCHED = Watch()

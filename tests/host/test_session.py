@@ -12,18 +12,18 @@ import torch
 from support import small_models
 from support.card import Card
 from support.rig import Snapshot
-from support.whole_run import loaded, photos, train
+from support.session import loaded, photos, train
 
 
 @pytest.fixture(scope="module")
 def checkpoint(comfy_host, tiny_checkpoint) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of the small SD1.5 checkpoint."""
+    """MODEL, CLIP and VAE of the small SD1.5 checkpoint, loaded as a server does."""
     return loaded(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return photos(tmp_path_factory.mktemp("data"))
+    return photos(tmp_path_factory.mktemp("data") / "1_photo")
 
 
 def trouble(parts, dataset, folder, **settings) -> str:
@@ -41,8 +41,8 @@ def test_a_run_leaves_what_it_says(checkpoint, dataset, tmp_path):
     assert before.differences(Snapshot(checkpoint[0])) == []
     folder = tmp_path / "runs" / "run"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "log.jsonl", "losses.csv", "run-000001.safetensors", "run.json", "run.safetensors",
-        "summary.json",
+        "config.json", "layers.json", "log.jsonl", "losses.csv", "run-000001.safetensors", "run.json",
+        "run.safetensors", "summary.json",
     ]  # fmt: skip
     told = json.loads((folder / "summary.json").read_text())
     assert told["epochs"] == 2 and told["images"] == 2 * len(dataset.pictures)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lora_workbench.training.events import SilentSink
 from support.rig import Snapshot
-from support.whole_run import loaded, photos, train
+from support.session import loaded, photos, train
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def checkpoint(comfy_host, tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return photos(tmp_path_factory.mktemp("data"))
+    return photos(tmp_path_factory.mktemp("data") / "1_photo")
 
 
 class Asking(SilentSink):

@@ -95,7 +95,7 @@ def _encoded(vae: Any, pixels: np.ndarray) -> dict[str, Tensor]:
 
         # Autoencoders of other packs may sample. A fixed seed keeps cache and run repeatable. The state of the
         # global generator, which other nodes may use, is restored.
-        with _seeded(), _with_forward(_regularizers(vae), forward):
+        with seeded(), _with_forward(_regularizers(vae), forward):
             latent: Tensor = vae.encode(picture)
         return latent.float().cpu()
 
@@ -146,7 +146,7 @@ def _in_fp32(vae: Any) -> Any:
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
+def seeded() -> Iterator[None]:
     """Seed the global generators inside the block and restore their states after it."""
     apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..disk import disk_trouble, safe_name, write_whole
 from ..errors import UserError
@@ -15,6 +19,7 @@ from ..lora import LoraModel, RunSummary
 from ..settings import ordered_fields
 
 RUN, LOG, SAMPLES = "run.json", "log.jsonl", "samples"
+SUMMARY, LAYERS = "summary.json", "layers.json"
 
 
 class RunFolder:
@@ -70,13 +75,38 @@ class RunFolder:
 
     def write_summary(self, summary: RunSummary) -> None:
         """Write how the run went."""
-        self._write("summary.json", json.dumps(dataclasses.asdict(summary), indent=1))
+        self._write(SUMMARY, json.dumps(dataclasses.asdict(summary), indent=1))
+
+    def write_layers(self, text: str) -> None:
+        """Write the names of the LoRA's layers, so that its files can be written in other layouts later."""
+        self._write(LAYERS, text)
 
     def save(self, lora: LoraModel, suffix: str = "") -> Path:
         """Write the LoRA as it is now, fp32, under the run's name and a suffix such as `-000010`."""
         return write_lora(
             self.path / f"{self.name}{suffix}.safetensors", lora, precision="fp32", layout="kohya", overwrite=True
         )
+
+    def save_sample(self, name: str, image: Image.Image, texts: Mapping[str, str]) -> Path:
+        """Write a picture that the run made of itself.
+
+        Args:
+            name: Its name below the folder of samples, without `.png`.
+            image: The picture.
+            texts: What the file carries, by key.
+
+        Raises:
+            UserError: The disk is full, or the folder is gone or cannot be written.
+        """
+        info = PngInfo()
+        for key, text in texts.items():
+            info.add_text(key, text)
+        path = self.path / SAMPLES / f"{name}.png"
+        try:
+            write_whole(path, lambda part: image.save(part, format="PNG", pnginfo=info, compress_level=4))
+        except OSError as error:
+            raise UserError(disk_trouble(error, path.parent)) from error
+        return path
 
     def discard(self) -> None:
         """Remove the folder again: nothing was trained."""

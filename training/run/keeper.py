@@ -28,6 +28,7 @@ from ..optimizers import scheduler_in_force, warmup_in_force
 from ..plan import Plan
 from ..rung import Ladder
 from ..watch import Watch
+from .checkpoints import layers_text
 from .folder import RunFolder
 from .history import History
 from .state import Run
@@ -89,6 +90,7 @@ class Keeper:
         self.session = Session(random.SystemRandom().getrandbits(32), started_at, 0.0, sum(map(len, plan.steps(0))))
         self.id, self.watch = f"{self.session.id:08x}", watch
         self.checkpoints: list[str] = []
+        self.samples: list[str] = []
         self.not_saved: list[str] = []
         self._clock = time.monotonic()
 
@@ -98,6 +100,7 @@ class Keeper:
         self.folder = RunFolder(root, self.plan.config.name)
         self.folder.write_config(self.plan.config)
         self._write_facts()
+        self.folder.write_layers(layers_text(self.names.values(), self.key_map))
         self.history = History(self.id, self.sink, self.folder.append_log, self._note)
         names = {self.plan.dataset.concept_of(picture): None for picture in self.plan.dataset.pictures}
         self.history.add(
@@ -210,7 +213,7 @@ class Keeper:
             checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=seconds,
             encoded_latents=latents, encoded_captions=captions, skipped=self.plan.dataset.skipped,
             not_saved=tuple(dict.fromkeys(self.not_saved)), seed=self.plan.config.seed, hints=self.hints,
-            memory=self.ladder.rung.name, id=self.id,
+            memory=self.ladder.rung.name, id=self.id, samples=tuple(self.samples),
         )  # fmt: skip
 
     def _checkpoint(self, suffix: str) -> None:

@@ -1,0 +1,320 @@
+"""Samples while training: they change nothing of the run, and what goes wrong with them costs no training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from support.photos import write_photos
+from support.rig import Snapshot
+
+PROMPTS = "zorp, a photo --d 3\na hat --w 100 --h 64 --n grey"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(comfy_host, tiny_checkpoint) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of the small SD1.5 checkpoint, loaded as a server does."""
+    import comfy.model_management
+    import comfy.sd
+
+    with torch.inference_mode():
+        parts = comfy.sd.load_checkpoint_guess_config(str(tiny_checkpoint))[:3]
+        comfy.model_management.load_models_gpu([parts[0], parts[1].patcher])
+    return parts
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
+    from lora_workbench.training.data.scan import scan_folder
+
+    folder = tmp_path_factory.mktemp("data") / "1_photo"
+    folder.mkdir()
+    for photo in write_photos(folder, longest=64)[4:]:
+        photo.unlink()
+    return assign_buckets(scan_folder(folder, trigger="zorp"), BucketConfig(resolution=64, step=32))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def options(**settings: Any) -> Any:
+    from lora_workbench.training.watch import SampleOptions
+
+    return SampleOptions(**{"prompts": PROMPTS, "width": 64, "height": 64, "steps": 2, "cfg": 2.0, **settings})
+
+
+class Sink:
+    """Keeps what is said, and acts when a step is reported."""
+
+    def __init__(self, on_step=lambda line: None):
+        self.lines, self.hints, self.phases, self.on_step, self.is_cancelled = [], [], [], on_step, False
+
+    def phase(self, text, done, total):
+        self.phases.append((text, done, total))
+
+    def record(self, run, line):
+        self.run = run
+        self.lines.append(line)
+        if line["kind"] == "step":
+            self.on_step(line)
+
+    def step(self, event):
+        pass
+
+    def tell(self, text):
+        pass
+
+    def hint(self, text):
+        self.hints.append(text)
+
+    def cancelled(self):
+        return self.is_cancelled
+
+    def take_cancel(self):
+        self.is_cancelled = False
+
+    def wish(self, what):
+        from lora_workbench.training.run.under_way import known
+
+        known(self.run).wish(what)
+
+    def samples(self):
+        return [line for line in self.lines if line["kind"] == "sample"]
+
+
+def train(parts, dataset, folder, cache, samples=None, sink=None, texts=(), **settings):
+    from lora_workbench.training.config import TrainConfig
+    from lora_workbench.training.train import train_lora
+    from lora_workbench.training.watch import Watch
+
+    config = TrainConfig(**{"name": "run", "steps": 3, "rank": 4, "learning_rate": 1e-2, **settings})
+    with torch.inference_mode():
+        return train_lora(
+            *parts, dataset, config, root=folder, cache_root=cache, sink=sink or Sink(),
+            watch=Watch(samples=samples, picture_metadata=dict(texts)),
+        )  # fmt: skip
+
+
+class Untouched:
+    """MODEL, CLIP and VAE before and after a run."""
+
+    def __init__(self, parts):
+        self._parts = parts
+        self._model, self._state = Snapshot(parts[0]), self._now()
+
+    def _now(self):
+        _, clip, vae = self._parts
+        modules = clip.cond_stage_model, vae.first_stage_model
+        return [tensor.detach().clone() for module in modules for tensor in module.state_dict().values()]
+
+    def check(self):
+        found = self._model.differences(Snapshot(self._parts[0]))
+        # A patched layer gets a new parameter from the host, which takes no gradient.
+        assert [name for name in found if name not in ("objects", "grads")] == []
+        assert all(parameter.grad is None for parameter in self._parts[0].model.parameters())
+        assert all(torch.equal(one, other) for one, other in zip(self._state, self._now(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "fp32", "dropout": 0.2},
+        {"clip_l": True, "clip_l_rate": 1e-2, "precision": "bf16"},
+        {"ema_decay": 0.9},
+        {"optimizer": "ScheduleFreeAdamW"},
+    ],
+    ids=str,
+)
+def test_training_is_the_same_with_samples(settings, checkpoint, dataset, tmp_path, cache):
+    if "optimizer" in settings:
+        pytest.importorskip("pytorch_optimizer", reason="the package with ScheduleFreeAdamW is not installed")
+    before, found, sinks = Untouched(checkpoint), [], [Sink(), Sink()]
+    chosen = None, options(every_steps=2, every_epochs=0, sampler="euler_ancestral")
+    for sink, samples in zip(sinks, chosen, strict=True):
+        torch.manual_seed(5)
+        result = train(checkpoint, dataset, tmp_path / "runs", cache, samples, sink, **settings)
+        found.append((result, torch.get_rng_state()))
+    (plain, state), (sampled, other_state) = found
+    assert plain.summary.losses == sampled.summary.losses and torch.equal(state, other_state)
+    assert all(torch.equal(tensor, sampled.lora[name]) for name, tensor in plain.lora.items())
+    assert sinks[0].samples() == [] and [line["step"] for line in sinks[1].samples()] == [0, 2, 3]
+    before.check()
+    names = [f"step{step:08d}-{number}.png" for step in (0, 2, 3) for number in (1, 2)]
+    assert [Path(path).name for path in sampled.summary.samples] == names
+    pictures = [Image.open(path) for path in sampled.summary.samples]
+    assert [picture.size for picture in pictures[:2]] == [(64, 64), (96, 64)], "rounded down to the VAE's step"
+    assert len({picture.tobytes() for picture in pictures[::2]}) == 3, "the LoRA is not seen"
+    assert pictures[0].text["parameters"].splitlines()[0] == "zorp, a photo"
+
+
+def test_what_is_said_of_a_sample(checkpoint, dataset, tmp_path, cache):
+    sink = Sink()
+    texts = {"prompt": '{"1": 2}', "workflow": '{"nodes": []}'}
+    result = train(checkpoint, dataset, tmp_path, cache, options(strength=0.5), sink, texts, steps=4)
+    assert [(line["step"], line["epoch"]) for line in sink.samples()] == [(0, 0), (4, 1)], "each epoch, and first"
+    last = sink.samples()[-1]
+    assert last["seconds"] > 0 and last["pictures"] == [
+        {"file": "samples/step00000004-1.png", "prompt": "zorp, a photo", "seed": 3, "width": 64, "height": 64},
+        {"file": "samples/step00000004-2.png", "prompt": "a hat", "seed": 0, "width": 96, "height": 64},
+    ]
+    assert Image.open(tmp_path / "run" / last["pictures"][1]["file"]).text == {
+        **texts, "parameters": "a hat\nNegative prompt: grey\nSteps: 2, Sampler: euler, Schedule type: normal, CFG "
+        "scale: 2.0, Seed: 0, Size: 96x64, Lora: run, Lora step: 4, Lora strength: 0.5",
+    }  # fmt: skip
+    told = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert told["samples"] == list(result.summary.samples)
+    assert ("samples", 1, 2) in sink.phases
+
+
+def test_sample_now(checkpoint, dataset, tmp_path, cache):
+    def ask(line):
+        if line["step"] == 1:
+            sink.wish("sample")
+
+    sink = Sink(ask)
+    samples = options(at_start=False, every_epochs=0)
+    train(checkpoint, dataset, tmp_path, cache, samples, sink, steps=8, epochs=9)
+    first, last = sink.samples()
+    assert 1 <= first["step"] < 8 == last["step"]
+    sink = Sink(ask)
+    summary = train(checkpoint, dataset, tmp_path, cache, None, sink, steps=8, epochs=9).summary
+    said = "This run has no prompts, so it cannot make samples. Connect Sample Prompts to LoRA Trainer."
+    assert said in summary.hints and summary.outcome == "finished" and sink.samples() == []
+
+
+def test_no_metadata_where_it_is_switched_off(comfy_host, monkeypatch):
+    from comfy.cli_args import args
+    from lora_workbench.training.host.sampling import picture_metadata
+
+    assert picture_metadata({"1": 2}, {"workflow": {}}) == {"prompt": '{"1": 2}', "workflow": "{}"}
+    monkeypatch.setattr(args, "disable_metadata", True)
+    assert picture_metadata({"1": 2}, {"workflow": {}}) is None
+
+
+# -- faults ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint, dataset, tmp_path_factory, cache):
+    """What a run without samples makes."""
+    return train(checkpoint, dataset, tmp_path_factory.mktemp("plain"), cache).lora
+
+
+def assert_trained(result, plain):
+    assert result.summary.outcome == "finished"
+    assert all(torch.equal(tensor, result.lora[name]) for name, tensor in plain.items())
+
+
+@pytest.mark.parametrize("kind", ["sampler", "decoder", "memory", "text"])
+def test_what_throws_costs_the_sample(kind, checkpoint, dataset, tmp_path, cache, plain, monkeypatch):
+    import comfy.model_management as management
+    import comfy.sample
+
+    error = management.OOM_EXCEPTION("no room") if kind == "memory" else RuntimeError("in its middle")
+    real, calls = comfy.sample.sample, []
+
+    def second_throws(*args, **keywords):
+        calls.append(1)
+        if len(calls) % 2 == 0:
+            real(*args, **keywords)  # with the LoRA on the model
+            raise error
+        return real(*args, **keywords)
+
+    def throws(*_, **__):
+        raise error
+
+    if kind == "decoder":
+        monkeypatch.setattr(checkpoint[2], "decode", throws)
+    elif kind == "text":
+        monkeypatch.setattr(type(checkpoint[1]), "tokenize", _throwing_on(type(checkpoint[1]).tokenize, "a hat", error))
+    else:
+        monkeypatch.setattr(comfy.sample, "sample", second_throws)
+    before, sink = Untouched(checkpoint), Sink()
+    result = train(checkpoint, dataset, tmp_path, cache, options(), sink)
+    assert_trained(result, plain)
+    before.check()
+    made = [[picture["file"][-6:] for picture in line["pictures"]] for line in sink.samples()]
+    assert made == ([["-1.png"], ["-1.png"]] if kind in ("sampler", "memory") else [])
+    (hint,) = [hint for hint in result.summary.hints if "sample" in hint.lower()]
+    words = "(out of memory). Lower width and height" if kind == "memory" else "(RuntimeError: in its middle). Train"
+    assert hint.startswith("A sample at step 0 failed ") and words in hint
+
+
+def _throwing_on(real, text, error):
+    def tokenize(self, given, *args, **keywords):
+        if given == text:
+            raise error
+        return real(self, given, *args, **keywords)
+
+    return tokenize
+
+
+@pytest.mark.parametrize("kind", ["full", "no folder", "deleted"])
+def test_files_that_cannot_be_written(kind, checkpoint, dataset, tmp_path, cache, plain, monkeypatch):
+    real = os.replace
+
+    def full(source, target):
+        if str(target).endswith(".png"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    def spoil(line):
+        if line["step"] == 1 and kind == "deleted":
+            shutil.rmtree(tmp_path / "run")
+        if line["step"] == 1 and kind == "no folder":
+            (tmp_path / "run" / "samples").write_text("no folder")
+
+    if kind == "full":
+        monkeypatch.setattr(os, "replace", full)
+    sink = Sink(spoil)
+    result = train(checkpoint, dataset, tmp_path, cache, options(at_start=False, every_steps=1), sink)
+    assert_trained(result, plain)
+    assert (tmp_path / "run" / "run.safetensors").exists()
+    said = [hint for hint in result.summary.hints if "could not be written" in hint]
+    assert len(said) == (0 if kind == "deleted" else 1), "once for each cause"
+    assert [line["step"] for line in sink.samples()] == {"full": [], "no folder": [], "deleted": [1, 2, 3]}[kind]
+
+
+@pytest.mark.parametrize("ends", ["cancel", "cancel at start", "error", "stop"])
+def test_a_run_that_ends_in_a_sample(ends, checkpoint, dataset, tmp_path, cache, monkeypatch):
+    import comfy.model_management as management
+    import comfy.sample
+
+    real = comfy.sample.sample
+
+    def sampled(*args, **keywords):
+        if ends == "stop":
+            sink.wish("stop")
+        elif ends == "error":
+            raise KeyboardInterrupt
+        else:
+            management.interrupt_current_processing(True)
+        return real(*args, **keywords)
+
+    monkeypatch.setattr(comfy.sample, "sample", sampled)
+    before, sink = Untouched(checkpoint), Sink()
+    samples = options(every_steps=2, at_start=ends == "cancel at start")
+    run = lambda: train(checkpoint, dataset, tmp_path, cache, samples, sink)  # noqa: E731
+    if ends in ("cancel", "stop"):
+        summary = run().summary
+        assert (summary.outcome, summary.steps) == ("cancelled" if ends == "cancel" else "stopped", 2)
+        assert (tmp_path / "run" / "run.safetensors").exists()
+        assert len(sink.samples()) == (1 if ends == "stop" else 0)
+    else:
+        with pytest.raises(BaseException) as raised:
+            run()
+        wanted = "KeyboardInterrupt" if ends == "error" else "InterruptProcessingException"
+        assert raised.type.__name__ == wanted
+        kept = tmp_path / "run" / "run-last-good.safetensors"
+        assert kept.exists() if ends == "error" else not (tmp_path / "run").exists()
+    before.check()
+    management.interrupt_current_processing(False)
