@@ -77,6 +77,7 @@ SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wi
 MEMORY = ("auto", "8 GB", "12 GB", "16 GB", "24 GB", "plenty")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 ON_CANCEL = ("keep and go on", "stop the queue")
+IF_RUN_BEFORE = ("use its LoRA", "train again")
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,18 @@ class RunSettings(Settings):
         advanced=True,
     )
 
+    if_run_before: str = knob(
+        IF_RUN_BEFORE[0],
+        "What happens if a finished run with the same inputs is in output/lora_workbench, also under another name. use "
+        "its LoRA takes it at once. train again trains a new one.",
+        choices=IF_RUN_BEFORE,
+    )
+
+    @property
+    def uses_run_before(self) -> bool:
+        """Whether a finished run with the same inputs is used."""
+        return self.if_run_before == IF_RUN_BEFORE[0]
+
     @property
     def keeps_on_cancel(self) -> bool:
         """Whether the graph goes on after a cancel."""
@@ -272,6 +285,7 @@ class TrainerSettings(NetworkSettings, OptimizerSettings, LossSettings, MemorySe
         "optimizer", "lora_plus", "scheduler", "scheduler_cycles", "warmup_steps", "weight_decay", "max_grad_norm",
         "timesteps", "precision", "gradient_checkpointing", "guidance", "seed", "save_every_epochs",
         "save_every_steps", "on_cancel", "train_without_captions", "warn_about_steps", "memory",
+        "if_run_before",
     )  # fmt: skip
     ADDED_FROM: ClassVar[str] = "train_without_captions"
 

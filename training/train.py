@@ -32,7 +32,9 @@ from .lora import LoraModel, RunSummary, name_of
 from .plan import Plan
 from .preflight import announce, check, prepared, trained_layers
 from .ready import Ready
+from .run.fingerprint import fingerprint
 from .run.keeper import Keeper
+from .run.reuse import reused
 from .run.state import Run
 from .samples import Samples
 from .watch import UNWATCHED, Watch
@@ -53,7 +55,7 @@ def train_lora(
     root: Path, cache_root: Path, sink: Sink, model_file: Path | None = None,
     start_from: Mapping[str, Tensor] | None = None, watch: Watch = UNWATCHED,
 ) -> Result:  # fmt: skip
-    """Train a LoRA on a loaded MODEL and give the model back untouched.
+    """Train a LoRA on a loaded MODEL and give the model back untouched, or find a finished run with the same inputs.
 
     Args:
         patcher: MODEL socket.
@@ -75,6 +77,9 @@ def train_lora(
     started_at = time.time()
     model = HostModel(patcher)
     check(model, clip, vae, dataset, config)
+    inputs_hash = fingerprint(model, clip, vae, dataset, config, cache_folders(cache_root)[0], start_from, watch)
+    if config.uses_run_before and (found := reused(root, inputs_hash, config, sink, watch.place)):
+        return Result(*found)
     model.text = trained_text(clip, config.trained_encoders, model.device)
     left_out: list[str] = []
     layers = trained_layers(model, config, start_from, clip, left_out.append)
@@ -85,6 +90,7 @@ def train_lora(
         keeper = Keeper(
             model, plan, ready.run, setup.precision, setup.ladder, sink, encoded, started_at, watch, hints, model_file,
             "" if start_from is None else name_of(start_from), None if clip.layer_idx is None else -clip.layer_idx,
+            inputs_hash,
         )  # fmt: skip
         with keeper.opened(root) as under_way:
             watchers = (Samples(keeper, ready, clip, vae, watch),)

@@ -51,7 +51,8 @@ def train(parts: Any, dataset: Any, folder: Path, sink: Any = None, *, more: Any
     from lora_workbench.training.events import SilentSink
     from lora_workbench.training.train import train_lora
 
-    config = TrainConfig(**{"name": "run", "steps": 2, "rank": 4, "learning_rate": 1e-2, **settings})
+    usual = {"name": "run", "steps": 2, "rank": 4, "learning_rate": 1e-2, "if_run_before": "train again"}
+    config = TrainConfig(**{**usual, **settings})
     with torch.inference_mode():
         return train_lora(
             *parts, dataset, config, root=folder / "runs", cache_root=folder / "cache", sink=sink or SilentSink(),

@@ -13,7 +13,7 @@ import comfy.model_management
 from comfyui_version import __version__ as host_version
 from torch import Tensor
 
-from .identity import patches_identity, weights_identity
+from .identity import patches_identity, unpatched, weights_identity
 
 Conditioning = list[list[Any]]  # the value of a CONDITIONING socket: [[tensor, {name: value}], …]
 
@@ -30,7 +30,7 @@ class HostText:
         parts = [
             host_version,  # a newer host may tokenize or pad differently
             type(clip.cond_stage_model).__name__,
-            weights_identity(clip.cond_stage_model),
+            weights_identity(clip.cond_stage_model, unpatched(clip.patcher)),
             patches_identity(clip.patcher),
             str(clip.layer_idx),
             str(sorted((str(k), str(v)) for k, v in getattr(clip, "tokenizer_options", {}).items())),

@@ -53,7 +53,7 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
     facts = past.facts(folder) or {}
     name = str(facts.get("name") or folder.name)
     places = {line["file"]: (line["step"], line["epoch"]) for line in _lines(folder, "checkpoint", "file", "step")}
-    ends = {f"{name}{SUFFIX}", f"{name}{_LAST_GOOD}{SUFFIX}"}
+    ends = {past.final_file(folder).name, f"{name}{_LAST_GOOD}{SUFFIX}"}
     found: dict[int | str, Checkpoint] = {}
     for path in sorted(_files(folder), key=lambda path: (path.name in ends, path.name)):
         step, epoch = places.get(path.name) or _place_in_file(path)
@@ -103,7 +103,7 @@ def summary(folder: Path) -> RunSummary:
     Args:
         folder: Where the run lies now.
     """
-    told, facts = _object(folder / SUMMARY), past.facts(folder) or {}
+    told, facts = past.read_object(folder / SUMMARY), past.facts(folder) or {}
     known: dict[str, Any] = {}
     for field in dataclasses.fields(RunSummary):
         value = told.get(field.name, facts.get(field.name))
@@ -127,7 +127,7 @@ def layers_text(layers: Iterable[LayerNames], key_map: Mapping[str, object]) -> 
 
 def read_layers(folder: Path) -> tuple[dict[str, LayerNames], dict[str, object]]:
     """The layers and the key map of a run's LoRAs; both empty if its folder does not have them."""
-    told = _object(folder / LAYERS)
+    told = past.read_object(folder / LAYERS)
     try:
         layers = [
             LayerNames(one["module"], one["kohya"], tuple(DiffusersTarget(**target) for target in one["diffusers"]))
@@ -193,14 +193,6 @@ def _from_log(folder: Path) -> dict[str, Any]:
     if not losses:
         return {}
     return {"losses": tuple(losses.values()), "steps": max(losses), "epochs": epochs}
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _fitting(field: dataclasses.Field[Any], value: Any) -> Any:

@@ -19,7 +19,7 @@ from ..lora import LoraModel, RunSummary
 from ..settings import ordered_fields
 
 RUN, LOG, SAMPLES = "run.json", "log.jsonl", "samples"
-SUMMARY, LAYERS = "summary.json", "layers.json"
+CONFIG, SUMMARY, LAYERS = "config.json", "summary.json", "layers.json"
 
 
 class RunFolder:
@@ -63,7 +63,7 @@ class RunFolder:
     def write_config(self, config: Any) -> None:
         """Write the settings of the run."""
         settings = {field.name: getattr(config, field.name) for field in ordered_fields(config)}
-        self._write("config.json", json.dumps(settings, indent=1))
+        self._write(CONFIG, json.dumps(settings, indent=1))
 
     def write_losses(self, losses: list[float], rates: list[float]) -> None:
         """Write step, loss and learning rate, one line a step."""

@@ -6,7 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..config import kohya_settings
+from ..disk import content_hash
 from ..errors import UserError
 from ..events import Sink
 from ..files.metadata import ModelFacts, Session, build_metadata
@@ -56,6 +57,7 @@ class Keeper:
         model_file: The file that the model was loaded from, if it is known.
         start_from: The name of the LoRA that the run began with; empty for a fresh one.
         clip_skip: From which layer of the CLIP the text comes, counted from the end; None if it was not set.
+        fingerprint: By which it is found when it is asked for again; empty if it has none.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Keeper:
         model_file: Path | None = None,
         start_from: str = "",
         clip_skip: int | None = None,
+        fingerprint: str = "",
     ) -> None:
         self.run, self.plan, self.ladder, self.sink = run, plan, ladder, sink
         self.device = model.device
@@ -88,7 +91,7 @@ class Keeper:
         )  # fmt: skip
         self.in_force = settings_in_force(plan, run, model.is_flow, precision)
         self.session = Session(random.SystemRandom().getrandbits(32), started_at, 0.0, sum(map(len, plan.steps(0))))
-        self.id, self.watch = f"{self.session.id:08x}", watch
+        self.id, self.watch, self.fingerprint = f"{self.session.id:08x}", watch, fingerprint
         self.checkpoints: list[str] = []
         self.samples: list[str] = []
         self.not_saved: list[str] = []
@@ -120,7 +123,8 @@ class Keeper:
     def _write_facts(self, **more: Any) -> None:
         """Write what identifies the run, so that it is found again."""
         place, started = vars(self.watch.place), self.session.started_at
-        self.folder.write_run({"id": self.id, "name": self.folder.name, **place, "started_at": started, **more})
+        facts = {"id": self.id, "name": self.folder.name, **place, "started_at": started}
+        self.folder.write_run({**facts, "fingerprint": self.fingerprint, **more})
 
     def after_step(self, run: Run, epoch_ended: bool) -> None:
         """Save what is due after an optimizer step."""
@@ -150,11 +154,11 @@ class Keeper:
             outcome: `finished`, `cancelled` or `stopped`.
         """
         lora = self.lora()
-        self._keep(lambda: self.folder.save(lora))
+        file = self._keep(lambda: self.folder.save(lora))
         self._keep(lambda: self.folder.write_losses(self.run.losses, self.run.rates))
         summary = self._summary(outcome)
         self._keep(lambda: self.folder.write_summary(summary))
-        self._end(outcome)
+        self._end(outcome, file)
         self.sink.tell(summary.describe())
         log.info("LoRA Workbench: %s after %d steps; the run is in %s", outcome, summary.steps, self.folder.path)
         return lora, summary
@@ -222,11 +226,14 @@ class Keeper:
             self.checkpoints.append(str(path))
             self.history.add("checkpoint", step=self.run.step, epoch=self.run.epoch, file=path.name)
 
-    def _end(self, outcome: str) -> None:
-        """Say in the log and in the run's facts how it ended."""
+    def _end(self, outcome: str, file: Path | None = None) -> None:
+        """Say in the log and in the run's facts how it ended, and what its final LoRA is by its content."""
         run, seconds = self.run, round(time.time() - self.session.started_at, 1)
-        facts = {"outcome": outcome, "steps": run.step, "epochs": run.epoch, "seconds": seconds}
+        facts: dict[str, Any] = {"outcome": outcome, "steps": run.step, "epochs": run.epoch, "seconds": seconds}
         loss = run.smoothed_loss if run.read else None
+        if file:
+            with suppress(OSError):  # gone or unreadable already; the run is then not found again
+                facts["file_hash"] = content_hash(file)
         self._keep(lambda: self._write_facts(**facts, loss=loss))
         self.history.add("end", outcome=outcome, step=run.step, seconds=seconds)
 

@@ -7,28 +7,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..disk import SUFFIX, content_hash
 from . import history
 from .folder import LOG, RUN, SAMPLES
 
 
 def facts(folder: Path) -> dict[str, Any] | None:
     """What a run's folder says of it: its `run.json`; None if there is none or it cannot be read."""
-    try:
-        found = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.get("id") else None
+    found = read_object(folder / RUN)
+    return found if found.get("id") else None
 
 
 def runs(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Every run below a folder with its facts, the newest first."""
     found = [(folder, told) for folder in _folders(root) if (told := facts(folder))]
-    yield from sorted(found, key=lambda run: run[1].get("started_at", 0), reverse=True)
+    yield from sorted(found, key=lambda run: _number(run[1].get("started_at")), reverse=True)
 
 
 def folder_of(root: Path, run: str) -> Path | None:
     """The folder of a run by its id; None if it is gone."""
     return next((folder for folder, told in runs(root) if told["id"] == run), None)
+
+
+def finished(root: Path, fingerprint: str) -> Iterator[Path]:
+    """The folders of finished runs with a fingerprint whose LoRA is as they left it, the newest first."""
+    for folder, told in runs(root):
+        if told.get("outcome") != "finished" or not fingerprint or told.get("fingerprint") != fingerprint:
+            continue
+        try:
+            if content_hash(final_file(folder)) == told.get("file_hash"):
+                yield folder
+        except OSError:
+            continue
+
+
+def final_file(folder: Path) -> Path:
+    """The file of the LoRA at the end of a run, there or not. The folder may have been renamed."""
+    return folder / f"{(facts(folder) or {}).get('name') or folder.name}{SUFFIX}"
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -44,6 +59,26 @@ def thumbnail(folder: Path) -> str | None:
     """The name of the newest sample of a run, below its folder; None without one."""
     found = sorted((folder / SAMPLES).glob("*.png"))
     return f"{SAMPLES}/{found[-1].name}" if found else None
+
+
+def uses(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where a run was used in place of training it again, oldest first: workflow, node, prompt and `at`, a time."""
+    found = facts.get("uses")
+    wanted = {"workflow", "node", "prompt", "at"}
+    return [use for use in found if isinstance(use, dict) and wanted <= use.keys()] if isinstance(found, list) else []
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none, or it cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _folders(root: Path) -> list[Path]:

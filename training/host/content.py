@@ -1,0 +1,156 @@
+"""What a MODEL, a CLIP or any value of the host is by its content, the same in every process and on every day."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Iterator, Mapping
+from types import FunctionType
+from typing import Any
+
+import torch
+from comfy.weight_adapter import WeightAdapterBase
+from torch import Tensor, nn
+
+from .identity import sampled, unpatched, weights_identity
+
+# Options that only the sampler reads; training does not run it.
+_OF_THE_SAMPLER = ("sampler_", "disable_cfg1_optimization")
+# What other nodes can hang on a MODEL besides its patches. Each holds functions.
+_HANGERS = (
+    "callbacks", "wrappers", "injections", "hook_patches", "additional_models", "weight_wrapper_patches",
+    "forced_hooks",
+)  # fmt: skip
+_SAMPLING = "model_sampling"
+
+
+class Unidentified(Exception):
+    """A value has no content that could be compared, such as a function of another node."""
+
+
+def digest(*values: object) -> str:
+    """Hash values by their content. Large tensors are sampled evenly.
+
+    Args:
+        values: Plain values, tensors, modules, LoRA patches of the host, and lists and dicts of them.
+
+    Raises:
+        Unidentified: One of them holds what has no content that could be compared.
+    """
+    found = hashlib.sha256()
+    for part in _parts(values):
+        found.update(len(part).to_bytes(8, "little"))
+        found.update(part)
+    return found.hexdigest()
+
+
+def model_content(patcher: Any) -> str:
+    """Hash everything of a MODEL that a training step depends on: weights, patches, sampling, options.
+
+    Args:
+        patcher: MODEL socket.
+
+    Raises:
+        Unidentified: Another node changed the model by functions.
+    """
+    _refuse_functions(patcher)
+    options = {
+        name: value for name, value in patcher.model_options.items() if not str(name).startswith(_OF_THE_SAMPLER)
+    }
+    patched = {name: value for name, value in patcher.object_patches.items() if name != _SAMPLING}
+    return digest(
+        type(patcher.model).__name__, type(patcher.model.model_config).__name__,
+        type(patcher.model.diffusion_model).__name__, type(patcher.model.latent_format).__name__,
+        weights_identity(patcher.model.diffusion_model, unpatched(patcher, "diffusion_model.")), patcher.patches,
+        _without_empty(options), patched, patcher.get_model_object(_SAMPLING),
+    )  # fmt: skip
+
+
+def clip_content(clip: Any) -> str:
+    """Hash everything of a CLIP that its encoding of a text depends on, files of embeddings apart.
+
+    Args:
+        clip: CLIP socket.
+
+    Raises:
+        Unidentified: Another node changed it by functions.
+    """
+    _refuse_functions(clip.patcher)
+    return digest(
+        type(clip.cond_stage_model).__name__, type(clip.tokenizer).__name__,
+        weights_identity(clip.cond_stage_model, unpatched(clip.patcher)), clip.patcher.patches, clip.layer_idx,
+        getattr(clip, "tokenizer_options", {}), _without_empty(clip.patcher.model_options),
+        getattr(clip, "apply_hooks_to_conds", None), bool(getattr(clip, "use_clip_schedule", False)),
+    )  # fmt: skip
+
+
+def _refuse_functions(patcher: Any) -> None:
+    """Refuse what runs code of another node, or replaces the forward of a module."""
+    for name in _HANGERS:
+        if _without_empty(getattr(patcher, name, None)):
+            raise Unidentified(name)
+    for name, module in patcher.model.named_modules():
+        if "forward" in vars(module):
+            raise Unidentified(f"the forward of {name}")
+
+
+def _without_empty(value: Any) -> Any:
+    """A value without what is empty in its dicts and lists."""
+    if isinstance(value, Mapping):
+        kept = {name: _without_empty(item) for name, item in value.items()}
+        return {name: item for name, item in kept.items() if item not in ({}, [], None)} if kept else {}
+    return value
+
+
+def _parts(value: object) -> Iterator[bytes]:
+    """A value as bytes, so that two values of the same bytes are the same."""
+    yield type(value).__name__.encode()
+    if value is None or isinstance(value, (bool, int, float, str, bytes, torch.dtype, enum.Enum)):
+        yield repr(value).encode()
+    elif isinstance(value, Tensor):
+        yield f"{tuple(value.shape)} {value.dtype}".encode()
+        yield sampled(value)
+    elif isinstance(value, (list, tuple)):
+        yield str(len(value)).encode()
+        for item in value:
+            yield from _parts(item)
+    elif isinstance(value, (set, frozenset)):
+        yield from _parts(sorted(value, key=repr))
+    elif isinstance(value, Mapping):
+        yield str(len(value)).encode()
+        for name in sorted(value, key=repr):
+            yield from _parts((name, value[name]))
+    elif isinstance(value, WeightAdapterBase):
+        yield from _parts(value.weights)
+    elif isinstance(value, nn.Module):
+        yield from _parts(_of_module(value))
+    elif isinstance(value, FunctionType) and _is_plain(value):
+        yield from _parts((value.__module__, value.__qualname__, value.__code__.co_code))
+    else:
+        raise Unidentified(f"{type(value).__module__}.{type(value).__qualname__}")
+
+
+def _of_module(module: nn.Module) -> dict[str, Any]:
+    """A module of the host as plain values: its classes, its tensors and its attributes."""
+    classes = type(module).__mro__
+    for one in classes:
+        if not _is_of_the_host(one.__module__):
+            raise Unidentified(f"{one.__module__}.{one.__qualname__}")
+    inner = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
+    own = {name: value for name, value in vars(module).items() if name not in inner}
+    return {
+        "classes": [one.__qualname__ for one in classes],
+        "tensors": dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False)),
+        "modules": dict(module.named_children()),
+        "own": _without_empty(own),
+    }
+
+
+def _is_plain(function: FunctionType) -> bool:
+    """Whether a function of the host does the same whenever it is called."""
+    return _is_of_the_host(function.__module__) and not (function.__closure__ or function.__defaults__)
+
+
+def _is_of_the_host(module: str) -> bool:
+    # The host loads the files of comfy_extras under names that are paths.
+    return module.split(".")[0] in ("comfy", "torch", "builtins", "typing", "abc") or "comfy_extras" in module
