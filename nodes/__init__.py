@@ -16,6 +16,7 @@ from .concat_datasets import ConcatDatasets
 from .dataset_report import DatasetReport
 from .edit_captions import EditCaptions
 from .estimate_training import EstimateTraining
+from .held_out_pictures import HeldOutPictures
 from .images_to_dataset import ImagesToDataset
 from .live_captions import LiveCaptions
 from .load_dataset import LoadDataset
@@ -46,6 +47,7 @@ NODES: list[type[io.ComfyNode]] = [
     LossOptions,
     OptimizerOptions,
     LoadLoRA,
+    HeldOutPictures,
     EstimateTraining,
     LoRATrainer,
     ApplyLoRA,

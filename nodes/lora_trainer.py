@@ -77,7 +77,7 @@ class LoRATrainer(Node):
             sink=NodeSink(cls.hidden.unique_id, place),
             model_file=model_file(cls.hidden.dynprompt, cls.hidden.unique_id),
             start_from=inputs.get("start_from"),
-            watch=Watch(place),
+            watch=Watch(place, held_out=inputs.get("held_out")),
         )
         if result.summary.outcome != "finished":
             _cancelled[inputs["name"]] += 1

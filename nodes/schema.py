@@ -18,6 +18,7 @@ Run = io.Custom("LORA_RUN")
 TextEncoderOptions = io.Custom("LORA_TEXT_ENCODER_OPTIONS")
 LossOptions = io.Custom("LORA_LOSS_OPTIONS")
 OptimizerOptions = io.Custom("LORA_OPTIMIZER_OPTIONS")
+HeldOut = io.Custom("LORA_HELD_OUT")
 # ComfyUI's own, so that its nodes and ours connect.
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
@@ -53,6 +54,9 @@ def training_inputs() -> list[Any]:
         ),
         LoraModel.Input(
             "start_from", optional=True, tooltip="A LoRA to train on, from Load LoRA File. Empty: a fresh one."
+        ),
+        HeldOut.Input(
+            "held_out", optional=True, tooltip="From Held-out Pictures: which pictures are measured and not trained."
         ),
         *widgets(TrainerSettings),
     ]

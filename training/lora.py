@@ -109,6 +109,8 @@ class RunSummary:
         hints: One sentence for each setting that probably does not do what was meant.
         memory: How the run fitted into memory.
         id: What identifies the run, whatever its folder is called.
+        held_out: Each measurement of the held-out pictures: its `step`, their mean `loss`, the `base` model's, and both
+            by concept in `concepts`.
     """
 
     name: str
@@ -130,6 +132,7 @@ class RunSummary:
     hints: tuple[str, ...] = field(default=())
     memory: str = ""
     id: str = ""
+    held_out: tuple[dict[str, Any], ...] = field(default=())
 
     def __str__(self) -> str:
         """Say how the run went in two sentences, as ComfyUI's Preview Any prints it."""
