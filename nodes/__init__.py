@@ -22,6 +22,7 @@ from .live_captions import LiveCaptions
 from .load_dataset import LoadDataset
 from .load_lora import LoadLoRA
 from .lora_trainer import LoRATrainer
+from .loss_chart import LossChart
 from .loss_mask import LossMask
 from .loss_options import LossOptions
 from .optimizer_options import OptimizerOptions
@@ -50,6 +51,7 @@ NODES: list[type[io.ComfyNode]] = [
     HeldOutPictures,
     EstimateTraining,
     LoRATrainer,
+    LossChart,
     ApplyLoRA,
     SaveLoRA,
 ]

@@ -9,7 +9,7 @@ IDS = [
     "CaptionOperation", "LiveCaptions", "LossMask", "DatasetReport", "EditCaptions", "BucketImages", "LoRATrainer",
     "ApplyLoRA", "SaveLoRA", "EstimateTraining", "TextEncoderOptions",
     "LossOptions", "OptimizerOptions", "LoadLoRA",
-    "HeldOutPictures",
+    "HeldOutPictures", "LossChart",
 ]  # fmt: skip
 
 
