@@ -16,11 +16,13 @@ from .concat_datasets import ConcatDatasets
 from .dataset_report import DatasetReport
 from .edit_captions import EditCaptions
 from .estimate_training import EstimateTraining
+from .held_out_pictures import HeldOutPictures
 from .images_to_dataset import ImagesToDataset
 from .live_captions import LiveCaptions
 from .load_dataset import LoadDataset
 from .load_lora import LoadLoRA
 from .lora_trainer import LoRATrainer
+from .loss_chart import LossChart
 from .loss_mask import LossMask
 from .loss_options import LossOptions
 from .optimizer_options import OptimizerOptions
@@ -48,8 +50,10 @@ NODES: list[type[io.ComfyNode]] = [
     OptimizerOptions,
     SamplePrompts,
     LoadLoRA,
+    HeldOutPictures,
     EstimateTraining,
     LoRATrainer,
+    LossChart,
     ApplyLoRA,
     SaveLoRA,
 ]

@@ -59,7 +59,7 @@ class EstimateTraining(Node):
         with cls.cancellable() as sink:
             found = estimate(
                 model, clip, vae, dataset, config, cache_root=cache_folder(), sink=sink, measure=settings.measure,
-                start_from=inputs.get("start_from"),
+                start_from=inputs.get("start_from"), held_out=inputs.get("held_out"),
             )  # fmt: skip
         log.info("LoRA Workbench: %s", found.text())
         cls.show(found.summary())

@@ -83,9 +83,9 @@ class LoRATrainer(Node):
             model_file=model_file(cls.hidden.dynprompt, cls.hidden.unique_id),
             start_from=inputs.get("start_from"),
             watch=Watch(
-                place, inputs.get("sample_prompts"),
-                picture_metadata=picture_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo),
-            ),
+                place, inputs.get("sample_prompts"), inputs.get("held_out"),
+                picture_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo),
+            ),  # fmt: skip
         )
         if result.summary.outcome != "finished":
             _cancelled[inputs["name"]] += 1

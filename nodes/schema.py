@@ -19,6 +19,7 @@ TextEncoderOptions = io.Custom("LORA_TEXT_ENCODER_OPTIONS")
 LossOptions = io.Custom("LORA_LOSS_OPTIONS")
 OptimizerOptions = io.Custom("LORA_OPTIMIZER_OPTIONS")
 SamplePrompts = io.Custom("LORA_SAMPLE_PROMPTS")
+HeldOut = io.Custom("LORA_HELD_OUT")
 # ComfyUI's own, so that its nodes and ours connect.
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
@@ -54,6 +55,9 @@ def training_inputs() -> list[Any]:
         ),
         LoraModel.Input(
             "start_from", optional=True, tooltip="A LoRA to train on, from Load LoRA File. Empty: a fresh one."
+        ),
+        HeldOut.Input(
+            "held_out", optional=True, tooltip="From Held-out Pictures: which pictures are measured and not trained."
         ),
         *widgets(TrainerSettings),
     ]

@@ -21,6 +21,7 @@ from .disk import safetensors_bytes
 from .encode import Asked, asked_captions, encode_captions
 from .events import Cancelled, Sink, counted, lasted
 from .fit import Fit
+from .held_out import split
 from .host import memory
 from .host.keys import trained_names
 from .host.model import HostModel
@@ -33,6 +34,7 @@ from .measure import Measured, measured
 from .plan import Plan, whole_captions
 from .preflight import announce, check, latent_shape, trained_layers
 from .settings import Settings, knob
+from .watch import HeldOut
 
 _CANDIDATES = 32  # captions whose tokens are counted to find the longest
 _MIB = 2**20
@@ -177,7 +179,7 @@ class Estimate:
 
 def estimate(
     patcher: Any, clip: Any, vae: Any, dataset: Dataset, config: TrainConfig, *, cache_root: Path, sink: Sink,
-    measure: bool = False, start_from: Mapping[str, Tensor] | None = None,
+    measure: bool = False, start_from: Mapping[str, Tensor] | None = None, held_out: HeldOut | None = None,
 ) -> Estimate:  # fmt: skip
     """Say what a run would take. Nothing is written, and the model is given back untouched.
 
@@ -193,15 +195,17 @@ def estimate(
         sink: Receives the progress and is checked for a cancel.
         measure: Whether to train a few steps for their time.
         start_from: LORA_MODEL socket, as in training.
+        held_out: Which pictures are measured instead of trained, as in training.
 
     Raises:
         Cancelled: The user pressed cancel.
         UserError: Something in the inputs does not fit, as in training.
     """
     model = HostModel(patcher)
-    check(model, clip, vae, dataset, config)
+    check(model, clip, vae, dataset, config, held_out)
     model.text = trained_text(clip, config.trained_encoders, model.device)
     left_out: list[str] = []
+    dataset, _ = split(dataset, held_out, left_out.append)
     layers = trained_layers(model, config, start_from, clip, left_out.append)
     latent_cache, caption_cache = map(Overlay, cache_folders(cache_root))
     latents = wanted_latents(dataset, HostVAE(vae), latent_cache)

@@ -110,6 +110,8 @@ class RunSummary:
         memory: How the run fitted into memory.
         id: What identifies the run, whatever its folder is called.
         samples: Pictures that it made of itself, oldest first.
+        held_out: Each measurement of the held-out pictures: its `step`, their mean `loss`, the `base` model's, and both
+            by concept in `concepts`.
     """
 
     name: str
@@ -132,6 +134,7 @@ class RunSummary:
     memory: str = ""
     id: str = ""
     samples: tuple[str, ...] = field(default=())
+    held_out: tuple[dict[str, Any], ...] = field(default=())
 
     def __str__(self) -> str:
         """Say how the run went in two sentences, as ComfyUI's Preview Any prints it."""

@@ -74,11 +74,37 @@ class NoiseLevels:
         Returns:
             Noise levels and their timesteps, 0 to 1, [count] each.
         """
+        return self._at(self._shares(count, source), tokens)
+
+    def strata(self, count: int, tokens: int) -> Tensor:
+        """Noise levels that stand for the whole distribution: the middle of each of `count` equally likely parts.
+
+        Args:
+            count: How many.
+            tokens: Latent tokens of each picture, for `resolution_shift`.
+
+        Returns:
+            Noise levels, [count], rising.
+        """
+        sigma, _ = self._at(self._transformed((torch.arange(count) + 0.5) / count), tokens)
+        return sigma.sort().values
+
+    def _at(self, shares: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        """The noise levels and timesteps at shares of what is trained of the schedule."""
         table = self._shifted(tokens)
         times = table if self.is_flow else torch.arange(len(table)) / len(table)
         first, last = self._range(times)
-        place = first + (self._shares(count, source) * (last - first)).long().clamp_(max=last - first - 1)
+        place = first + (shares * (last - first)).long().clamp_(max=last - first - 1)
         return table[place], times[place]
+
+    def _transformed(self, quantile: Tensor) -> Tensor:
+        """The places of `_shares` at quantiles of their distribution, 0 to 1."""
+        o = self.options
+        if self.timesteps == "logit-normal":
+            return torch.sigmoid(o.timestep_mean + o.timestep_spread * torch.special.ndtri(quantile))
+        if self.timesteps == "mode":
+            quantile = 1 - quantile - o.mode_scale * ((math.pi / 2 * quantile).cos().square() - 1 + quantile)
+        return quantile.clamp(0, 1)
 
     def _shares(self, count: int, source: torch.Generator) -> Tensor:
         """Places in the schedule as shares of its length, 0 to 1, rising with the noise.
@@ -89,10 +115,7 @@ class NoiseLevels:
         o = self.options
         if self.timesteps == "logit-normal":
             return torch.sigmoid(o.timestep_mean + o.timestep_spread * torch.randn(count, generator=source))
-        share = torch.rand(count, generator=source)
-        if self.timesteps == "mode":
-            share = 1 - share - o.mode_scale * ((math.pi / 2 * share).cos().square() - 1 + share)
-        return share.clamp(0, 1)
+        return self._transformed(torch.rand(count, generator=source))
 
     def _shifted(self, tokens: int) -> Tensor:
         """The table with the shift that is wanted: a shift multiplies the odds sigma / (1 - sigma)."""

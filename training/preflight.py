@@ -37,11 +37,14 @@ from .plan import Plan, is_trained_with_words, whole_captions
 from .ready import Ready
 from .rung import Rung
 from .step import Setup
+from .watch import HeldOut
 
 log = logging.getLogger(__name__)
 
 
-def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: TrainConfig) -> None:
+def check(
+    model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: TrainConfig, held_out: HeldOut | None = None
+) -> None:
     """Refuse what cannot work, before any work is done.
 
     Raises:
@@ -63,7 +66,11 @@ def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: Train
     refuse_nothing_to_train(model.targets())
     refuse_unfit(model, config)
     step = int(vae.spacial_compression_encode())
-    for width, height in dataset.buckets():
+    buckets = set(dataset.buckets())
+    if held_out and held_out.dataset is not None:
+        refuse_unmeasurable(held_out.dataset)
+        buckets |= set(held_out.dataset.buckets())
+    for width, height in sorted(buckets):
         if width % step or height % step:
             raise UserError(
                 f"The bucket {width}×{height} is not a multiple of {step} pixels, which this VAE needs. Set step in "
@@ -74,6 +81,18 @@ def check(model: HostModel, clip: Any, vae: Any, dataset: Dataset, config: Train
         raise UserError(
             f"This VAE makes latents of {channels} channels and the MODEL takes {wanted}. Connect the VAE that belongs "
             "to the MODEL."
+        )
+
+
+def refuse_unmeasurable(dataset: Dataset) -> None:
+    """Refuse a dataset that cannot be measured.
+
+    Raises:
+        UserError: It has no buckets.
+    """
+    if not dataset.is_bucketed:
+        raise UserError(
+            "The dataset of Held-out Pictures has no buckets yet. Put Bucket Images between it and Held-out Pictures."
         )
 
 

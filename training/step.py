@@ -165,7 +165,7 @@ def prepare(setup: Setup, batch: Batch, micro_step: int) -> MicroBatch:
     captions = tuple(plan.caption(index, micro_step, place) for place, index in enumerate(batch.indices))
     sizes = [size_conditions(picture, flip) for picture, flip in zip(pictures, batch.flips, strict=True)]
     extras = tuple({**size, "guidance": config.guidance} for size in sizes)
-    masks = [_mask(setup, picture, view, x0) for picture, view in zip(pictures, batch.shown, strict=True)]
+    masks = [mask_of(setup.latents, picture, view, x0) for picture, view in zip(pictures, batch.shown, strict=True)]
     mask = None
     if any(m is not None for m in masks):
         ones = torch.ones(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])
@@ -267,10 +267,10 @@ def _latent(setup: Setup, view: View, micro_step: int, place: int) -> Tensor:
     return setup.latents.draw(*view, source)
 
 
-def _mask(setup: Setup, picture: Picture, view: View, x0: Tensor) -> Tensor | None:
+def mask_of(latents: LatentStore, picture: Picture, view: View, x0: Tensor) -> Tensor | None:
     """Weight of each position of a picture's latent [1, 1, (1,) h, w]; None when all weigh the same."""
     padding = padding_mask(picture.placement, x0) if picture.placement else None
-    inside = setup.latents.mask(*view)
+    inside = latents.mask(*view)
     if inside is None:
         return padding
     weights = picture.outside + (1 - picture.outside) * inside.view(1, *[1] * (x0.ndim - 3), *x0.shape[-2:])

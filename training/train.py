@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from .advice import risen
-from .between import Between
+from .between import Between, Watcher
 from .cache.captions import CaptionStore
 from .cache.latents import LatentStore, cache_folders, store_latents
 from .config import TrainConfig
 from .data.dataset import Dataset
 from .encode import asked_captions, encode_captions
 from .events import Cancelled, Sink, Stopped
+from .held_out import HeldOutLoss, held_captions, split, store_held
 from .host.model import HostModel
 from .host.progress import host_interrupt, is_host_interrupt
 from .host.text import count_tokens
@@ -76,15 +77,16 @@ def train_lora(
     """
     started_at = time.time()
     model = HostModel(patcher)
-    check(model, clip, vae, dataset, config)
+    check(model, clip, vae, dataset, config, watch.held_out)
     inputs_hash = fingerprint(model, clip, vae, dataset, config, cache_folders(cache_root)[0], start_from, watch)
     if config.uses_run_before and (found := reused(root, inputs_hash, config, sink, watch.place)):
         return Result(*found)
     model.text = trained_text(clip, config.trained_encoders, model.device)
     left_out: list[str] = []
+    dataset, parts = split(dataset, watch.held_out, left_out.append)
     layers = trained_layers(model, config, start_from, clip, left_out.append)
     plan, hints = announce(dataset, config, sink, partial(count_tokens, clip), left_out)
-    plan, latents, captions = encode(model, clip, vae, plan, cache_root, sink)
+    plan, latents, captions, held = encode(model, clip, vae, plan, cache_root, sink, parts)
     with prepared(model, plan, latents, captions, sink=sink, layers=layers) as ready:
         setup, encoded = ready.setup, (latents.encoded, captions.encoded)
         keeper = Keeper(
@@ -93,7 +95,7 @@ def train_lora(
             inputs_hash,
         )  # fmt: skip
         with keeper.opened(root) as under_way:
-            watchers = (Samples(keeper, ready, clip, vae, watch),)
+            watchers = watchers_of(keeper, ready, clip, vae, held)
             ended_by = _trained(keeper, ready, Between(keeper, ready, keeper.history, under_way, watchers))
     if ended_by:
         sink.take_cancel()
@@ -107,6 +109,15 @@ def train_lora(
     return result
 
 
+def watchers_of(keeper: Keeper, ready: Ready, clip: Any, vae: Any, held: Sequence[LatentStore]) -> list[Watcher]:
+    """What looks at the run between two steps."""
+    found: list[Watcher] = [Samples(keeper, ready, clip, vae, keeper.watch)]
+    if held and (options := keeper.watch.held_out):
+        record, sink = keeper.measured, keeper.history
+        found.append(HeldOutLoss(ready.setup, held, options.every_steps, record, sink, keeper.hint))
+    return found
+
+
 def _trained(keeper: Keeper, ready: Ready, between: Between) -> BaseException | None:
     """Train to the end, or until the user ends it; return what ended it early.
 
@@ -116,9 +127,7 @@ def _trained(keeper: Keeper, ready: Ready, between: Between) -> BaseException | 
     run, sink = ready.run, keeper.history
 
     def smaller() -> None:
-        sentence = f"Out of memory at step {run.step + 1}. It goes on with {ready.step_down()}."
-        keeper.hints += (sentence,)
-        sink.hint(sentence)
+        keeper.hint(f"Out of memory at step {run.step + 1}. It goes on with {ready.step_down()}.")
 
     try:
         between.begin(run)
@@ -135,20 +144,20 @@ def _finished(keeper: Keeper, run: Run, outcome: str) -> Result:
     """Keep the LoRA, and say if its loss rose."""
     with torch.inference_mode(False):
         if hint := risen(keeper.plan.config, run.losses):
-            keeper.hints += (hint,)
-            keeper.history.hint(hint)
+            keeper.hint(hint)
         return Result(*keeper.finish(outcome))
 
 
 def encode(
-    model: HostModel, clip: Any, vae: Any, plan: Plan, cache_root: Path, sink: Sink
-) -> tuple[Plan, LatentStore, CaptionStore]:
+    model: HostModel, clip: Any, vae: Any, plan: Plan, cache_root: Path, sink: Sink, held: Sequence[Dataset] = ()
+) -> tuple[Plan, LatentStore, CaptionStore, list[LatentStore]]:
     """Encode the pictures and captions that the run will ask for and the cache does not hold.
 
     Of a model whose text encoders are trained, the other encoders of the CLIP get what they make of each caption.
 
     Returns:
-        The plan without the pictures that could not be encoded; the latents; the captions.
+        The plan without the pictures that could not be encoded; the latents; the captions, those of `held` included;
+        the latents of `held`.
     """
     dataset = plan.dataset
     latent_cache, caption_cache = cache_folders(cache_root)
@@ -156,12 +165,14 @@ def encode(
         latents = store_latents(dataset, HostVAE(vae), latent_cache, sink)
         if latents.dataset != dataset:
             plan = Plan(latents.dataset, plan.config, plan.lengths)
-        asked = asked_captions(model, clip, plan.captions())
+        held_latents = store_held(held, HostVAE(vae), latent_cache, sink)
+        more = [caption for store in held_latents for caption in held_captions(store.dataset)]
+        asked = asked_captions(model, clip, [*plan.captions(), *more])
         captions = encode_captions(model, asked, caption_cache, sink)
     for sentence in latents.dataset.skipped[len(dataset.skipped) :]:
         log.warning("LoRA Workbench: left out: %s", sentence)
     log.info("LoRA Workbench: encoded %d new pictures and %d new captions", latents.encoded, captions.encoded)
-    return plan, latents, captions
+    return plan, latents, captions, held_latents
 
 
 def is_cancel(error: BaseException) -> bool:

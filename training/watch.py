@@ -45,6 +45,21 @@ class SampleOptions(PaintSettings):
 
 
 @dataclass(frozen=True)
+class HeldOutSettings(Settings):
+    """The settings of Held-out Pictures."""
+
+    share: float = knob(
+        10.0,
+        "Percent of each concept's pictures that are measured and not trained. At least one picture, if a concept has "
+        "two or more. 0 holds none out.",
+        min=0.0, max=90.0, step=1.0,
+    )
+    every_steps: int = knob(
+        0, "Measures every this many steps. 0 measures after every epoch.", min=0, max=10_000_000
+    )
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """Pictures that are measured and not trained.
 

@@ -41,6 +41,8 @@ BASIC = {
     "SaveLoRA": ["name", "precision", "format", "overwrite"],
     "EstimateTraining": ["measure", "name", "epochs", "learning_rate", "rank", "batch_size", "memory"],
     "LoadLoRA": ["file"],
+    "HeldOutPictures": ["share", "every_steps"],
+    "LossChart": ["log_scale", "smoothing", "width", "height"],
     # Who adds one of these wants to see what it has.
     "TextEncoderOptions": [
         f"{kind}{setting}" for kind in ("clip_l", "clip_g", "other") for setting in ("", "_rate", "_until")

@@ -31,6 +31,7 @@ class Adapter(Protocol):
         path: Of the frozen layer inside the host's model.
         index: Its number among the run's adapters, which its random draws depend on.
         is_off: Whether the frozen layer runs alone at present.
+        drops: Whether it drops values at random at present, if it is set to.
         part_of: The model that the layer belongs to: the denoiser, or a text encoder by its kind.
         rank: Its size, as metadata shows it.
         alpha: What scales its output, as metadata shows it.
@@ -39,6 +40,7 @@ class Adapter(Protocol):
     path: str
     index: int
     is_off: bool
+    drops: bool
     part_of: str
     rank: int
     alpha: float

@@ -32,6 +32,7 @@ class LoraAdapter:
         rank: Of the pair.
         alpha: Its output is scaled by alpha / rank.
         is_off: Whether the frozen layer currently runs without the pair.
+        drops: Whether dropout is on at present.
         part_of: The model that the layer belongs to.
     """
 
@@ -47,6 +48,7 @@ class LoraAdapter:
         self.scale = alpha / self.rank
         self.index = 0
         self.is_off = False
+        self.drops = True
         self._draw, self._share = (0, 0), WHOLE
         self._is_conv = down.ndim > 2
 
@@ -102,7 +104,7 @@ class LoraAdapter:
             inner = torch.matmul(self._down, x.flatten(2))
         else:
             inner = x.reshape(-1, x.shape[-1]) @ self._down_t
-        keep = self._keep_mask(inner) if self.dropout else None
+        keep = self._keep_mask(inner) if self.dropout and self.drops else None
         if keep is not None:
             inner = inner * keep
         if self._is_conv:

@@ -80,6 +80,17 @@ class Network:
             for adapter in self.adapters:
                 adapter.is_off = False
 
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Use every inner value until the block ends, as when sampling."""
+        for adapter in self.adapters:
+            adapter.drops = False
+        try:
+            yield
+        finally:
+            for adapter in self.adapters:
+                adapter.drops = True
+
 
 def refuse_nothing_to_train(targets: Mapping[str, nn.Module]) -> None:
     """Say that a model has no layer to train, if so.

@@ -342,4 +342,8 @@ def _own_entries(summary: RunSummary) -> dict[str, Any]:
     if len(summary.concept_losses) > 1:
         last = {name: losses[-1] for name, losses in summary.concept_losses.items()}
         entries["lora_workbench.concept_losses"] = last
+    if summary.held_out:
+        measured = summary.held_out[-1]  # a checkpoint can be some steps younger
+        for name in ("loss", "base", "step"):
+            entries[f"lora_workbench.held_out_{name}"] = measured[name]
     return entries

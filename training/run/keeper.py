@@ -95,6 +95,7 @@ class Keeper:
         self.checkpoints: list[str] = []
         self.samples: list[str] = []
         self.not_saved: list[str] = []
+        self.held_out: list[dict[str, Any]] = []
         self._clock = time.monotonic()
 
     @contextmanager
@@ -142,6 +143,16 @@ class Keeper:
             )
             self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
         self.history.memory(self.ladder.rung.name, memory.peak(self.device), run.step)
+
+    def hint(self, sentence: str) -> None:
+        """Say what stays in view until the end of the run, and is in its summary."""
+        self.hints += (sentence,)
+        self.history.hint(sentence)
+
+    def measured(self, **line: Any) -> None:
+        """Take note of the loss of the held-out pictures."""
+        self.held_out.append(line)
+        self.history.add("held_out", **line)
 
     def save_now(self) -> None:
         """Save a checkpoint outside of the usual turn."""
@@ -217,7 +228,7 @@ class Keeper:
             checkpoints=tuple(self.checkpoints), outcome=outcome, seconds=seconds,
             encoded_latents=latents, encoded_captions=captions, skipped=self.plan.dataset.skipped,
             not_saved=tuple(dict.fromkeys(self.not_saved)), seed=self.plan.config.seed, hints=self.hints,
-            memory=self.ladder.rung.name, id=self.id, samples=tuple(self.samples),
+            memory=self.ladder.rung.name, id=self.id, samples=tuple(self.samples), held_out=tuple(self.held_out),
         )  # fmt: skip
 
     def _checkpoint(self, suffix: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..disk import SUFFIX, content_hash
+from ..events import Line
+from ..lora import RunSummary
 from . import history
+from .curve import Curve
 from .folder import LOG, RUN, SAMPLES
 
 
@@ -53,6 +56,23 @@ def told(folder: Path) -> dict[str, Any]:
     except OSError:
         text = ""
     return {"state": (facts(folder) or {}).get("outcome", "broken off"), **history.read(text)}
+
+
+def told_by(summary: RunSummary) -> dict[str, Any]:
+    """The same of the run that a RUN socket carries; from its losses if the folder is gone."""
+    found = told(Path(summary.folder))
+    if found["curve"]["step"]:
+        return found
+    measured: list[Line] = [{"kind": "held_out", **line} for line in summary.held_out]
+    return {**told_of(summary.losses), "lines": measured}
+
+
+def told_of(losses: Iterable[float]) -> dict[str, Any]:
+    """The same of nothing but the loss of each step."""
+    curve = Curve()
+    for step, loss in enumerate(losses, 1):
+        curve.add(step, float(loss), 0.0, {})
+    return {"curve": curve.columns(), "lines": []}
 
 
 def thumbnail(folder: Path) -> str | None:
