@@ -3,23 +3,12 @@
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
+import { OWN_ID, nameWorkflow, nodeByPath, workflowId } from "./workflow.js"
 
 const PREFIX = "LoRAWorkbench_"
 const TEXT = "lora_workbench_text" // key in a node's output
 const TEXT_WIDGET = "$$node-text-preview" // the front end's
-const OWN_ID = "lora_workbench" // key in a workflow's `extra`
-const NO_ID = "00000000-0000-0000-0000-000000000000"
-
-const root = () => app.rootGraph ?? app.graph
-const workflowId = () => root().extra?.[OWN_ID] || root().id
 const texts = new WeakMap() // the text of each node that has one
-
-// The front end gives a graph that was cleared no id, and sometimes another one at every load.
-function nameWorkflow() {
-  const graph = root()
-  if (graph && (!graph.id || graph.id === NO_ID))
-    (graph.extra ??= {})[OWN_ID] ??= `${Date.now().toString(36)}-${Math.random().toString(36).slice(2)}`
-}
 
 // The front end shows a text where it shows those of running nodes, in both renderers. It looks in the open graph only.
 function say(node) {
@@ -34,20 +23,9 @@ function keepTextsOut() {
       if (widget.name === TEXT_WIDGET && node.comfyClass?.startsWith(PREFIX)) widget.serialize = false
 }
 
-// By the id under which it was queued: 7, or 3:7 inside the subgraph of node 3.
-function nodeByPath(path) {
-  let graph = root()
-  let node
-  for (const id of path.split(":")) {
-    node = graph?.getNodeById(Number(id)) ?? graph?.getNodeById(id)
-    graph = node?.subgraph
-  }
-  return node
-}
-
 async function restore() {
   const id = workflowId()
-  if (!id || id === NO_ID) return
+  if (!id) return
   const answer = await api.fetchApi(`/lora_workbench/shown/${encodeURIComponent(id)}`)
   if (!answer.ok || id !== workflowId()) return
   for (const [path, { kind, output }] of Object.entries(await answer.json()))

@@ -24,7 +24,7 @@ from .server import prompts
 
 # Key in a node's output with its text. ComfyUI sends a node's output again when it takes its result from the cache.
 TEXT = "lora_workbench_text"
-# web/shown.js gives a workflow without an id of its own this one.
+# web/workflow.js gives a workflow without an id of its own this one.
 _OWN_ID = "lora_workbench"
 _PREFIX = "LoRAWorkbench_"
 _MOST = 500  # nodes
@@ -96,7 +96,7 @@ def shown() -> Shown:
 
 
 def workflow_id(pnginfo: Any) -> str:
-    """The id of the workflow that a prompt was made from, as web/shown.js finds it; empty for a prompt without one.
+    """The id of the workflow that a prompt was made from, as web/workflow.js finds it; empty for a prompt without one.
 
     Args:
         pnginfo: What ComfyUI gives a node as `extra_pnginfo`.

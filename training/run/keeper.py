@@ -118,6 +118,7 @@ class Keeper:
 
     def discard(self) -> None:
         """Remove the folder and forget the run."""
+        self.history.add("end", outcome="discarded", step=self.run.step, seconds=0.0)  # for the panel
         self.folder.discard()
         forget(self.id)
 
