@@ -10,7 +10,7 @@ from typing import ClassVar
 from .data.dataset import Dataset
 from .events import NOWHERE, Place
 from .prompts import PaintSettings, Prompt, parse
-from .settings import knob
+from .settings import Settings, knob
 
 
 @dataclass(frozen=True)
