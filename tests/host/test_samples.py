@@ -12,34 +12,20 @@ import pytest
 import torch
 from PIL import Image
 from support import small_models
-from support.photos import write_photos
 from support.rig import Snapshot
+from support.session import loaded, photos
 
 PROMPTS = "zorp, a photo --d 3\na hat --w 100 --h 64 --n grey"
 
 
 @pytest.fixture(scope="module")
 def checkpoint(comfy_host, tiny_checkpoint) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of the small SD1.5 checkpoint, loaded as a server does."""
-    import comfy.model_management
-    import comfy.sd
-
-    with torch.inference_mode():
-        parts = comfy.sd.load_checkpoint_guess_config(str(tiny_checkpoint))[:3]
-        comfy.model_management.load_models_gpu([parts[0], parts[1].patcher])
-    return parts
+    return loaded(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
-    from lora_workbench.training.data.scan import scan_folder
-
-    folder = tmp_path_factory.mktemp("data") / "1_photo"
-    folder.mkdir()
-    for photo in write_photos(folder, longest=64)[4:]:
-        photo.unlink()
-    return assign_buckets(scan_folder(folder, trigger="zorp"), BucketConfig(resolution=64, step=32))
+def dataset(comfy_host, tmp_path_factory):
+    return photos(tmp_path_factory.mktemp("data") / "1_photo", most=4, resolution=64)
 
 
 @pytest.fixture(scope="module")

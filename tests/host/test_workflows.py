@@ -21,7 +21,10 @@ FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 # As version 0.1 shipped them: what people saved then must keep loading. These files never change.
 SAVED = sorted((ROOT / "tests" / "data" / "workflows_0.1").glob("*.json"))
 # Nodes that it lacks.
-SINCE = {"EstimateTraining", "TextEncoderOptions", "LossOptions", "OptimizerOptions", "LoadLoRA", "SamplePrompts"}
+SINCE = {
+    "EstimateTraining", "TextEncoderOptions", "LossOptions", "OptimizerOptions", "LoadLoRA", "SamplePrompts",
+    "CompareCheckpoints",
+}  # fmt: skip
 PREFIX = "LoRAWorkbench_"
 BYPASS = 4  # LiteGraph's mode of a node that passes its input on
 NAMES = {

@@ -8,7 +8,7 @@ IDS = [
     "LoadDataset", "ImagesToDataset", "ConcatDatasets", "RegularizationImages", "PriorPreservation", "AutoCaption",
     "CaptionOperation", "LiveCaptions", "LossMask", "DatasetReport", "EditCaptions", "BucketImages", "LoRATrainer",
     "ApplyLoRA", "SaveLoRA", "EstimateTraining", "TextEncoderOptions",
-    "LossOptions", "OptimizerOptions", "LoadLoRA", "SamplePrompts",
+    "LossOptions", "OptimizerOptions", "LoadLoRA", "SamplePrompts", "CompareCheckpoints",
 ]  # fmt: skip
 
 
