@@ -12,6 +12,7 @@ from .apply_lora import ApplyLoRA
 from .auto_caption import AutoCaption
 from .bucket_images import BucketImages
 from .caption_operation import CaptionOperation
+from .compare_checkpoints import CompareCheckpoints
 from .concat_datasets import ConcatDatasets
 from .dataset_report import DatasetReport
 from .edit_captions import EditCaptions
@@ -54,6 +55,7 @@ NODES: list[type[io.ComfyNode]] = [
     EstimateTraining,
     LoRATrainer,
     LossChart,
+    CompareCheckpoints,
     ApplyLoRA,
     SaveLoRA,
 ]

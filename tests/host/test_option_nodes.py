@@ -109,3 +109,42 @@ def test_apply_lora_says_when_no_text_encoder_was_trained(server):
 def test_an_encoder_that_the_clip_lacks_is_refused(server):
     with pytest.raises(PromptError, match="clip g is on in Text Encoder Options, but this CLIP has clip_l"):
         server.run(training(server, "refused", {"clip_g": True}), timeout=120)
+
+
+def test_samples_of_a_run_and_its_checkpoints(server):
+    """The files carry the prompt and the workflow, Compare Checkpoints hands one on, and bad prompts are refused."""
+    prompt = training(server, "sampled", {}, save_every_steps=1, steps=2)
+    del prompt["train"]["inputs"]["text_encoder_options"], prompt["options"], prompt["keep"]
+    settings = {"prompts": "zorp --d 7\n# not this\na hat", "width": 64, "height": 64, "steps": 1, "cfg": 1.0}
+    prompt["prompts"] = node("SamplePrompts", **defaults(server, "SamplePrompts") | settings)
+    prompt["train"]["inputs"]["sample_prompts"] = ["prompts", 0]
+    prompt["compare"] = node(
+        "CompareCheckpoints", model=["load", 0], clip=["load", 1], vae=["load", 2], run=["train", 2],
+        sample_prompts=["prompts", 0], **defaults(server, "CompareCheckpoints") | {"chosen": "step 1"},
+    )  # fmt: skip
+    prompt["keep"] = node(
+        "SaveLoRA", lora=["compare", 1], name="first", precision="fp32", format="kohya", overwrite=True
+    )
+    workflow = {"id": "one", "nodes": []}
+    entry = server.wait(server.queue(prompt, extra_data={"extra_pnginfo": {"workflow": workflow}}), timeout=300)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    outputs = entry["outputs"]
+    folder = server.base / "output" / "lora_workbench" / outputs["train"]["lora_workbench_run"][0]["name"]
+    names = [f"step{step:08d}-{number}.png" for step in (0, 2) for number in (1, 2)]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == names
+    carried = Image.open(folder / "samples" / names[0]).text
+    queued = {name: part["inputs"] for name, part in json.loads(carried["prompt"]).items()}
+    assert queued == {name: part["inputs"] for name, part in prompt.items()}
+    assert json.loads(carried["workflow"]) == workflow
+    assert carried["parameters"].startswith("zorp\nSteps: 1, Sampler: euler,")
+    (sheet,) = outputs["compare"]["images"]
+    with Image.open(BytesIO(server.view(sheet["filename"], sheet["subfolder"], sheet["type"]))) as image:
+        assert image.height > 3 * 64
+    with (
+        safe_open(folder / "sampled-step00000001.safetensors", framework="np") as one,
+        safe_open(Path(outputs["keep"]["text"][0]), framework="np") as other,
+    ):
+        assert all((one.get_tensor(key) == other.get_tensor(key)).all() for key in one.keys())  # noqa: SIM118
+    prompt["prompts"]["inputs"]["prompts"] = "zorp --x 3"
+    with pytest.raises(PromptError, match="'zorp --x 3' has the unknown option --x"):
+        server.run(prompt, timeout=120)

@@ -11,34 +11,21 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from support.photos import write_photos
+from support import small_models
 from support.rig import Snapshot
+from support.session import loaded, photos
 
 PROMPTS = "zorp, a photo --d 3\na hat --w 100 --h 64 --n grey"
 
 
 @pytest.fixture(scope="module")
 def checkpoint(comfy_host, tiny_checkpoint) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of the small SD1.5 checkpoint, loaded as a server does."""
-    import comfy.model_management
-    import comfy.sd
-
-    with torch.inference_mode():
-        parts = comfy.sd.load_checkpoint_guess_config(str(tiny_checkpoint))[:3]
-        comfy.model_management.load_models_gpu([parts[0], parts[1].patcher])
-    return parts
+    return loaded(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
-    from lora_workbench.training.data.scan import scan_folder
-
-    folder = tmp_path_factory.mktemp("data") / "1_photo"
-    folder.mkdir()
-    for photo in write_photos(folder, longest=64)[4:]:
-        photo.unlink()
-    return assign_buckets(scan_folder(folder, trigger="zorp"), BucketConfig(resolution=64, step=32))
+def dataset(comfy_host, tmp_path_factory):
+    return photos(tmp_path_factory.mktemp("data") / "1_photo", most=4, resolution=64)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +95,10 @@ class Untouched:
     """MODEL, CLIP and VAE before and after a run."""
 
     def __init__(self, parts):
+        import comfy.model_management
+
+        with torch.inference_mode():  # without what another test has applied
+            comfy.model_management.load_models_gpu([parts[0], parts[1].patcher])
         self._parts = parts
         self._model, self._state = Snapshot(parts[0]), self._now()
 
@@ -124,6 +115,23 @@ class Untouched:
         assert all(torch.equal(one, other) for one, other in zip(self._state, self._now(), strict=True))
 
 
+def painted_by_nodes(parts: Any, lora: Any, text: str, negative: str, samples: Any, size: Any, seed: int) -> Any:
+    """What ApplyLoRA, CLIPTextEncode, EmptyLatentImage, KSampler, VAEDecode and SaveImage make, as bytes."""
+    import numpy as np
+    from lora_workbench.training.host.apply import apply_lora
+
+    import nodes
+
+    with torch.inference_mode():
+        model, clip = apply_lora(parts[0], parts[1], lora, samples.strength, samples.strength)
+        texts = [nodes.CLIPTextEncode().encode(clip, words)[0] for words in (text, negative)]
+        (latent,) = nodes.EmptyLatentImage().generate(*size)
+        kind = samples.sampler, samples.scheduler
+        (latent,) = nodes.common_ksampler(model, seed, samples.steps, samples.cfg, *kind, *texts, latent)
+        (images,) = nodes.VAEDecode().decode(parts[2], latent)
+    return np.clip(255.0 * images[0].cpu().numpy(), 0, 255).astype(np.uint8).tobytes()
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -138,8 +146,8 @@ def test_training_is_the_same_with_samples(settings, checkpoint, dataset, tmp_pa
     if "optimizer" in settings:
         pytest.importorskip("pytorch_optimizer", reason="the package with ScheduleFreeAdamW is not installed")
     before, found, sinks = Untouched(checkpoint), [], [Sink(), Sink()]
-    chosen = None, options(every_steps=2, every_epochs=0, sampler="euler_ancestral")
-    for sink, samples in zip(sinks, chosen, strict=True):
+    chosen = options(every_steps=2, every_epochs=0, sampler="euler_ancestral", strength=0.8)
+    for sink, samples in zip(sinks, (None, chosen), strict=True):
         torch.manual_seed(5)
         result = train(checkpoint, dataset, tmp_path / "runs", cache, samples, sink, **settings)
         found.append((result, torch.get_rng_state()))
@@ -153,7 +161,48 @@ def test_training_is_the_same_with_samples(settings, checkpoint, dataset, tmp_pa
     pictures = [Image.open(path) for path in sampled.summary.samples]
     assert [picture.size for picture in pictures[:2]] == [(64, 64), (96, 64)], "rounded down to the VAE's step"
     assert len({picture.tobytes() for picture in pictures[::2]}) == 3, "the LoRA is not seen"
-    assert pictures[0].text["parameters"].splitlines()[0] == "zorp, a photo"
+    for picture, more in zip(pictures[-2:], [("zorp, a photo", "", 3), ("a hat", "grey", 0)], strict=True):
+        text, negative, seed = more
+        expected = painted_by_nodes(checkpoint, plain.lora, text, negative, chosen, picture.size, seed)
+        assert picture.tobytes() == expected, "other pixels than the nodes paint"
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen"])
+def test_latents_of_other_models(name, comfy_host, small_models_folder):
+    """Flux takes guidance; Qwen-Image's latents have a dimension of time."""
+    from lora_workbench.training.host.sampling import Painter
+    from node_helpers import conditioning_set_values
+
+    import nodes
+
+    class Clip:
+        def tokenize(self, text):
+            return text
+
+        def encode_from_tokens_scheduled(self, text, show_pbar):
+            return small_models.conditioning(name, seed=len(text))
+
+    class Vae:
+        def spacial_compression_encode(self):
+            return 8
+
+        def decode(self, latent):
+            return latent.movedim(1, -1)[..., :3]
+
+    model = small_models.build(name, small_models_folder)
+    samples = options(prompts="zorp --g 1.5 --w 70 --n no\nzorp --g 9 --w 64 --n no")
+    painter = Painter(model, Clip(), Vae(), samples.lines())
+    found = [painter.sample(prompt) for prompt in samples.lines()]
+    with torch.inference_mode():
+        positive, negative = (small_models.conditioning(name, seed=seed) for seed in (4, 2))
+        empty = {"samples": torch.zeros(1, 16, 8, 8)}
+        for latent, guidance in zip(found, (1.5, 9.0), strict=True):
+            guided = conditioning_set_values(positive, {"guidance": guidance}) if name == "flux" else positive
+            (made,) = nodes.common_ksampler(model, 0, 2, 2.0, "euler", "normal", guided, negative, empty)
+            assert torch.equal(made["samples"], latent)
+    assert found[0].shape == ((1, 16, 8, 8) if name == "flux" else (1, 16, 1, 8, 8))
+    assert torch.equal(*found) == (name == "qwen")
+    assert painter.decode(found[0]).size == (8, 8)
 
 
 def test_what_is_said_of_a_sample(checkpoint, dataset, tmp_path, cache):

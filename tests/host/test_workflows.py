@@ -23,7 +23,7 @@ SAVED = sorted((ROOT / "tests" / "data" / "workflows_0.1").glob("*.json"))
 # Nodes that it lacks.
 SINCE = {
     "EstimateTraining", "TextEncoderOptions", "LossOptions", "OptimizerOptions", "LoadLoRA", "SamplePrompts",
-    "HeldOutPictures", "LossChart",
+    "HeldOutPictures", "LossChart", "CompareCheckpoints",
 }  # fmt: skip
 PREFIX = "LoRAWorkbench_"
 BYPASS = 4  # LiteGraph's mode of a node that passes its input on

@@ -9,6 +9,7 @@ IDS = [
     "CaptionOperation", "LiveCaptions", "LossMask", "DatasetReport", "EditCaptions", "BucketImages", "LoRATrainer",
     "ApplyLoRA", "SaveLoRA", "EstimateTraining", "TextEncoderOptions",
     "LossOptions", "OptimizerOptions", "LoadLoRA", "SamplePrompts", "HeldOutPictures", "LossChart",
+    "CompareCheckpoints",
 ]  # fmt: skip
 
 

@@ -21,19 +21,22 @@ def loaded(checkpoint: Path) -> tuple[Any, Any, Any]:
     return parts  # type: ignore[no-any-return]
 
 
-def photos(folder: Path) -> Any:
+def photos(folder: Path, most: int = 100, resolution: int = 128) -> Any:
     """A bucketed dataset of photos with a trigger.
 
     Args:
         folder: Where the photos are written; one that has some already is read.
+        most: How many photos at most.
+        resolution: Of the buckets.
     """
     from lora_workbench.training.data.buckets import BucketConfig, assign_buckets
     from lora_workbench.training.data.scan import scan_folder
 
     if not folder.exists():
         folder.mkdir(parents=True)
-        write_photos(folder, longest=256)
-    return assign_buckets(scan_folder(folder, trigger="zorp"), BucketConfig(resolution=128, step=32))
+        for photo in write_photos(folder, longest=2 * resolution)[most:]:
+            photo.unlink()
+    return assign_buckets(scan_folder(folder, trigger="zorp"), BucketConfig(resolution=resolution, step=32))
 
 
 def train(parts: Any, dataset: Any, folder: Path, sink: Any = None, *, more: Any = None, **settings: Any) -> Any:

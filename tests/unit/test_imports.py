@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # docs/design.md draws it. What stands in one line of it may not import each other either.
 ORDER = (
-    "nodes", "train estimate", "measure", "preflight between samples held_out", "ready", "fit loop", "dry_run", "step",
+    "nodes", "train estimate compare", "measure", "preflight between samples held_out", "ready", "fit loop", "dry_run",
+    "step",
     "run advice", "guard plan objective optimizers ladder encode", "config review watch", "losses noise noise_levels",
     "captions files", "cache", "data host", "adapters",
     "errors events draws late lora settings options prompts disk allocations rung",

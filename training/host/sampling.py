@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management as management
@@ -103,6 +104,16 @@ class Painter:
             dtype=getattr(management, "intermediate_dtype", lambda: torch.float32)(),  # newer hosts
         )  # fmt: skip
         return comfy.sample.fix_empty_latent_channels(self._model, latent)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def take_back(model: Any, clip: Any) -> Iterator[None]:
+    """Take LoRAs off the weights of MODEL and CLIP after the block; the host leaves them on until the next use."""
+    try:
+        yield
+    finally:
+        with torch.inference_mode():
+            management.load_models_gpu([clip.patcher, model])
 
 
 def picture_metadata(prompt: Any, pnginfo: Mapping[str, Any] | None) -> dict[str, str] | None:
