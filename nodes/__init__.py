@@ -18,6 +18,7 @@ from .edit_captions import EditCaptions
 from .estimate_training import EstimateTraining
 from .images_to_dataset import ImagesToDataset
 from .live_captions import LiveCaptions
+from .load_checkpoint import LoadCheckpoint
 from .load_dataset import LoadDataset
 from .load_lora import LoadLoRA
 from .lora_trainer import LoRATrainer
@@ -26,6 +27,7 @@ from .loss_options import LossOptions
 from .optimizer_options import OptimizerOptions
 from .prior_preservation import PriorPreservation
 from .regularization_images import RegularizationImages
+from .run_browser import RunBrowser
 from .save_lora import SaveLoRA
 from .text_encoder_options import TextEncoderOptions
 
@@ -48,6 +50,8 @@ NODES: list[type[io.ComfyNode]] = [
     LoadLoRA,
     EstimateTraining,
     LoRATrainer,
+    RunBrowser,
+    LoadCheckpoint,
     ApplyLoRA,
     SaveLoRA,
 ]
