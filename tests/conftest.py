@@ -54,6 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 ON_SERVER = (
     "tests/browser/", "tests/host/lab/test_demo.py", "tests/host/test_dataset_nodes.py",
     "tests/host/test_estimate_node.py", "tests/host/test_option_nodes.py", "tests/host/test_run_settings.py",
+    "tests/host/test_runs_on_disk.py",
     "tests/host/test_server.py", "tests/host/test_shown.py", "tests/host/test_support_server.py",
     "tests/host/test_workflows.py",
 )  # fmt: skip
