@@ -20,6 +20,7 @@ from .estimate_training import EstimateTraining
 from .held_out_pictures import HeldOutPictures
 from .images_to_dataset import ImagesToDataset
 from .live_captions import LiveCaptions
+from .load_checkpoint import LoadCheckpoint
 from .load_dataset import LoadDataset
 from .load_lora import LoadLoRA
 from .lora_trainer import LoRATrainer
@@ -29,6 +30,7 @@ from .loss_options import LossOptions
 from .optimizer_options import OptimizerOptions
 from .prior_preservation import PriorPreservation
 from .regularization_images import RegularizationImages
+from .run_browser import RunBrowser
 from .sample_prompts import SamplePrompts
 from .save_lora import SaveLoRA
 from .text_encoder_options import TextEncoderOptions
@@ -56,6 +58,8 @@ NODES: list[type[io.ComfyNode]] = [
     LoRATrainer,
     LossChart,
     CompareCheckpoints,
+    RunBrowser,
+    LoadCheckpoint,
     ApplyLoRA,
     SaveLoRA,
 ]

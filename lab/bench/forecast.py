@@ -38,7 +38,7 @@ def forecast_benchmark(rounds: int = ROUNDS, steps: int = STEPS) -> list[Row]:
         folder = Path(name)
         write_pictures(folder / "pictures" / "4_zorp", concepts.pictures("zorp", *concepts.TRAINED))
         dataset = assign_buckets(scan_folder(folder / "pictures"), BucketConfig(**demo_buckets()))
-        config = TrainConfig(**{**demo_settings(), "steps": steps, "name": "forecast"})
+        config = TrainConfig(**{**demo_settings(), "steps": steps, "name": "forecast", "if_run_before": "train again"})
         for _ in range(rounds + 1):  # the first warms up
             model = painter.model, painter.clip, painter.vae, dataset, config
             found = estimate(*model, cache_root=folder / "cache", sink=SilentSink(), measure=True)

@@ -158,7 +158,7 @@ class Bench:
         from lora_workbench.training.events import SilentSink
         from lora_workbench.training.train import train_lora
 
-        config = TrainConfig(**{**demo_settings(), "seed": seed, **settings})
+        config = TrainConfig(**{**demo_settings(), "if_run_before": "train again", "seed": seed, **settings})
         keep = {**demo_regularization(), **(prior or {})}
         if cold:
             shutil.rmtree(self.folder / "cache", ignore_errors=True)

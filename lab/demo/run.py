@@ -84,6 +84,7 @@ def train(client: Client, prompt: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Run the prompt and print its progress. Return the nodes' outputs and the training's last line."""
     line = Line()
     trainer = find(prompt, "LoRAWorkbench_LoRATrainer")
+    prompt[trainer]["inputs"]["if_run_before"] = "train again"  # the demo shows a training
     running, last, since = "", "", 0.0
 
     def begin(number: str) -> None:

@@ -36,10 +36,10 @@ BASIC = {
     "DatasetReport": ["leave_out_the_worst"],
     "EditCaptions": [],
     "BucketImages": ["resolution"],
-    "LoRATrainer": ["name", "epochs", "learning_rate", "rank", "batch_size", "memory"],
+    "LoRATrainer": ["name", "epochs", "learning_rate", "rank", "batch_size", "memory", "if_run_before"],
     "ApplyLoRA": ["strength_model", "strength_clip"],
     "SaveLoRA": ["name", "precision", "format", "overwrite"],
-    "EstimateTraining": ["measure", "name", "epochs", "learning_rate", "rank", "batch_size", "memory"],
+    "EstimateTraining": ["measure", "name", "epochs", "learning_rate", "rank", "batch_size", "memory", "if_run_before"],
     "LoadLoRA": ["file"],
     "HeldOutPictures": ["share", "every_steps"],
     "LossChart": ["log_scale", "smoothing", "width", "height"],
@@ -191,7 +191,8 @@ def test_vue_nodes_hide_advanced_inputs(chromium: Any, server: ComfyServer, host
 def test_a_queued_workflow_tells_of_its_progress(server: ComfyServer, page: Any, tmp_path: Path) -> None:
     file = ROOT / "example_workflows" / "lora_1_train_and_preview.json"
     load_workflow(page, template(file))
-    trainer = {"LoRAWorkbench_LoRATrainer": {"name": "test_browser", "steps": 6, "rank": 2}}
+    settings = {"name": "test_browser", "steps": 6, "rank": 2, "if_run_before": "train again"}
+    trainer = {"LoRAWorkbench_LoRATrainer": settings}
     page.evaluate(SET_VALUES, SMALL | trainer)
     page.evaluate("() => { window.seen = []; window.app.api.addEventListener('progress_text', "
                   "event => window.seen.push(event.detail.text)) }")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support.photos import write_photos
 from support.rig import rig, trained
+from support.session import AGAIN
 
 DECAY = 0.7  # above the warm-up of the first steps: (1 + n) / (10 + n) passes it at n = 20
 
@@ -210,7 +211,7 @@ def whole_run(parts: tuple[Any, ...], folder: Path, sink: Any = None, **settings
     from lora_workbench.training.events import SilentSink
     from lora_workbench.training.train import train_lora
 
-    config = TrainConfig(name="run", rank=4, learning_rate=1e-2, precision="fp32", **{"steps": 5, **settings})
+    config = TrainConfig(name="run", rank=4, learning_rate=1e-2, precision="fp32", **{"steps": 5, **AGAIN, **settings})
     with torch.inference_mode():
         return train_lora(
             *parts, config, root=folder / "runs", cache_root=folder / "cache", sink=sink or SilentSink()

@@ -101,7 +101,7 @@ def test_a_text_that_names_no_checkpoint_is_refused(at, said, ran):
     with pytest.raises(UserError, match=said):
         chosen(checkpoints(ran.folder), at)
     with pytest.raises(UserError, match="has no checkpoints"):
-        chosen([], at)
+        chosen([], "last")
 
 
 def test_the_summary_of_a_run_on_disk(ran, tmp_path):

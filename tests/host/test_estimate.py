@@ -13,6 +13,7 @@ from PIL import Image
 from support import small_models
 from support.photos import write_photos
 from support.rig import Snapshot
+from support.session import AGAIN
 from support.small_vae import vae_of
 
 ROUNDING = 8  # bytes to which a file's header is padded
@@ -62,7 +63,7 @@ def estimated(parts, dataset, root, sink=None, measure=False, **settings):
     from lora_workbench.training.estimate import estimate
     from lora_workbench.training.events import SilentSink
 
-    config = TrainConfig(**{"name": "run", "rank": 4, **settings})
+    config = TrainConfig(**{"name": "run", "rank": 4, **AGAIN, **settings})
     with torch.inference_mode():
         return estimate(
             *parts, dataset, config, cache_root=root / "cache", sink=sink or SilentSink(), measure=measure
@@ -74,7 +75,7 @@ def trained(parts, dataset, root, **settings):
     from lora_workbench.training.events import SilentSink
     from lora_workbench.training.train import train_lora
 
-    config = TrainConfig(**{"name": "run", "rank": 4, **settings})
+    config = TrainConfig(**{"name": "run", "rank": 4, **AGAIN, **settings})
     with torch.inference_mode():
         return train_lora(
             *parts, dataset, config, root=root / "runs", cache_root=root / "cache", sink=SilentSink()

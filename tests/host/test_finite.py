@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from support import small_models
 from support.rig import Snapshot
+from support.session import AGAIN
 
 SCALE = 2.0**15  # twice that is more than half precision holds
 WHITE, DARK = (np.full((64, 64, 3), grey, np.float32) for grey in (1.0, 0.2))
@@ -137,7 +138,7 @@ def run(parts: Any, dataset: Any, folder: Path, sink: Any, **settings: Any) -> A
     from lora_workbench.training.config import TrainConfig
     from lora_workbench.training.train import train_lora
 
-    config = TrainConfig(**{"name": "run", "epochs": 1, "rank": 4, "precision": "fp32", **settings})
+    config = TrainConfig(**{"name": "run", "epochs": 1, "rank": 4, "precision": "fp32", **AGAIN, **settings})
     with torch.inference_mode():
         return train_lora(*parts, dataset, config, root=folder / "runs", cache_root=folder / "cache", sink=sink)
 

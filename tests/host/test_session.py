@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -357,3 +360,55 @@ def test_the_lora_is_kept_when_no_way_is_left(checkpoint, dataset, tmp_path):
         train(checkpoint, dataset, tmp_path, steps=4)
     kept = tmp_path / "runs" / "run" / "run-last-good.safetensors"
     assert str(raised.value).endswith(f"The LoRA as it was after step 2 is in {kept}.") and kept.exists()
+
+
+class Meddles(Heard):
+    """Does something once, after the first step."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act, self.run = act, ""
+
+    def record(self, run, line):
+        self.run = run
+        if line["kind"] == "step" and self.act:
+            self.act, act = None, self.act
+            act()
+
+
+def test_a_run_whose_folder_is_deleted_goes_on(checkpoint, dataset, tmp_path):
+    from lora_workbench.training.run.under_way import known
+
+    whole = train(checkpoint, dataset, tmp_path / "before", steps=4)
+    sink = Meddles(lambda: shutil.rmtree(tmp_path / "runs" / "run"))
+    result = train(checkpoint, dataset, tmp_path, sink, steps=4, save_every_steps=3)
+    assert all(torch.equal(result.lora[name], tensor) for name, tensor in whole.lora.items())
+    folder = tmp_path / "runs" / "run"
+    assert {"run.safetensors", "run-step00000003.safetensors", "summary.json"} <= {p.name for p in folder.iterdir()}
+    told = known(sink.run).told()
+    assert told["curve"]["step"] == [1, 2, 3, 4] and told["lines"][-1]["outcome"] == "finished"
+
+
+def test_a_folder_that_becomes_read_only_costs_its_files(checkpoint, dataset, tmp_path, monkeypatch):
+    """Where the tests run as root, permissions do not bind them, so the calls are refused."""
+    from lora_workbench.training.run.under_way import known
+
+    folder, opened = tmp_path / "runs" / "run", Path.open
+
+    def refused(path, mode="r", *more, **others):
+        if mode[0] in "wax" and folder in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, mode, *more, **others)
+
+    whole = train(checkpoint, dataset, tmp_path / "before", steps=4)
+    sink = Meddles(lambda: monkeypatch.setattr(Path, "open", refused))
+    result = train(checkpoint, dataset, tmp_path, sink, steps=4, save_every_steps=3)
+    monkeypatch.undo()
+    assert all(torch.equal(result.lora[name], tensor) for name, tensor in whole.lora.items())
+    assert not list(folder.glob("*.safetensors")) and result.summary.outcome == "finished"
+    assert result.summary.not_saved[0].startswith(f"ComfyUI has no permission to write to {folder}")
+    assert "no permission" in sink.told[-1]
+    told = known(sink.run).told()
+    assert told["curve"]["step"] == [1, 2, 3, 4] and told["lines"][-1]["outcome"] == "finished"
+    again = train(checkpoint, dataset, tmp_path, steps=4, if_run_before="use its LoRA", save_every_steps=3)
+    assert again.summary.id != result.summary.id, "a run without its file was used"

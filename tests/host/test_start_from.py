@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from support import small_models
 from support.photos import write_photos
 from support.rig import Rig, rig, trained_tensors
+from support.session import AGAIN
 
 pytestmark = pytest.mark.usefixtures("comfy_host")
 
@@ -319,7 +320,7 @@ def whole_run(checkpoint: Any, dataset: Any, folder: Path, start_from: Any = Non
     from lora_workbench.training.config import TrainConfig
     from lora_workbench.training.train import train_lora
 
-    config = TrainConfig(**{"name": "run", "steps": 2, "rank": 4, "warn_about_steps": False, **settings})
+    config = TrainConfig(**{"name": "run", "steps": 2, "rank": 4, "warn_about_steps": False, **AGAIN, **settings})
     sink = Heard()
     with torch.inference_mode():
         result = train_lora(

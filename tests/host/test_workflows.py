@@ -15,6 +15,7 @@ from safetensors import safe_open
 from support.browser import browser, load_workflow, open_page
 from support.prompts import IDS, set_values
 from support.server import ComfyServer
+from support.session import AGAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -23,7 +24,7 @@ SAVED = sorted((ROOT / "tests" / "data" / "workflows_0.1").glob("*.json"))
 # Nodes that it lacks.
 SINCE = {
     "EstimateTraining", "TextEncoderOptions", "LossOptions", "OptimizerOptions", "LoadLoRA", "SamplePrompts",
-    "HeldOutPictures", "LossChart", "CompareCheckpoints",
+    "HeldOutPictures", "LossChart", "CompareCheckpoints", "RunBrowser", "LoadCheckpoint",
 }  # fmt: skip
 PREFIX = "LoRAWorkbench_"
 BYPASS = 4  # LiteGraph's mode of a node that passes its input on
@@ -255,6 +256,7 @@ def run_to_its_end(workflow: dict[str, Any], stem: str, object_info: dict[str, A
             set_values(prompt, class_type, **values)
     name = f"test_{stem}"
     set_values(prompt, "LoRAWorkbench_LoRATrainer", name=name)
+    prompt[find(prompt, "LoRAWorkbench_LoRATrainer")]["inputs"] |= AGAIN  # saved workflows of old lack it
     set_values(prompt, "LoRAWorkbench_SaveLoRA", name=name, overwrite=True)
     entry = server.run(prompt, timeout=300)
 

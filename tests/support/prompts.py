@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from .session import AGAIN
+
 IDS = [
     "LoadDataset", "ImagesToDataset", "ConcatDatasets", "RegularizationImages", "PriorPreservation", "AutoCaption",
     "CaptionOperation", "LiveCaptions", "LossMask", "DatasetReport", "EditCaptions", "BucketImages", "LoRATrainer",
     "ApplyLoRA", "SaveLoRA", "EstimateTraining", "TextEncoderOptions",
     "LossOptions", "OptimizerOptions", "LoadLoRA", "SamplePrompts", "HeldOutPictures", "LossChart",
-    "CompareCheckpoints",
+    "CompareCheckpoints", "RunBrowser", "LoadCheckpoint",
 ]  # fmt: skip
 
 
@@ -20,7 +22,10 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 
 def defaults(server: Any, kind: str) -> dict[str, Any]:
-    """Every widget of one of our nodes at its default, as the front end would send it."""
+    """Every widget of one of our nodes at its default, as the front end would send it.
+
+    LoRA Trainer trains again: all tests share the server's runs, and one must not get another's.
+    """
     info = server.object_info(f"LoRAWorkbench_{kind}")[f"LoRAWorkbench_{kind}"]
     found = {}
     for part in ("required", "optional"):
@@ -32,7 +37,7 @@ def defaults(server: Any, kind: str) -> dict[str, Any]:
                 found[name] = options["default"]
             elif spec[0] == "COMBO":
                 found[name] = options["options"][0]
-    return found
+    return found | (AGAIN if kind == "LoRATrainer" else {})
 
 
 def set_values(prompt: dict[str, Any], class_type: str, **values: Any) -> None:

@@ -9,6 +9,8 @@ import torch
 
 from .photos import write_photos
 
+AGAIN = {"if_run_before": "train again"}  # a test that trains twice must not compare a run with itself
+
 
 def loaded(checkpoint: Path) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of a checkpoint, loaded as a server does."""
@@ -54,7 +56,7 @@ def train(parts: Any, dataset: Any, folder: Path, sink: Any = None, *, more: Any
     from lora_workbench.training.events import SilentSink
     from lora_workbench.training.train import train_lora
 
-    usual = {"name": "run", "steps": 2, "rank": 4, "learning_rate": 1e-2, "if_run_before": "train again"}
+    usual = {"name": "run", "steps": 2, "rank": 4, "learning_rate": 1e-2, **AGAIN}
     config = TrainConfig(**{**usual, **settings})
     with torch.inference_mode():
         return train_lora(

@@ -23,9 +23,9 @@ def test_every_setting_has_a_doc_and_a_default_within_its_bounds():
     TrainConfig()
 
 
-def test_six_settings_are_basic_and_the_rest_is_advanced():
+def test_seven_settings_are_basic_and_the_rest_is_advanced():
     plain = [field.name for field in ordered_fields(TrainerSettings) if not field.metadata["advanced"]]
-    assert plain == ["name", "epochs", "learning_rate", "rank", "batch_size", "memory"]
+    assert plain == ["name", "epochs", "learning_rate", "rank", "batch_size", "memory", "if_run_before"]
 
 
 @pytest.mark.parametrize(

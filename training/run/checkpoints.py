@@ -15,11 +15,19 @@ from ..disk import SUFFIX
 from ..errors import UserError
 from ..files.load import load_lora
 from ..lora import DiffusersTarget, LayerNames, LoraModel, RunSummary
+from ..settings import Settings, knob
 from . import history, past
 from .folder import LAYERS, LOG, SUMMARY
 
 LAST = "last"
 _LAST_GOOD = "-last-good"  # what a failed run leaves
+
+
+@dataclass(frozen=True)
+class LoadCheckpointSettings(Settings):
+    """Which checkpoint of a run is loaded."""
+
+    at: str = knob(LAST, "Which checkpoint: last, or a step or an epoch such as 'step 200' or 'epoch 3'.")
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,22 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
     return sorted(found.values(), key=lambda one: (one.is_last, one.step))
 
 
+def wanted(at: str) -> tuple[str, int]:
+    """What a text asks for: (`last`, 0), or `step` or `epoch` and its number. A bare number is a step.
+
+    Raises:
+        UserError: The text names no checkpoint.
+    """
+    text = at.strip().lower()
+    if text == LAST:
+        return LAST, 0
+    kind, _, number = text.rpartition(" ")
+    kind = kind.strip() or "step"
+    if kind not in ("step", "epoch") or not (number.isascii() and number.isdigit()):
+        raise UserError(f"{at!r} names no checkpoint. Use last, or a step or an epoch such as 'step 200' or 'epoch 3'.")
+    return kind, int(number)
+
+
 def chosen(found: list[Checkpoint], at: str) -> Checkpoint:
     """The checkpoint that a text names.
 
@@ -71,18 +95,15 @@ def chosen(found: list[Checkpoint], at: str) -> Checkpoint:
     Raises:
         UserError: There is no such checkpoint, or the text names none.
     """
+    kind, number = wanted(at)
     if not found:
         raise UserError("This run has no checkpoints: its files are gone. Choose another run.")
-    kind, _, number = at.strip().lower().rpartition(" ")
-    kind, number = kind.strip() or "step", number.strip()
-    if number == LAST:
+    if kind == LAST:
         return found[-1]
-    if kind not in ("step", "epoch") or not (number.isascii() and number.isdigit()):
-        raise UserError(f"{at!r} names no checkpoint. Use last, or a step or an epoch such as 'step 200' or 'epoch 3'.")
-    # An epoch can have several: those saved by hand or by steps lie before its end.
-    fitting = [one for one in found if getattr(one, kind) == int(number)]
+    # An epoch can have several: those saved by hand or by steps lie behind its end.
+    fitting = [one for one in found if getattr(one, kind) == number]
     if not fitting:
-        raise UserError(f"The run has no checkpoint at {kind} {int(number)}. Choose one of these: {_listed(found)}.")
+        raise UserError(f"The run has no checkpoint at {kind} {number}. Choose one of these: {_listed(found)}.")
     return fitting[0] if kind == "epoch" else fitting[-1]
 
 

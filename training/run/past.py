@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..disk import SUFFIX, content_hash
+from ..disk import SUFFIX, content_hash, file_stamp
+from ..errors import UserError
 from ..events import Line
 from ..lora import RunSummary
+from ..settings import Settings, knob
 from . import history
 from .curve import Curve
-from .folder import LOG, RUN, SAMPLES
+from .folder import LOG, RUN, SAMPLES, SUMMARY
 
 
 def facts(folder: Path) -> dict[str, Any] | None:
@@ -30,6 +34,47 @@ def runs(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 def folder_of(root: Path, run: str) -> Path | None:
     """The folder of a run by its id; None if it is gone."""
     return next((folder for folder, told in runs(root) if told["id"] == run), None)
+
+
+@dataclass(frozen=True)
+class RunBrowserSettings(Settings):
+    """Which run is chosen."""
+
+    run: str = knob("", "A run in output/lora_workbench, the newest first. Press R to read the list again.")
+
+
+def names(root: Path) -> list[str]:
+    """The folders of all runs, the newest first; also of those from versions that wrote no facts."""
+    found = {folder: _number(told.get("started_at")) for folder, told in runs(root)}
+    for folder in _folders(root, SUMMARY):
+        if folder not in found:
+            with suppress(OSError):
+                found[folder] = (folder / SUMMARY).stat().st_mtime
+    return [folder.name for folder in sorted(found, key=found.__getitem__, reverse=True)]
+
+
+def folder_named(root: Path, name: str) -> Path:
+    """The folder of a run by its name.
+
+    Raises:
+        UserError: It is gone, or the name is none of a run.
+    """
+    folder = root / name
+    # A name with a path would lead out of the folder of all runs.
+    if folder.parent != root or not any((folder / file).is_file() for file in (RUN, SUMMARY)):
+        raise UserError(f"There is no run {name!r} in output/lora_workbench. Choose another one, or press R.")
+    return folder
+
+
+def stamp(folder: Path) -> str:
+    """Changes with a run's facts and its files; not when it is used again."""
+    told = facts(folder) or {}
+    told.pop("uses", None)
+    try:
+        files = sorted((path.name, file_stamp(path)) for path in folder.iterdir() if path.suffix == SUFFIX)
+    except OSError:
+        files = []
+    return f"{json.dumps(told, sort_keys=True)} {files}"
 
 
 def finished(root: Path, fingerprint: str) -> Iterator[Path]:
@@ -101,8 +146,8 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def _folders(root: Path) -> list[Path]:
+def _folders(root: Path, file: str = RUN) -> list[Path]:
     try:
-        return [folder for folder in root.iterdir() if (folder / RUN).is_file()]
+        return [folder for folder in root.iterdir() if (folder / file).is_file()]
     except OSError:
         return []

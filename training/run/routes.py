@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,22 @@ async def _list(request: web.Request) -> web.Response:
     found = await asyncio.to_thread(_briefs, runs_folder())
     workflow = request.query.get("workflow")
     if workflow is not None:
-        newest: dict[str, dict[str, Any]] = {}
-        for brief in found:
-            if workflow and brief["workflow"] == workflow:
-                newest.setdefault(brief["node"], brief)
-        found = list(newest.values())
-    return web.json_response(found)
+        found = _newest_of(found, workflow) if workflow else []
+    return web.json_response([{name: value for name, value in brief.items() if name != "uses"} for brief in found])
+
+
+def _newest_of(found: list[dict[str, Any]], workflow: str) -> list[dict[str, Any]]:
+    """The run that each node of a workflow made or used last, in that node's place."""
+    newest: dict[str, tuple[float, dict[str, Any]]] = {}
+    for brief in reversed(found):
+        made = {"workflow": brief["workflow"], "node": brief["node"], "prompt": brief["prompt"]}
+        began = math.inf if brief["state"] == "running" else brief["started_at"]
+        for use in ({**made, "at": began}, *brief["uses"]):
+            at = use["at"] if isinstance(use["at"], (int, float)) else 0.0
+            if use["workflow"] == workflow and at >= newest.get(use["node"], (0.0, {}))[0]:
+                place = {name: use[name] for name in made}
+                newest[use["node"]] = at, {**brief, **place}
+    return [brief for _, brief in newest.values()]
 
 
 async def _one(request: web.Request) -> web.Response:
@@ -65,7 +76,8 @@ def _briefs(root: Path) -> list[dict[str, Any]]:
     found = {brief["id"]: brief for folder, _ in past.runs(root) if (brief := _brief(folder))}
     for live in all_known():  # whose folder may be gone or not written yet
         if live.is_running and live.id not in found:
-            found = {live.id: {"id": live.id, "name": live.name, **vars(live.place), "state": "running"}, **found}
+            brief = {"id": live.id, "name": live.name, **vars(live.place), "state": "running", "uses": []}
+            found = {live.id: brief, **found}
     return list(found.values())
 
 
@@ -79,6 +91,7 @@ def _brief(folder: Path) -> dict[str, Any]:
         "state": "running" if live and live.is_running else told.get("outcome", "broken off"),
         "folder": _place(folder),
         "thumbnail": past.thumbnail(folder),
+        "uses": past.uses(told),
     }
 
 
