@@ -256,6 +256,13 @@ class RunSettings(Settings):
         advanced=True,
     )
 
+    tensorboard: bool = knob(
+        False,
+        "Writes a log for TensorBoard too, in the run's folder. Needs the package tensorboard in ComfyUI's Python. "
+        "Show it with: tensorboard --logdir output/lora_workbench",
+        advanced=True,
+    )
+
     @property
     def keeps_on_cancel(self) -> bool:
         """Whether the graph goes on after a cancel."""
@@ -272,6 +279,7 @@ class TrainerSettings(NetworkSettings, OptimizerSettings, LossSettings, MemorySe
         "optimizer", "lora_plus", "scheduler", "scheduler_cycles", "warmup_steps", "weight_decay", "max_grad_norm",
         "timesteps", "precision", "gradient_checkpointing", "guidance", "seed", "save_every_epochs",
         "save_every_steps", "on_cancel", "train_without_captions", "warn_about_steps", "memory",
+        "tensorboard",
     )  # fmt: skip
     ADDED_FROM: ClassVar[str] = "train_without_captions"
 

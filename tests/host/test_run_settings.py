@@ -13,7 +13,7 @@ from support.prompts import defaults, node
 from support.server import ComfyServer, PromptError
 
 CHECKPOINT = "tiny_sd15.safetensors"
-ADDED = ("train_without_captions", "warn_about_steps", "memory")
+ADDED = ("train_without_captions", "warn_about_steps", "memory", "tensorboard")
 
 
 def graph(server: ComfyServer, name: str, trigger: str = "zorp", **settings: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..files.export import write_lora
 from ..lora import LoraModel, RunSummary
 from ..settings import ordered_fields
 
-RUN, LOG, SAMPLES = "run.json", "log.jsonl", "samples"
+RUN, LOG, SAMPLES, REPORT = "run.json", "log.jsonl", "samples", "report.html"
 
 
 class RunFolder:
@@ -71,6 +71,10 @@ class RunFolder:
     def write_summary(self, summary: RunSummary) -> None:
         """Write how the run went."""
         self._write("summary.json", json.dumps(dataclasses.asdict(summary), indent=1))
+
+    def write_report(self, page: str) -> None:
+        """Write the run's report."""
+        self._write(REPORT, page)
 
     def save(self, lora: LoraModel, suffix: str = "") -> Path:
         """Write the LoRA as it is now, fp32, under the run's name and a suffix such as `-000010`."""
