@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,18 @@ class TensorBoardLog:
             self._give_up(error)
 
     def _add_picture(self, name: str, file: str, step: int) -> None:
-        with Image.open(self._folder / file) as image:
-            self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        try:
+            with Image.open(self._folder / file) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except OSError:  # it could not be saved, or was removed
+            return
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def _give_up(self, error: Exception) -> None:
-        self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(Exception):  # what kept it from writing keeps it from closing well
+                writer.close()
         self._hint(f"The TensorBoard log could not be written ({error}). Look into ComfyUI's log.")
 
 
