@@ -53,9 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
 # The files whose tests use the server. One worker of pytest-xdist runs them all, so that one server starts.
 ON_SERVER = (
     "tests/browser/", "tests/host/lab/test_demo.py", "tests/host/test_dataset_nodes.py",
-    "tests/host/test_estimate_node.py", "tests/host/test_option_nodes.py", "tests/host/test_run_settings.py",
-    "tests/host/test_run_routes.py", "tests/host/test_runs_on_disk.py", "tests/host/test_server.py",
-    "tests/host/test_shown.py", "tests/host/test_support_server.py", "tests/host/test_workflows.py",
+    "tests/host/test_estimate_node.py", "tests/host/test_option_nodes.py", "tests/host/test_run_report.py",
+    "tests/host/test_run_routes.py", "tests/host/test_run_settings.py", "tests/host/test_runs_on_disk.py",
+    "tests/host/test_server.py", "tests/host/test_shown.py", "tests/host/test_support_server.py",
+    "tests/host/test_workflows.py",
 )  # fmt: skip
 # Long ones first, so that the workers end together.
 ORDER = (*ON_SERVER, "tests/host/", "tests/unit/lab/", "tests/unit/captions/", "tests/")

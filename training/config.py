@@ -256,12 +256,17 @@ class RunSettings(Settings):
         "another number.",
         advanced=True,
     )
-
     if_run_before: str = knob(
         IF_RUN_BEFORE[0],
         "What happens if a finished run with the same inputs is in output/lora_workbench, also under another name. use "
         "its LoRA takes it at once. train again trains a new one.",
         choices=IF_RUN_BEFORE,
+    )
+    tensorboard: bool = knob(
+        False,
+        "Writes a log for TensorBoard too, in the run's folder. Needs the package tensorboard in ComfyUI's Python. "
+        "Show it with: tensorboard --logdir output/lora_workbench",
+        advanced=True,
     )
 
     @property
@@ -285,7 +290,7 @@ class TrainerSettings(NetworkSettings, OptimizerSettings, LossSettings, MemorySe
         "optimizer", "lora_plus", "scheduler", "scheduler_cycles", "warmup_steps", "weight_decay", "max_grad_norm",
         "timesteps", "precision", "gradient_checkpointing", "guidance", "seed", "save_every_epochs",
         "save_every_steps", "on_cancel", "train_without_captions", "warn_about_steps", "memory",
-        "if_run_before",
+        "if_run_before", "tensorboard",
     )  # fmt: skip
     ADDED_FROM: ClassVar[str] = "train_without_captions"
 

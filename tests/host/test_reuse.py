@@ -149,7 +149,13 @@ def irrelevant(it: Inputs) -> None:
     it.settings |= {"warn_about_steps": False, "gradient_checkpointing": True, "on_cancel": "stop the queue"}
 
 
-@pytest.mark.parametrize("change", [moved, renamed, folder_renamed, irrelevant])
+def samples(it: Inputs) -> None:
+    from lora_workbench.training.watch import SampleOptions, Watch
+
+    it.more["watch"] = Watch(samples=SampleOptions(prompts="zorp", every_epochs=0, at_start=False))
+
+
+@pytest.mark.parametrize("change", [moved, renamed, folder_renamed, irrelevant, samples])
 def test_what_does_not_matter_is_found(change, inputs, first):
     change(inputs)
     found = assert_is_found(inputs, first[1])
@@ -266,12 +272,6 @@ def started(it: Inputs) -> None:
     it.more["start_from"] = load(checkpoints(it.folder / "runs" / "run")[-1])
 
 
-def samples(it: Inputs) -> None:
-    from lora_workbench.training.watch import SampleOptions, Watch
-
-    it.more["watch"] = Watch(samples=SampleOptions(prompts="zorp", every_epochs=0, at_start=False))
-
-
 def file_changed(it: Inputs) -> None:
     path = it.folder / "runs" / "run" / "run.safetensors"
     content = bytearray(path.read_bytes())
@@ -302,7 +302,7 @@ def again(it: Inputs) -> None:
 
 OTHERS = [
     picture, captioned, repeated, masked, policy, setting, saving, precision, weights, lora, sampling, function,
-    clip_skip, started, samples, file_changed, file_gone, facts(outcome="cancelled"), facts(outcome="stopped"),
+    clip_skip, started, file_changed, file_gone, facts(outcome="cancelled"), facts(outcome="stopped"),
     facts(outcome="failed"), facts(file_hash=None), facts(fingerprint=""), broken, again,
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from support.prompts import defaults, node
 from support.server import ComfyServer, PromptError
 
 CHECKPOINT = "tiny_sd15.safetensors"
-ADDED = ("train_without_captions", "warn_about_steps", "memory", "if_run_before")
+ADDED = ("train_without_captions", "warn_about_steps", "memory", "if_run_before", "tensorboard")
 
 
 def graph(server: ComfyServer, name: str, trigger: str = "zorp", **settings: Any) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def test_a_run_leaves_what_it_says(checkpoint, dataset, tmp_path):
     assert before.differences(Snapshot(checkpoint[0])) == []
     folder = tmp_path / "runs" / "run"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "layers.json", "log.jsonl", "losses.csv", "run-000001.safetensors", "run.json",
+        "config.json", "layers.json", "log.jsonl", "losses.csv", "report.html", "run-000001.safetensors", "run.json",
         "run.safetensors", "summary.json",
     ]  # fmt: skip
     told = json.loads((folder / "summary.json").read_text())
@@ -143,7 +143,7 @@ def test_a_full_disk_costs_a_file_and_not_the_training(checkpoint, dataset, tmp_
     assert all(torch.equal(result.lora[name], tensor) for name, tensor in whole.lora.items())
     assert "run.safetensors could not be written" in " ".join(result.summary.not_saved)
     assert "could not be written" in result.summary.describe() and result.summary.checkpoints == ()
-    texts = (".json", ".jsonl", ".csv")
+    texts = (".json", ".jsonl", ".csv", ".html")
     assert not [path for path in (tmp_path / "runs" / "run").iterdir() if path.suffix not in texts]
 
 

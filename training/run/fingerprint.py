@@ -29,7 +29,7 @@ ENGINE = 1
 # Settings that change neither the weights nor what is saved.
 _IRRELEVANT = (
     "name", "on_cancel", "warn_about_steps", "memory", "gradient_checkpointing", "train_without_captions",
-    "if_run_before",
+    "if_run_before", "tensorboard",
 )  # fmt: skip
 
 
@@ -47,7 +47,8 @@ def fingerprint(
         config: The run's settings.
         cache: The cache of latents.
         start_from: What is trained on; None for a fresh LoRA.
-        watch: What the run is watched with: samples and held-out pictures are part of what it makes.
+        watch: What the run is watched with. Held-out pictures count. Samples do not: other prompts are no reason to
+            train for hours, and Compare Checkpoints paints them from the files.
 
     Returns:
         The hash; empty if something cannot be identified, such as a function that another node put on the model.
@@ -57,7 +58,7 @@ def fingerprint(
         return digest(
             ENGINE, _settings(config, model), model.device.type, model_content(model.patcher), clip_content(clip),
             _pictures(dataset, vae, cache), dict(start_from) if start_from is not None else None,
-            _plain(watch.samples), held_out and (held_out.every_steps, held_out.share),
+            held_out and (held_out.every_steps, held_out.share),
             _pictures(held_out.dataset, vae, cache) if held_out and held_out.dataset else None,
         )  # fmt: skip
     except Unidentified as error:

@@ -18,7 +18,7 @@ from ..files.export import write_lora
 from ..lora import LoraModel, RunSummary
 from ..settings import ordered_fields
 
-RUN, LOG, SAMPLES = "run.json", "log.jsonl", "samples"
+RUN, LOG, SAMPLES, REPORT = "run.json", "log.jsonl", "samples", "report.html"
 CONFIG, SUMMARY, LAYERS = "config.json", "summary.json", "layers.json"
 
 
@@ -80,6 +80,10 @@ class RunFolder:
     def write_layers(self, text: str) -> None:
         """Write the names of the LoRA's layers, so that its files can be written in other layouts later."""
         self._write(LAYERS, text)
+
+    def write_report(self, page: str) -> None:
+        """Write the run's report."""
+        self._write(REPORT, page)
 
     def save(self, lora: LoraModel, suffix: str = "") -> Path:
         """Write the LoRA as it is now, fp32, under the run's name and a suffix such as `-000010`."""

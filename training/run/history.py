@@ -40,6 +40,7 @@ class History:
         self._unwritten: list[str] = []
         self._written_at, self._refused = time.monotonic(), False
         self._memory: tuple[str, float] = ("", 0.0)
+        self.listeners: list[Callable[[Line], None]] = []  # each gets every line too
 
     def add(self, kind: str, **values: Any) -> None:
         """Add a line.
@@ -55,6 +56,8 @@ class History:
                 self._last = line
         self._unwritten.append(json.dumps(line, ensure_ascii=False) + "\n")
         self._sink.record(self.run, line)
+        for listener in self.listeners:
+            listener(line)
         if kind != "step" or time.monotonic() - self._written_at >= _WRITE_EVERY:
             self._write_log()
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..config import kohya_settings
+from ..data.folders import DATASETS_KEY
 from ..disk import content_hash
 from ..errors import UserError
 from ..events import Sink
@@ -22,17 +23,20 @@ from ..host import memory
 from ..host.keys import restricted_key_map, trained_names
 from ..host.model import HostModel
 from ..host.origin import short_hash
+from ..host.paths import without_folders
 from ..host.precision import NAMES
 from ..lora import LoraModel, RunSummary
 from ..noise_levels import timesteps_in_force
 from ..optimizers import scheduler_in_force, warmup_in_force
 from ..plan import Plan
+from ..review.run_report import run_report
 from ..rung import Ladder
 from ..watch import Watch
 from .checkpoints import layers_text
 from .folder import RunFolder
 from .history import History
 from .state import Run
+from .tensorboard import TensorBoardLog
 from .under_way import UnderWay, forget, listed
 
 log = logging.getLogger(__name__)
@@ -114,7 +118,15 @@ class Keeper:
         for hint in self.hints:
             self.history.add("hint", text=hint)
         with listed(UnderWay(self.id, self.folder.name, self.folder.path, self.watch.place, self.history)) as run:
-            yield run
+            writer = None
+            if self.plan.config.tensorboard:
+                writer = TensorBoardLog(self.folder.path, self.hint)
+                self.history.listeners.append(writer.take)
+            try:
+                yield run
+            finally:
+                if writer:
+                    writer.close()
 
     def discard(self) -> None:
         """Remove the folder and forget the run."""
@@ -171,6 +183,7 @@ class Keeper:
         summary = self._summary(outcome)
         self._keep(lambda: self.folder.write_summary(summary))
         self._end(outcome, file)
+        self._report(summary)
         self.sink.tell(summary.describe())
         log.info("LoRA Workbench: %s after %d steps; the run is in %s", outcome, summary.steps, self.folder.path)
         return lora, summary
@@ -184,8 +197,10 @@ class Keeper:
             return
         path = self._keep(lambda: self.folder.save(self.lora(), "-last-good"))
         self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
-        self._keep(lambda: self.folder.write_summary(self._summary("failed")))
+        summary = self._summary("failed")
+        self._keep(lambda: self.folder.write_summary(summary))
         self._end("failed")
+        self._report(summary)
         note = f"The LoRA as it was after step {run.step} is in {path}." if path else self.not_saved[-1]
         if isinstance(error, UserError):
             error.args = (f"{error} {note}",)
@@ -248,6 +263,18 @@ class Keeper:
                 facts["file_hash"] = content_hash(file)
         self._keep(lambda: self._write_facts(**facts, loss=loss))
         self.history.add("end", outcome=outcome, step=run.step, seconds=seconds)
+
+    def _report(self, summary: RunSummary) -> None:
+        """Write the run's report; a picture that cannot be drawn costs the report alone."""
+        try:
+            page = run_report(
+                summary, self.history.told(), self.plan.config, {**self.in_force, **self._present()},
+                self.plan.dataset, self.session.started_at, lambda text: without_folders(text, DATASETS_KEY),
+            )  # fmt: skip
+        except Exception:
+            log.exception("LoRA Workbench: the report of %s could not be made", self.folder.name)
+            return
+        self._keep(lambda: self.folder.write_report(page))
 
     def _keep(self, write: Callable[[], T]) -> T | None:
         """Write a file of the run. If that fails, say so and go on: a file is worth less than hours of training."""

@@ -51,8 +51,8 @@ def reused(
         _remember(folder, place)
         sink.record(found.id, {"kind": "reused", "run": found.id})
         sentence = (
-            f"Uses the LoRA of the run {found.place}, which had the same inputs. To train it again, set if_run_before "
-            "to 'train again'."
+            f"Uses the LoRA of the run {found.place}, which had the same inputs. To train it again, such as for other "
+            "samples, set if_run_before to 'train again'."
         )
         sink.tell(sentence)
         log.info("LoRA Workbench: %s", sentence)

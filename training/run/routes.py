@@ -10,7 +10,9 @@ from typing import Any
 from aiohttp import web
 
 from ..host.paths import runs_folder
+from ..review.run_report import CONTENT_POLICY
 from . import past
+from .folder import REPORT
 from .under_way import WISHES, all_known, known
 
 _ROOT = "/lora_workbench/runs"
@@ -18,7 +20,10 @@ _ROOT = "/lora_workbench/runs"
 
 def run_routes() -> list[web.RouteDef]:
     """Every route of runs, for the host to add to its server."""
-    return [web.get(_ROOT, _list), web.get(_ROOT + "/{run}", _one), web.post(_ROOT + "/{run}/{wish}", _wish)]
+    return [
+        web.get(_ROOT, _list), web.get(_ROOT + "/{run}", _one), web.get(_ROOT + "/{run}/report", _report),
+        web.post(_ROOT + "/{run}/{wish}", _wish),
+    ]  # fmt: skip
 
 
 async def _list(request: web.Request) -> web.Response:
@@ -55,6 +60,25 @@ async def _one(request: web.Request) -> web.Response:
     if folder is None:
         return _gone()
     return web.json_response(await asyncio.to_thread(lambda: {**_brief(folder), **past.told(folder)}))
+
+
+async def _report(request: web.Request) -> web.Response:
+    """The report of a run that has ended."""
+
+    def read() -> str | None:
+        run = request.match_info["run"]
+        live = known(run)
+        folder = live.folder if live else past.folder_of(runs_folder(), run)
+        try:
+            return (folder / REPORT).read_text(encoding="utf-8") if folder else None
+        except OSError:
+            return None
+
+    page = await asyncio.to_thread(read)
+    if page is None:
+        return web.json_response({"error": "This run has no report."}, status=404)
+    headers = {"Content-Security-Policy": CONTENT_POLICY, "X-Content-Type-Options": "nosniff"}
+    return web.Response(text=page, content_type="text/html", headers=headers)
 
 
 async def _wish(request: web.Request) -> web.Response:
