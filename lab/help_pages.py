@@ -73,7 +73,7 @@ def _default_and_range(type_: str, options: dict[str, Any]) -> tuple[str, str]:
     if type_ == "COMBO":
         if default is None:  # its choices depend on what is on the disk
             return "first of the list", "found on the disk"
-        return default, ", ".join(options["options"])
+        return default, options.get("lora_workbench_choices") or ", ".join(options["options"])
     if type_ == "BOOLEAN":
         return "on" if default else "off", "on, off"
     if type_ == "STRING":

@@ -26,11 +26,7 @@ class SamplePrompts(Node):
             "Checkpoints paints them after it.",
             search_aliases=["sample prompts", "preview", "validation prompts", "sample while training"],
             hidden=[],
-            inputs=widgets(
-                SampleOptions,
-                sampler={"options": samplers(), "default": "euler"},
-                scheduler={"options": schedulers(), "default": "normal"},
-            ),
+            inputs=_inputs(),
             outputs=[
                 Socket.Output(
                     display_name="sample_prompts", tooltip="For LoRA Trainer and Compare Checkpoints."
@@ -42,3 +38,14 @@ class SamplePrompts(Node):
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         """Check the prompts and pass them on."""
         return io.NodeOutput(settings_from(SampleOptions, inputs))
+
+
+def _inputs() -> list[Any]:
+    lists = {"sampler": (samplers(), "euler"), "scheduler": (schedulers(), "normal")}
+    made = widgets(
+        SampleOptions, **{name: {"options": options, "default": first} for name, (options, first) in lists.items()}
+    )
+    for widget in made:
+        if widget.id in lists:  # for the help page, as the lists grow with the host
+            widget.extra_dict = {**widget.extra_dict, "lora_workbench_choices": "those of KSampler"}
+    return made

@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from .data.folders import DATASETS_KEY
 from .errors import UserError
 from .events import Cancelled
 from .host import memory
 from .host.out_of_memory import is_out_of_memory
+from .host.paths import without_folders
 from .host.progress import is_host_interrupt
 from .host.sampling import Painter, size_of
 from .lora import LoraModel
@@ -143,6 +145,7 @@ class Samples:
         """Say a sentence, once for each cause."""
         if cause not in self._said:
             self._said.add(cause)
+            sentence = without_folders(sentence, DATASETS_KEY)  # the log goes to every page that is open
             self._keeper.hints += (sentence,)
             self._keeper.history.hint(sentence)
 
