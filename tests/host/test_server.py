@@ -95,7 +95,8 @@ def test_trains_samples_and_saves_in_one_prompt(server, spine_run):
     assert told["outcome"] == "finished" and told["steps"] == 3 and len(told["losses"]) == 3
     assert all(0 < loss < 100 for loss in told["losses"])
     assert sorted(path.name for path in run_folder(server, "spine").iterdir()) == [
-        "config.json", "log.jsonl", "losses.csv", "report.html", "run.json", "spine-step00000002.safetensors",
+        "config.json", "layers.json", "log.jsonl", "losses.csv", "report.html", "run.json",
+        "spine-step00000002.safetensors",
         "spine.safetensors", "summary.json",
     ]  # fmt: skip
 
