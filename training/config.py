@@ -265,7 +265,7 @@ class RunSettings(Settings):
     tensorboard: bool = knob(
         False,
         "Writes a log for TensorBoard too, in the run's folder. Needs the package tensorboard in ComfyUI's Python. "
-        "Show it with: tensorboard --logdir output/lora_workbench",
+        "`tensorboard --logdir output/lora_workbench` shows it.",
         advanced=True,
     )
 

@@ -25,7 +25,8 @@ def generator(
 
     Args:
         seed: The run's seed.
-        purpose: What is drawn: `init`, `order`, `flip`, `variant`, `latent`, `noise`, `timestep`, `dropout`.
+        purpose: What is drawn: `init`, `order`, `flip`, `variant`, `latent`, `noise`, `timestep`, `dropout`,
+            `held out`.
         counters: Where in the run, such as the epoch or the micro-step.
         device: Where the numbers are drawn. Different kinds of device draw different numbers.
     """

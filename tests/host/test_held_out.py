@@ -132,7 +132,7 @@ def test_a_share_is_not_trained_and_is_in_the_file_and_the_log(checkpoint, datas
     assert float(metadata["lora_workbench.held_out_loss"]) == last["loss"]
     assert float(metadata["lora_workbench.held_out_base"]) == last["base"]
     assert metadata["lora_workbench.held_out_step"] == "6"
-    assert metadata["ss_num_train_images"] == "3"
+    assert metadata["ss_num_train_images"] == "3" and "ss_num_validation_images" not in metadata
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("of the device"), float("nan")], ids=["memory", "nan"])

@@ -25,7 +25,7 @@ NODES = [
 # Not in LoRAWorkbench_BucketImages, which is an id.
 CLASS_NAME = re.compile(rf"(?<!_)\b({'|'.join(NODES)})\b")
 # Exceptions that the pack itself catches, so that no user sees them.
-CAUGHT = {"Cancelled", "NotFinite", "Stopped"}
+CAUGHT = {"Cancelled", "NotFinite", "Stopped", "Unidentified"}
 
 
 def strings(file: Path) -> Iterator[str]:

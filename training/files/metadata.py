@@ -91,6 +91,8 @@ def build_metadata(
     }
     if not model.takes_guidance:
         entries.pop("ss_guidance_scale", None)
+    if summary.held_out:
+        entries.pop("ss_num_validation_images")  # how many they were is not known here
     return {key: as_text(value) for key, value in entries.items()}
 
 

@@ -15,7 +15,8 @@ from .palette import Color
 
 Points = list[tuple[float, float]]
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 84, 76, 52  # of the plot; the legend comes on top
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 84, 32, 52  # of the plot; title and legend come on top
+_TITLE = 44
 _SMALL, _ROW = 13, 22  # size of letters, height of a row of the legend
 _FINE = 2  # lines are drawn this many times as large and scaled down, so that they are smooth
 _MOST_MARKS = 60  # epochs; more would hide the curve
@@ -143,7 +144,8 @@ class _Chart:
         self.settings, self.title, self.lines, self.rates, self.marks = settings, title, lines, rates, marks
         self.legend = self._legend()
         width, height = settings.width, settings.height
-        self.box = (_LEFT, _TOP + _ROW * len(self.legend), width - _RIGHT, height - _BOTTOM)
+        self.above = _TITLE if title else 0
+        self.box = (_LEFT, self.above + _TOP + _ROW * len(self.legend), width - _RIGHT, height - _BOTTOM)
         every = [step for line in (*lines, rates) for step, _ in line.points]
         low, high = min(every, default=0), max(every, default=1)
         room = (high - low) * 0.01 or 0.5  # so that marks at the ends are whole
@@ -286,7 +288,7 @@ class _Chart:
     def _draw_legend(self, draw: ImageDraw.ImageDraw) -> None:
         """Say what each line and mark is."""
         for number, row in enumerate(self.legend):
-            left, middle = 32.0, 62 + number * _ROW
+            left, middle = 32.0, self.above + 18 + number * _ROW
             for name, color, kind in row:
                 if kind in _MARKS:
                     _MARKS[kind][2](draw, (left + 9, middle), 5, color)

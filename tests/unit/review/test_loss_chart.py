@@ -53,7 +53,7 @@ def test_a_falling_loss_falls_and_an_outlier_does_not_flatten_it() -> None:
 def test_marks_are_where_they_belong() -> None:
     lines = [{"kind": kind, "step": step} for kind, step in (("checkpoint", 25), ("sample", 75), ("epoch", 50))]
     with drawn_text() as texts:
-        sheet = loss_chart(story([0.5, 0.4] * 50, *lines), PLAIN)
+        sheet = loss_chart(story([0.5, 0.4] * 50, *lines), PLAIN, "run: loss")
     texts.check(sheet)
     ticks_at = {text: (box[0] + box[2]) / 2 for text, box in texts.texts if box[1] > 540}
     for color, step in ((palette.RED, 25), (palette.TEXT, 75)):
@@ -69,7 +69,7 @@ def test_held_out_and_rate_have_lines_and_scales_of_their_own() -> None:
     ]
     rates = [1e-4 * (1 - step / 100) for step in range(100)]
     with drawn_text() as texts:
-        sheet = loss_chart(story([0.2] * 100, *lines, rates=rates), PLAIN)
+        sheet = loss_chart(story([0.2] * 100, *lines, rates=rates), PLAIN, "run: loss")
     texts.check(sheet)
     found = places(sheet, palette.AMBER)
     level = {y for x, y in found if x > 1000 and y < 300}

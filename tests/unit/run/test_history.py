@@ -113,9 +113,9 @@ def test_pages_get_at_most_ten_events_a_second(monkeypatch) -> None:
         time.sleep(0.002)
     time.sleep(0.25)  # what waits is sent without another line
     assert [line["step"] for _, data in sent for line in data["lines"]] == list(range(count))
-    assert len(sent) <= 7
+    assert len(sent) <= (time.monotonic() - began) * 10 + 1
     gaps = [later - earlier for (earlier, _), (later, _) in zip(sent, sent[1:], strict=False)]
-    assert min(gaps) > 0.09
+    assert min(gaps) > 0.08
     assert {(data["workflow"], data["node"], data["prompt"], data["run"]) for _, data in sent} == {
         ("flow", "3:7", "prompt", "ab")
     }
