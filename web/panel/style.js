@@ -10,6 +10,9 @@ export const STYLE = `
 .lwb-panel * { box-sizing: border-box }
 /* The Vue renderer gives a widget its least height, the canvas all the room of the node. */
 [data-node-id] .lwb-panel { min-height: ${LEAST_HEIGHT}px }
+[data-node-id]:has(.lwb-panel) { min-width: 400px }
+/* The Vue renderer of older front ends cuts labels at 80 pixels. */
+[data-node-id]:has(.lwb-panel) .lg-node-widget .w-20 { width: 150px }
 .lwb-panel [hidden], .lwb-large [hidden] { display: none !important }
 .lwb-panel button { font: inherit; color: inherit; border-radius: 4px; background: var(--comfy-input-bg, #333);
   border: 1px solid var(--border-color, #555); padding: 2px 7px; cursor: pointer; white-space: nowrap }
