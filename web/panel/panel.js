@@ -204,7 +204,7 @@ export class Panel {
       ["rung", memory.rung],
     ]
     const shown = facts.filter(([, value]) => value)
-    this.facts.replaceChildren(...shown.map(([name, value]) => make("span", {}, make("i", {}, name), String(value))))
+    this.facts.replaceChildren(...shown.map(([name, value]) => make("span", {}, make("i", {}, name), ` ${value}`)))
   }
 
   #drawKeys() {

@@ -31,7 +31,7 @@ export const STYLE = `
 .lwb-state { opacity: .8; white-space: nowrap }
 .lwb-facts { font-variant-numeric: tabular-nums; gap: 2px 12px; min-height: 36px; align-content: flex-start }
 .lwb-facts span { white-space: nowrap }
-.lwb-facts i { font-style: normal; opacity: .65; margin-right: 4px }
+.lwb-facts i { font-style: normal; opacity: .65 }
 .lwb-keys { max-height: 48px; overflow-y: auto }
 .lwb-panel .lwb-key { padding: 0 6px; border-radius: 9px; opacity: .45 }
 .lwb-panel .lwb-key[aria-pressed=true] { opacity: 1 }
