@@ -41,7 +41,7 @@ BUILD = """([name, steps]) => {
   load.connect(0, bucket, 0);
   for (const at of [0, 1, 2]) loader.connect(at, trainer, at);
   bucket.connect(0, trainer, 3);
-  return graph.serialize();
+  return JSON.parse(JSON.stringify(graph.serialize())); // without what is undefined
 }"""
 # The page around the panel at the scale 1, with the panel in view.
 SEE = """() => {
@@ -78,6 +78,7 @@ COUNT = """() => {
   new MutationObserver(changes => { window.drawn += changes.length; }).observe(
     document.querySelector('.lwb-panel'), { subtree: true, childList: true, attributes: true, characterData: true });
 }"""
+SAVED = "() => JSON.parse(JSON.stringify(window.app.graph.serialize()))"
 COLUMNS = ("step", "loss", "rate")
 SEND = "detail => window.app.api.dispatchCustomEvent('lora_workbench.run', detail)"
 
@@ -249,7 +250,7 @@ def test_a_run_from_its_first_point_to_stop_and_keep(vue: bool, chromium: Any, s
         panel.root.get_by_text("stopped, LoRA kept after").wait_for()
         [shown] = panel.runs()
         assert shown["folder"].endswith("_again") and shown["steps"][0] == 1 and shown["checkpoints"]
-        saved = json.dumps(page.evaluate("() => window.app.graph.serialize()"))
+        saved = json.dumps(page.evaluate(SAVED))
         assert "_again" not in saved and "stopped" not in saved
         # ComfyUI's page throws this at an event that comes before its canvas is there.
         assert set(page.problems) <= {"getCanvas: canvas is null"}
@@ -319,7 +320,7 @@ def test_a_finished_run_is_looked_at(vue: bool, chromium: Any, server: ComfyServ
         panel.root.get_by_role("button", name="base model").click()
         panel.root.get_by_role("button", name="a", exact=True).click()
         page.wait_for_timeout(200)
-        saved = page.evaluate("() => window.app.graph.serialize()")
+        saved = page.evaluate(SAVED)
         panel.open(saved)
         panel.root.get_by_text("finished after 1:01").wait_for()
         assert panel.root.get_by_label("clip outliers").is_checked()
@@ -414,7 +415,7 @@ def test_a_trainer_in_a_subgraph_is_seen_from_outside(vue: bool, chromium: Any, 
             assert around["x"] <= inside["x"] and inside["x"] + inside["width"] <= around["x"] + around["width"]
             assert inside["y"] + inside["height"] <= around["y"] + around["height"] and inside["width"] >= 370
         # After the workflow is opened again.
-        panel.open({**page.evaluate("() => window.app.graph.serialize()"), "id": place["workflow"]})
+        panel.open({**page.evaluate(SAVED), "id": place["workflow"]})
         panel.root.get_by_text("finished after 1:01").wait_for()
         assert page.problems == []
 

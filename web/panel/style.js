@@ -1,6 +1,6 @@
 // The style of the training panel, in the colours of ComfyUI's theme.
 
-export const LEAST_HEIGHT = 470 // pixels
+export const LEAST_HEIGHT = 500 // pixels
 export const WIDTH = 480
 
 export const STYLE = `
@@ -29,7 +29,7 @@ export const STYLE = `
 .lwb-head b { font-weight: 600; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; min-width: 0 }
 .lwb-head { flex-wrap: nowrap }
 .lwb-state { opacity: .8; white-space: nowrap }
-.lwb-facts { font-variant-numeric: tabular-nums; gap: 2px 12px; min-height: 36px; align-content: flex-start }
+.lwb-facts { font-variant-numeric: tabular-nums; gap: 2px 12px }
 .lwb-facts span { white-space: nowrap }
 .lwb-facts i { font-style: normal; opacity: .65 }
 .lwb-keys { max-height: 48px; overflow-y: auto }
@@ -38,7 +38,7 @@ export const STYLE = `
 .lwb-key::before { content: ""; display: inline-block; width: 9px; height: 9px; margin-right: 5px; border-radius: 50%;
   background: var(--line) }
 .lwb-chart { position: relative; flex: 1 1 0; min-height: 110px; overflow: hidden; border-radius: 4px;
-  background: var(--comfy-input-bg, #2a2a2a) }
+  border: 1px solid var(--border-color, #444) }
 .lwb-chart .uplot { position: absolute; left: 0; top: 0; line-height: 1 }
 .lwb-chart .u-select { background: #5b9dff44 }
 .lwb-note { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center; padding: 8px;
