@@ -10,22 +10,32 @@ import { OWN_ID, nameWorkflow, nodesOnPath, workflowId } from "./workflow.js"
 
 const NODE = "LoRAWorkbench_LoRATrainer"
 const RUN = "lora_workbench_run" // key in the node's output, with one entry
+const WIDGET = "training"
 const KEY = "lora_workbench_panel" // key in a node's properties
 
-const panels = new WeakMap() // by node
-const feed = new Feed((path, options) => api.fetchApi(path, options), workflowId, show)
+export const panels = new WeakMap() // by node
+export const feed = new Feed((path, options) => api.fetchApi(path, options), workflowId, show)
 
 function panelOf(node) {
   if (panels.has(node)) return panels.get(node)
-  const panel = new Panel(feed, api, () => (node.properties[KEY] ??= {}))
+  const panel = new Panel(feed, api, {
+    get: () => node.properties?.[KEY] ?? {},
+    set: (values) => node.setProperty(KEY, values),
+  })
   panels.set(node, panel)
-  const widget = node.addDOMWidget("training", "lora_workbench_training", panel.root, {
+  const widget = node.addDOMWidget(WIDGET, "lora_workbench_training", panel.root, {
     serialize: false,
     getMinHeight: () => LEAST_HEIGHT,
   })
   widget.serialize = false
   node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], node.computeSize()[1])])
-  const { onRemoved } = node
+  const { onRemoved, onSerialize } = node
+  // Older front ends list a subgraph's own widgets among those that it shows of its nodes.
+  node.onSerialize = function (saved) {
+    onSerialize?.apply(this, arguments)
+    const listed = saved.properties?.proxyWidgets
+    if (Array.isArray(listed)) saved.properties.proxyWidgets = listed.filter(([id, name]) => id !== "-1" || name !== WIDGET)
+  }
   node.onRemoved = function () {
     panel.end()
     panels.delete(node)

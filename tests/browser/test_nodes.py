@@ -60,7 +60,10 @@ BASIC = {
 }
 
 # What the pack's own scripts put into a node.
-PANELS = {"DatasetReport": ["findings"], "EditCaptions": ["gallery"], "EstimateTraining": ["estimate"]}
+PANELS = {
+    "DatasetReport": ["findings"], "EditCaptions": ["gallery"], "EstimateTraining": ["estimate"],
+    "LoRATrainer": ["training"],
+}  # fmt: skip
 
 ADD_NODE = """type => {
   window.app.graph.clear();

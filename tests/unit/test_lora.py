@@ -37,7 +37,7 @@ def test_a_run_in_a_few_values(tmp_path: Path) -> None:
     folder = tmp_path / "lora_workbench" / "my_lora-2"
     told = run(folder, name="my_lora-2", epochs=1).result()
     assert told == {
-        "name": "my_lora-2", "outcome": "finished", "steps": 3, "epochs": 1, "seconds": 125.0,
+        "id": "", "name": "my_lora-2", "outcome": "finished", "steps": 3, "epochs": 1, "seconds": 125.0,
         "first_loss": 0.5, "last_loss": 0.12, "least_loss": 0.08, "folder": "lora_workbench/my_lora-2", "file": None,
         "seed": None,
     }  # fmt: skip

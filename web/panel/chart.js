@@ -139,7 +139,7 @@ export class Chart {
   #line({ color, alpha = 1, width = 1, dash, scale = "y", points = false, ...series }) {
     return {
       scale, stroke: color, alpha, width, dash, show: this.options.isOn(series), spanGaps: true,
-      points: { show: points || this.data[0].length === 1, size: 5 },
+      points: { show: (plot) => points || plot.data[0].length < 2, size: 5, fill: color },
     }
   }
 

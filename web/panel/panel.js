@@ -26,7 +26,7 @@ function addStyle() {
 }
 
 export class Panel {
-  // feed: a Feed. api: ComfyUI's. preferences: an object in which the switches are remembered.
+  // feed: a Feed. api: ComfyUI's. preferences: {get, set} of the object in which the switches are remembered.
   constructor(feed, api, preferences) {
     addStyle()
     this.preferences = preferences
@@ -68,11 +68,11 @@ export class Panel {
   }
 
   #preference(name) {
-    return this.preferences()[name] ?? PREFERENCES[name]
+    return this.preferences.get()[name] ?? PREFERENCES[name]
   }
 
   #prefer(name, value) {
-    this.preferences()[name] = value
+    this.preferences.set({ ...this.preferences.get(), [name]: value })
     this.changed()
   }
 
@@ -204,7 +204,7 @@ export class Panel {
       ["rung", memory.rung],
     ]
     const shown = facts.filter(([, value]) => value)
-    this.facts.replaceChildren(...shown.map(([name, value]) => make("span", {}, make("i", {}, name), String(value))))
+    this.facts.replaceChildren(...shown.map(([name, value]) => make("span", {}, make("i", {}, name), ` ${value}`)))
   }
 
   #drawKeys() {

@@ -1,6 +1,6 @@
 // The style of the training panel, in the colours of ComfyUI's theme.
 
-export const LEAST_HEIGHT = 470 // pixels
+export const LEAST_HEIGHT = 500 // pixels
 export const WIDTH = 480
 
 export const STYLE = `
@@ -10,6 +10,9 @@ export const STYLE = `
 .lwb-panel * { box-sizing: border-box }
 /* The Vue renderer gives a widget its least height, the canvas all the room of the node. */
 [data-node-id] .lwb-panel { min-height: ${LEAST_HEIGHT}px }
+[data-node-id]:has(.lwb-panel) { min-width: 400px }
+/* The Vue renderer of older front ends cuts labels at 80 pixels. */
+[data-node-id]:has(.lwb-panel) .lg-node-widget .w-20 { width: 150px }
 .lwb-panel [hidden], .lwb-large [hidden] { display: none !important }
 .lwb-panel button { font: inherit; color: inherit; border-radius: 4px; background: var(--comfy-input-bg, #333);
   border: 1px solid var(--border-color, #555); padding: 2px 7px; cursor: pointer; white-space: nowrap }
@@ -26,16 +29,16 @@ export const STYLE = `
 .lwb-head b { font-weight: 600; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; min-width: 0 }
 .lwb-head { flex-wrap: nowrap }
 .lwb-state { opacity: .8; white-space: nowrap }
-.lwb-facts { font-variant-numeric: tabular-nums; gap: 2px 12px; min-height: 36px; align-content: flex-start }
+.lwb-facts { font-variant-numeric: tabular-nums; gap: 2px 12px }
 .lwb-facts span { white-space: nowrap }
-.lwb-facts i { font-style: normal; opacity: .65; margin-right: 4px }
+.lwb-facts i { font-style: normal; opacity: .65 }
 .lwb-keys { max-height: 48px; overflow-y: auto }
 .lwb-panel .lwb-key { padding: 0 6px; border-radius: 9px; opacity: .45 }
 .lwb-panel .lwb-key[aria-pressed=true] { opacity: 1 }
 .lwb-key::before { content: ""; display: inline-block; width: 9px; height: 9px; margin-right: 5px; border-radius: 50%;
   background: var(--line) }
 .lwb-chart { position: relative; flex: 1 1 0; min-height: 110px; overflow: hidden; border-radius: 4px;
-  background: var(--comfy-input-bg, #2a2a2a) }
+  border: 1px solid var(--border-color, #444) }
 .lwb-chart .uplot { position: absolute; left: 0; top: 0; line-height: 1 }
 .lwb-chart .u-select { background: #5b9dff44 }
 .lwb-note { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center; padding: 8px;
