@@ -42,10 +42,11 @@ class LoRATrainer(Node):
                 io.Clip.Input("clip", tooltip="Encodes the captions as it encodes prompts."),
                 io.Vae.Input("vae", tooltip="Encodes the pictures. Use the model's own VAE."),
                 Dataset.Input("dataset", tooltip="The training pictures, from Bucket Images."),
-                *training_inputs(),
-                SamplePrompts.Input(
-                    "sample_prompts", optional=True,
-                    tooltip="From Sample Prompts. Paints them during the run. Empty: no samples.",
+                *training_inputs(
+                    SamplePrompts.Input(
+                        "sample_prompts", optional=True,
+                        tooltip="From Sample Prompts. Paints them during the run. Empty: no samples.",
+                    )
                 ),
             ],
             outputs=[

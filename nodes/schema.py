@@ -43,8 +43,8 @@ def widgets(config: type[Settings], **overrides: dict[str, Any]) -> list[Any]:
     return [_widget(field, {**optional.get(field.name, {}), **overrides.get(field.name, {})}) for field in fields]
 
 
-def training_inputs() -> list[Any]:
-    """The inputs of the nodes that train: option nodes first, then the trainer's settings."""
+def training_inputs(*more: Any) -> list[Any]:
+    """The inputs of the nodes that train: option nodes, what one node alone has, then the trainer's settings."""
     return [
         TextEncoderOptions.Input(
             "text_encoder_options", optional=True, tooltip="From Text Encoder Options. Empty: trains only the model."
@@ -59,6 +59,7 @@ def training_inputs() -> list[Any]:
         HeldOut.Input(
             "held_out", optional=True, tooltip="From Held-out Pictures: which pictures are measured and not trained."
         ),
+        *more,
         *widgets(TrainerSettings),
     ]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.photos import write_photos
+from support.session import AGAIN
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def train(parts: Any, dataset: Any, folder: Path, cache: Path, held_out: Any = N
 
     config = TrainConfig(**{
         "name": "run", "steps": 3, "rank": 4, "learning_rate": 1e-2, "batch_size": 2, "precision": "fp32",
-        "warn_about_steps": False, **settings,
+        "warn_about_steps": False, **AGAIN, **settings,
     })  # fmt: skip
     with torch.inference_mode():
         return train_lora(

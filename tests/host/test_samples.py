@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from support import small_models
 from support.rig import Snapshot
-from support.session import loaded, photos
+from support.session import AGAIN, loaded, photos
 
 PROMPTS = "zorp, a photo --d 3\na hat --w 100 --h 64 --n grey"
 
@@ -83,7 +83,7 @@ def train(parts, dataset, folder, cache, samples=None, sink=None, texts=(), **se
     from lora_workbench.training.train import train_lora
     from lora_workbench.training.watch import Watch
 
-    config = TrainConfig(**{"name": "run", "steps": 3, "rank": 4, "learning_rate": 1e-2, **settings})
+    config = TrainConfig(**{"name": "run", "steps": 3, "rank": 4, "learning_rate": 1e-2, **AGAIN, **settings})
     with torch.inference_mode():
         return train_lora(
             *parts, dataset, config, root=folder, cache_root=cache, sink=sink or Sink(),

@@ -114,6 +114,7 @@ class Keeper:
         self.history.add(
             "begin", name=self.folder.name, steps=self.run.total, epochs=self.plan.epochs, time=self.session.started_at,
             pictures=len(self.plan.dataset.pictures), concepts=list(names),
+            samples=self.watch.samples is not None,
         )  # fmt: skip
         for hint in self.hints:
             self.history.add("hint", text=hint)
