@@ -96,11 +96,15 @@ def final_file(folder: Path) -> Path:
 
 def told(folder: Path) -> dict[str, Any]:
     """What the panel is told of a run on disk: its state, its curve and all other lines of its log."""
+    return {"state": (facts(folder) or {}).get("outcome", "broken off"), **history.read(log_text(folder))}
+
+
+def log_text(folder: Path) -> str:
+    """The text of a run's log, which may end inside a character; empty if it cannot be read."""
     try:
-        text = (folder / LOG).read_text(encoding="utf-8")
+        return (folder / LOG).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        text = ""
-    return {"state": (facts(folder) or {}).get("outcome", "broken off"), **history.read(text)}
+        return ""
 
 
 def told_by(summary: RunSummary) -> dict[str, Any]:
