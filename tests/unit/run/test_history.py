@@ -136,7 +136,10 @@ def test_pages_get_at_most_ten_events_a_second(monkeypatch) -> None:
 
 
 def test_folders_that_are_no_runs_are_left_out(tmp_path) -> None:
-    for name, text in [("one", '{"id": "1", "started_at": 5}'), ("two", '{"id": "2", "started_at": 9}'), ("bad", "{")]:
+    for name, text in [
+        ("one", '{"id": "1", "started_at": 5}'), ("two", '{"id": "2", "started_at": 9}'), ("bad", "{"),
+        ("odd", '{"id": ["x"]}'),
+    ]:  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text)
     (tmp_path / "cache").mkdir()
