@@ -54,7 +54,7 @@ class History:
             take(line, self._curve, self._others)
             if kind == "step":
                 self._last = line
-        self._unwritten.append(json.dumps(line, ensure_ascii=False) + "\n")
+        self._unwritten.append(json.dumps(line) + "\n")  # ASCII, as U+2028 would break a line
         self._sink.record(self.run, line)
         for listener in self.listeners:
             listener(line)
