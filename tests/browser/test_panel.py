@@ -79,6 +79,16 @@ COUNT = """() => {
     document.querySelector('.lwb-panel'), { subtree: true, childList: true, attributes: true, characterData: true });
 }"""
 SAVED = "() => JSON.parse(JSON.stringify(window.app.graph.serialize()))"
+ID = """async () => {
+  const file = (await (await fetch('/extensions')).json()).find(name => name.endsWith('/training_panel.js'));
+  return (await import(window.app.api.fileURL(file))).feed.workflowId();
+}"""
+# What the front end opens after "Save As".
+SAVE_AS = """name => {
+  const { workflow } = window.app.extensionManager;
+  workflow.activeWorkflow.changeTracker.checkState();
+  return JSON.parse(workflow.saveAs(workflow.activeWorkflow, `workflows/${name}.json`).content);
+}"""
 COLUMNS = ("step", "loss", "rate")
 SEND = "detail => window.app.api.dispatchCustomEvent('lora_workbench.run', detail)"
 
@@ -384,6 +394,34 @@ def test_events_of_a_run_fill_gaps_and_do_not_leak(chromium: Any, server: ComfyS
         assert page.problems == []
 
 
+def test_a_copy_of_a_workflow_does_not_show_its_runs(chromium: Any, server: ComfyServer) -> None:
+    name = "panel_copied"
+    with open_page(chromium, server.url) as page:
+        panel, graph = Panel(page), {**workflow(page, name), "id": str(uuid.UUID(int=0))}
+        trainer = next(str(node["id"]) for node in graph["nodes"] if node["type"].endswith("LoRATrainer"))
+        names = []
+        for extra in ({}, {"lora_workbench": str(uuid.uuid4())}):  # a template, and one saved after it was cleared
+            panel.open({**graph, "extra": {**graph["extra"], **extra}})
+            names.append(page.evaluate(ID))
+            assert names[-1] == extra.get("lora_workbench", names[-1]) != graph["id"]
+            write_run(server, f"{name}_{len(names)}", {"workflow": names[-1], "node": trainer}, story(name))
+            saved = page.evaluate(SAVED)
+            assert saved["id"] == names[-1]
+            panel.open(saved)
+            panel.root.get_by_text("finished after 1:01").wait_for()
+            panel.open(page.evaluate(SAVE_AS, f"{name}_{len(names)}"))
+            panel.root.get_by_text(IDLE).wait_for()
+            names.append(page.evaluate(ID))
+            page.wait_for_timeout(500)
+            assert panel.runs() == []
+            # Nor what goes on in the original from now on.
+            event = {"workflow": names[-2], "node": trainer, "prompt": "", "run": "live"}
+            page.evaluate(SEND, {**event, "lines": story(name)[:6]})
+            assert panel.runs() == []
+        assert len(set(names)) == 4
+        assert page.problems == []
+
+
 @RENDERERS
 def test_a_trainer_in_a_subgraph_is_seen_from_outside(vue: bool, chromium: Any, server: ComfyServer) -> None:
     name = f"panel_inside_{vue}"
@@ -396,9 +434,7 @@ def test_a_trainer_in_a_subgraph_is_seen_from_outside(vue: bool, chromium: Any, 
           const { node } = graph.convertToSubgraph(new Set(inside));
           return [node.id, node.subgraph.nodes.find(node => /LoRATrainer/.test(node.type)).id];
         }""")
-        place = page.evaluate("() => window.app.rootGraph?.id ?? window.app.graph.id")
-        extra = page.evaluate("() => window.app.graph.extra?.lora_workbench")
-        place = {"workflow": extra or place, "node": f"{outer}:{inner}"}
+        place = {"workflow": page.evaluate(ID), "node": f"{outer}:{inner}"}
         folder = write_run(server, name, place, story(name))
         run = json.loads((folder / "run.json").read_text())["id"]
         page.evaluate(SEND, {**place, "prompt": "", "run": run, "lines": story(name)[:1]})
