@@ -367,7 +367,10 @@ def test_events_of_a_run_fill_gaps_and_do_not_leak(chromium: Any, server: ComfyS
         def answer(route: Any) -> None:  # what the server knows: nothing at first, then all
             asked.append(route.request.url)
             known = {"id": "live", "state": "running", "folder": "x", "lines": lines[:1]}
-            columns = {"stride": 1, "concepts": {}, **{key: [line[key] for line in steps[:9]] for key in COLUMNS}}
+            columns = {
+                "stride": 1, "count": [1] * 9, "concepts": {}, "counts": {},
+                **{key: [line[key] for line in steps[:9]] for key in COLUMNS},
+            }  # fmt: skip
             late = {"curve": columns, "last": steps[8]} if len(asked) > 1 else {"curve": None, "last": {}}
             route.fulfill(json={**known, **late})
 
@@ -499,6 +502,7 @@ def modules(chromium: Any) -> Iterator[Any]:
 
 
 def test_the_page_thins_as_the_server_does(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = curve.MOST
     monkeypatch.setattr(curve, "MOST", 50)
     steps = [
         {"kind": "step", "step": n, "loss": (n * 7919 % 101) / 100, "rate": n / 1000, "seconds": n,
@@ -515,6 +519,7 @@ def test_the_page_thins_as_the_server_does(modules: Any, monkeypatch: pytest.Mon
       const again = lines.slice(-20).map(line => run.add(line));
       return { stride: run.curve.stride, again, ...run.curve.columns() };
     }""", steps)
+    assert found.pop("counts") == told.pop("counts")
     assert found.pop("again") == [False] * 20, "a line that came twice is drawn twice"
     concepts, theirs = found.pop("concepts"), told.pop("concepts")
     assert {key: pytest.approx(value) for key, value in told.items()} == found
@@ -524,4 +529,29 @@ def test_the_page_thins_as_the_server_does(modules: Any, monkeypatch: pytest.Mon
       for (let step = 1; step <= 30000; step++) run.add({ kind: "step", step, loss: 1, rate: 1, seconds: step });
       return run.curve.points.length;
     }""")
-    assert 2000 <= most <= 4000
+    assert allowed / 2 <= most <= allowed
+
+
+def test_the_loss_shown_is_the_same_after_a_reload(modules: Any) -> None:
+    steps = [
+        {"kind": "step", "step": n, "loss": (n * 7919 % 101) / 100 + (n > 2900), "rate": 1, "seconds": n,
+         "concepts": {"ab"[n % 3 == 0]: n / 100}}
+        for n in range(1, 3004)
+    ]  # fmt: skip
+    server = curve.Curve()
+    for line in steps[:-2]:
+        server.add(line["step"], line["loss"], line["rate"], line["concepts"])
+    live, again, whole = modules.evaluate("""([lines, curve]) => {
+      const { Run, smoothed } = window.data;
+      const shown = run => {
+        const { loss, count, concepts, counts } = run.curve.columns();
+        return [[loss, count], [concepts.a, counts.a], [concepts.b, counts.b]].map(
+          ([values, counts]) => smoothed(values, 0.99, counts).findLast(value => value !== null));
+      };
+      const runs = [new Run("x"), new Run("x"), new Run("x", 10000)];
+      runs[1].take({ state: "running", curve, last: lines.at(-3), lines: [] });
+      for (const run of runs) for (const line of lines) run.add(line);
+      return runs.map(shown);
+    }""", [steps, server.columns()])
+    assert live == pytest.approx(again, rel=1e-9)
+    assert live == pytest.approx(whole, rel=0.02), "a thinned curve is smoothed otherwise"
