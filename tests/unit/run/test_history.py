@@ -106,6 +106,8 @@ def test_a_long_curve_is_thinned_to_means() -> None:
     expected = [(first + 1 + last) / 2 for first, last in zip(before, columns["step"], strict=True)]
     assert columns["loss"] == pytest.approx(expected)
     assert set(columns["concepts"]["cat"]) == {2.0}
+    assert columns["count"] == [last - first for first, last in zip(before, columns["step"], strict=True)]
+    assert sum(columns["counts"]["cat"]) == 25_000
 
 
 def test_steps_that_are_done_again_replace_the_old_ones() -> None:
