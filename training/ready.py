@@ -66,6 +66,7 @@ class Ready:
             with torch.inference_mode(False):
                 if not self._enters():
                     smaller(self.step_down())  # outside of the error's block, whose traceback holds memory
+            memory.begin_peak(self.model.device)  # what was done inside is none of training's
 
     def begin(self) -> None:
         """Enter the model, try a whole optimizer step, and start the run.

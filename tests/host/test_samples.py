@@ -206,11 +206,19 @@ def test_latents_of_other_models(name, comfy_host, small_models_folder):
     assert painter.decode(found[0]).size == (8, 8)
 
 
-def test_what_is_said_of_a_sample(checkpoint, dataset, tmp_path, cache):
+def test_what_is_said_of_a_sample(checkpoint, dataset, tmp_path, cache, monkeypatch):
+    import comfy.sample
+    from lora_workbench.training.host import memory
+
+    real, peaks = comfy.sample.sample, [100]  # samples take more memory than training
+    monkeypatch.setattr(memory, "begin_peak", lambda _: peaks.append(100) or 0)
+    monkeypatch.setattr(memory, "peak", lambda _: peaks[-1])
+    monkeypatch.setattr(comfy.sample, "sample", lambda *args, **more: peaks.append(900) or real(*args, **more))
     sink = Sink()
     texts = {"prompt": '{"1": 2}', "workflow": '{"nodes": []}'}
     result = train(checkpoint, dataset, tmp_path, cache, options(strength=0.5), sink, texts, steps=4)
     assert [(line["step"], line["epoch"]) for line in sink.samples()] == [(0, 0), (4, 1)], "each epoch, and first"
+    assert [line["bytes"] for line in sink.lines if line["kind"] == "memory"] == [100] and 900 in peaks
     last = sink.samples()[-1]
     assert last["seconds"] > 0 and last["pictures"] == [
         {"file": "samples/step00000004-1.png", "prompt": "zorp, a photo", "seed": 3, "width": 64, "height": 64},

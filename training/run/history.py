@@ -17,7 +17,7 @@ from ..events import Line, Sink, StepEvent
 from .curve import Curve
 
 _WRITE_EVERY = 1.0  # seconds
-_GROWS_BY = 1.01  # memory that changes less is not reported again
+_CHANGES_BY = 0.01  # memory that changes by a smaller share is not reported again
 _MOST_UNWRITTEN = 10_000  # lines kept while the disk refuses them
 
 
@@ -74,7 +74,8 @@ class History:
             used: Most bytes that were taken on the device; None where nothing counts them.
             step: Steps done.
         """
-        if rung != self._memory[0] or (used or 0) > self._memory[1] * _GROWS_BY:
+        last_rung, last_used = self._memory
+        if rung != last_rung or abs((used or 0) - last_used) > last_used * _CHANGES_BY:
             self._memory = rung, float(used or 0)
             self.add("memory", step=step, rung=rung, bytes=used)
 

@@ -73,10 +73,11 @@ def test_a_disk_that_refuses_the_log_is_named_once_and_nothing_is_lost() -> None
 def test_memory_is_said_when_it_changes() -> None:
     sink = Heard()
     told = History("ab", sink, lambda text: None, pytest.fail)
-    for rung, used in [("plain", 100), ("plain", 100), ("plain", 100.5), ("plain", 120), ("checkpointing", 90)]:
-        told.memory(rung, used, 1)
+    for used in (100, 100, 100.5, 120, 119, 80):
+        told.memory("plain", used, 1)
+    told.memory("checkpointing", 81, 1)
     assert [(line["rung"], line["bytes"]) for _, line in sink.lines] == [
-        ("plain", 100), ("plain", 120), ("checkpointing", 90),
+        ("plain", 100), ("plain", 120), ("plain", 80), ("checkpointing", 81),
     ]  # fmt: skip
 
 
