@@ -70,19 +70,26 @@ class Samples:
         """Make one sample of each prompt.
 
         Raises:
-            BaseException: The user pressed cancel, or the model cannot be taken again.
+            BaseException: The user pressed cancel, a step was not finite, or the model cannot be taken again.
         """
         if self._options is None:
             self._say(_NONE, _NONE)
             return
         began = time.monotonic()
-        lora = self._keeper.lora()
-        with self._ready.left():
+        run.read_all()  # a step that was not finite ends the run; it is no failed sample
+        lora = self._tried(run, self._keeper.lora)
+        if lora is None:
+            return
+        with self._ready.left(partial(self._step_down, run)):
             images = self._painted(run, lora)
         pictures = self._saved(run, images)
         if pictures:
             seconds = round(time.monotonic() - began, 2)
             self._keeper.history.add("sample", step=run.step, epoch=run.epoch, seconds=seconds, pictures=pictures)
+
+    def _step_down(self, run: Run, rung: str) -> None:
+        """Say that the model no longer fits into memory as it did before the samples."""
+        self._keeper.hint(f"Out of memory after the samples of step {run.step}. Training goes on with {rung}.")
 
     def _painted(self, run: Run, lora: LoraModel) -> list[Image.Image | None]:
         """Paint every prompt; None stands for each that could not be painted."""

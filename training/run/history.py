@@ -17,7 +17,8 @@ from ..events import Line, SilentSink, Sink, StepEvent
 from .curve import Curve
 
 _WRITE_EVERY = 1.0  # seconds
-_GROWS_BY = 1.01  # memory that changes less is not reported again
+_MEMORY_EVERY = 1.0  # seconds
+_CHANGES_BY = 0.01  # memory that changes by a smaller share is not reported again
 _MOST_UNWRITTEN = 10_000  # lines kept while the disk refuses them
 
 
@@ -39,7 +40,7 @@ class History:
         self._lock = threading.Lock()
         self._unwritten: list[str] = []
         self._written_at, self._refused = time.monotonic(), False
-        self._memory: tuple[str, float] = ("", 0.0)
+        self._memory, self._counted_at = ("", 0.0), 0.0
         self.listeners: list[Callable[[Line], None]] = []  # each gets every line too
 
     def add(self, kind: str, **values: Any) -> None:
@@ -77,15 +78,21 @@ class History:
         with self._lock:
             return {"curve": self._curve.columns(), "last": dict(self._last), "lines": list(self._others)}
 
-    def memory(self, rung: str, used: int | None, step: int) -> None:
-        """Take note of the memory in use; a line is added when it has changed.
+    def memory(self, rung: str, count: Callable[[], int | None], step: int, is_last: bool) -> None:
+        """Take note of the memory in use, at most once a second; a line is added when it has changed.
 
         Args:
-            rung: How the run fits into memory.
-            used: Most bytes that were taken on the device; None where nothing counts them.
+            rung: How the run fits into memory; another one is noted at once.
+            count: Gives the most bytes that were taken on the device; None where nothing counts them. It is slow.
             step: Steps done.
+            is_last: Whether the run is at its end, which is noted too.
         """
-        if rung != self._memory[0] or (used or 0) > self._memory[1] * _GROWS_BY:
+        last_rung, last_used = self._memory
+        now = time.monotonic()
+        if rung == last_rung and not is_last and now - self._counted_at < _MEMORY_EVERY:
+            return
+        self._counted_at, used = now, count()
+        if rung != last_rung or abs((used or 0) - last_used) > last_used * _CHANGES_BY:
             self._memory = rung, float(used or 0)
             self.add("memory", step=step, rung=rung, bytes=used)
 

@@ -168,7 +168,7 @@ class Keeper:
                 "epoch", step=run.step, epoch=run.epoch, loss=run.epoch_losses[-1], concepts=concepts
             )
             self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
-        self.history.memory(self.ladder.rung.name, memory.peak(self.device), run.step)
+        self.history.memory(self.ladder.rung.name, lambda: memory.peak(self.device), run.step, last)
 
     def hint(self, sentence: str) -> None:
         """Say what stays in view until the end of the run, and is in its summary."""

@@ -84,14 +84,24 @@ def test_a_disk_that_refuses_the_log_is_named_once_and_nothing_is_lost() -> None
     assert [json.loads(row)["kind"] for row in "".join(written).splitlines()] == ["begin", "hint", "hint"]
 
 
-def test_memory_is_said_when_it_changes() -> None:
+def test_memory_is_said_when_it_changes(monkeypatch) -> None:
+    monkeypatch.setattr(history, "_MEMORY_EVERY", 0.0)
     sink = Heard()
     told = History("ab", sink, lambda text: None, pytest.fail)
-    for rung, used in [("plain", 100), ("plain", 100), ("plain", 100.5), ("plain", 120), ("checkpointing", 90)]:
-        told.memory(rung, used, 1)
+    for used in (100, 100, 100.5, 120, 119, 80):
+        told.memory("plain", lambda: used, 1, False)  # noqa: B023
+    told.memory("checkpointing", lambda: 81, 1, False)
     assert [(line["rung"], line["bytes"]) for _, line in sink.lines] == [
-        ("plain", 100), ("plain", 120), ("checkpointing", 90),
+        ("plain", 100), ("plain", 120), ("plain", 80), ("checkpointing", 81),
     ]  # fmt: skip
+
+
+def test_memory_is_counted_once_a_second() -> None:
+    sink, counts = Heard(), iter(range(10, 100, 10))
+    told = History("ab", sink, lambda text: None, pytest.fail)
+    for rung, is_last in [("plain", False), ("plain", False), ("lower", False), ("lower", False), ("lower", True)]:
+        told.memory(rung, lambda: next(counts), 1, is_last)
+    assert [(line["rung"], line["bytes"]) for _, line in sink.lines] == [("plain", 10), ("lower", 20), ("lower", 30)]
 
 
 def test_a_long_curve_is_thinned_to_means() -> None:
