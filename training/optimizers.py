@@ -163,8 +163,8 @@ def weights_to_keep(optimizer: Optimizer) -> Iterator[None]:
         return
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     copies = [parameter.detach().clone() for parameter in trained]
-    switch()
     try:
+        switch()  # inside, as it can run out of memory half way
         yield
     finally:
         optimizer.train()  # type: ignore[attr-defined]

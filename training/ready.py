@@ -46,20 +46,27 @@ class Ready:
     seconds: float = 0.0
 
     @contextmanager
-    def left(self) -> Iterator[None]:
+    def left(self, smaller: Callable[[str], None] = lambda rung: None) -> Iterator[None]:
         """Give the model back inside the block, between any two steps, and take it again after it.
 
         Inside, the host may sample with the model, move it or load another. Training goes on as if nothing had been,
         and the model is taken again after an error too: other weights, such as a LoRA on it, must not stay.
+
+        Args:
+            smaller: Receives what is done from now on, if the model no longer fits as it did.
+
+        Raises:
+            UserError: Not even the last rung fits any more.
         """
         self.made.leave()
         try:
             yield
         finally:
             memory.make_way(self.model)
-            self._load()
             with torch.inference_mode(False):
-                self.made.enter()
+                if not self._enters():
+                    smaller(self.step_down())  # outside of the error's block, whose traceback holds memory
+            memory.begin_peak(self.model.device)  # what was done inside is none of training's
 
     def begin(self) -> None:
         """Enter the model, try a whole optimizer step, and start the run.
@@ -71,7 +78,7 @@ class Ready:
         self.run = self._fresh_run()
 
     def step_down(self) -> str:
-        """Take the next rung in the middle of a run, after an out-of-memory error in a step.
+        """Take the next rung in the middle of a run, after an out-of-memory error.
 
         Returns:
             What is done from now on.
@@ -121,6 +128,17 @@ class Ready:
             return not self.fit.ladder.has_lower
         if (taken := memory.peak(self.model.device)) is not None:
             log.info("LoRA Workbench: the trial step took %.1f GB at most", taken / 2**30)
+        return True
+
+    def _enters(self) -> bool:
+        """Load and enter the model on its rung; False if memory does not suffice."""
+        try:
+            self._load()
+            self.made.enter()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
         return True
 
     def _load(self) -> None:

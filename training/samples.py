@@ -24,6 +24,7 @@ from .ready import Ready
 from .run.folder import SAMPLES
 from .run.keeper import Keeper
 from .run.state import Run
+from .run.under_way import UnderWay
 from .watch import Watch
 
 log = logging.getLogger(__name__)
@@ -42,14 +43,16 @@ class Samples:
         clip: CLIP socket.
         vae: VAE socket.
         watch: Which samples, and what their files carry.
+        under_way: Says whether the user wants the run to end, which leaves out the samples that are not painted yet.
     """
 
     wish = "sample"
 
-    def __init__(self, keeper: Keeper, ready: Ready, clip: Any, vae: Any, watch: Watch) -> None:
+    def __init__(self, keeper: Keeper, ready: Ready, clip: Any, vae: Any, watch: Watch, under_way: UnderWay) -> None:
         self._keeper, self._ready, self._clip, self._vae = keeper, ready, clip, vae
         self._options, self._texts = watch.samples, watch.picture_metadata
         self._prompts = self._options.lines() if self._options else ()
+        self._under_way = under_way
         self._said: set[str] = set()
 
     def is_due(self, run: Run, epoch_ended: bool) -> bool:
@@ -67,19 +70,26 @@ class Samples:
         """Make one sample of each prompt.
 
         Raises:
-            BaseException: The user pressed cancel, or the model cannot be taken again.
+            BaseException: The user pressed cancel, a step was not finite, or the model cannot be taken again.
         """
         if self._options is None:
             self._say(_NONE, _NONE)
             return
         began = time.monotonic()
-        lora = self._keeper.lora()
-        with self._ready.left():
+        run.read_all()  # a step that was not finite ends the run; it is no failed sample
+        lora = self._tried(run, self._keeper.lora)
+        if lora is None:
+            return
+        with self._ready.left(partial(self._step_down, run)):
             images = self._painted(run, lora)
         pictures = self._saved(run, images)
         if pictures:
             seconds = round(time.monotonic() - began, 2)
             self._keeper.history.add("sample", step=run.step, epoch=run.epoch, seconds=seconds, pictures=pictures)
+
+    def _step_down(self, run: Run, rung: str) -> None:
+        """Say that the model no longer fits into memory as it did before the samples."""
+        self._keeper.hint(f"Out of memory after the samples of step {run.step}. Training goes on with {rung}.")
 
     def _painted(self, run: Run, lora: LoraModel) -> list[Image.Image | None]:
         """Paint every prompt; None stands for each that could not be painted."""
@@ -89,8 +99,11 @@ class Samples:
         painter = self._tried(run, partial(Painter, *sockets, self._prompts, lora, self._options.strength))
         if painter is None:
             return [None] * len(self._prompts)
-        latents = []
+        latents: list[Any] = []
         for number, prompt in enumerate(self._prompts):
+            if self._under_way.is_ending:
+                latents.append(None)
+                continue
             self._keeper.sink.phase("samples", number, len(self._prompts))
             latents.append(self._tried(run, partial(painter.sample, prompt)))
         self._keeper.sink.phase("samples", len(self._prompts), len(self._prompts))

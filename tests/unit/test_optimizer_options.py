@@ -11,7 +11,7 @@ from lora_workbench.training.adapters.lora import LoraAdapter
 from lora_workbench.training.adapters.network import Network
 from lora_workbench.training.config import SOURCES, TrainConfig, kohya_settings
 from lora_workbench.training.errors import SettingError
-from lora_workbench.training.optimizers import make_optimizer
+from lora_workbench.training.optimizers import make_optimizer, weights_to_keep
 from lora_workbench.training.options import OptimizerOptions
 
 # A value of each that no optimizer has by itself.
@@ -126,3 +126,27 @@ def test_the_metadata_shows_them():
 def test_the_8_bit_form_takes_the_same(name):
     one, other = SOURCES[name], SOURCES[f"{name}8bit"]
     assert one.takes == other.takes and one.betas == other.betas
+
+
+def test_weights_come_back_when_the_way_to_those_to_keep_fails() -> None:
+    """Schedule-free optimizers have two points, and memory may not suffice to go from one to the other."""
+    made = optimizer(config("ScheduleFreeAdamW"))
+    weight, other = (tensor for group in made.param_groups for tensor in group["params"])
+    for tensor in (weight, other):
+        tensor.grad = torch.ones_like(tensor)
+    for _ in range(2):
+        made.step()
+    before = [tensor.clone() for tensor in (weight, other)]
+
+    def fails() -> None:
+        weight.add_(1.0)
+        raise torch.OutOfMemoryError("Allocation on device")
+
+    made.eval = fails
+    with pytest.raises(torch.OutOfMemoryError), weights_to_keep(made):
+        pass
+    assert all(map(torch.equal, before, (weight, other)))
+    del made.eval
+    with weights_to_keep(made):
+        assert not torch.equal(before[0], weight)
+    assert all(map(torch.equal, before, (weight, other)))

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import UserError
-from ..events import Line, Sink, StepEvent
+from ..events import Line, SilentSink, Sink, StepEvent
 from .curve import Curve
 
 _WRITE_EVERY = 1.0  # seconds
-_GROWS_BY = 1.01  # memory that changes less is not reported again
+_MEMORY_EVERY = 1.0  # seconds
+_CHANGES_BY = 0.01  # memory that changes by a smaller share is not reported again
 _MOST_UNWRITTEN = 10_000  # lines kept while the disk refuses them
 
 
@@ -39,7 +40,7 @@ class History:
         self._lock = threading.Lock()
         self._unwritten: list[str] = []
         self._written_at, self._refused = time.monotonic(), False
-        self._memory: tuple[str, float] = ("", 0.0)
+        self._memory, self._counted_at = ("", 0.0), 0.0
         self.listeners: list[Callable[[Line], None]] = []  # each gets every line too
 
     def add(self, kind: str, **values: Any) -> None:
@@ -54,27 +55,44 @@ class History:
             take(line, self._curve, self._others)
             if kind == "step":
                 self._last = line
-        self._unwritten.append(json.dumps(line, ensure_ascii=False) + "\n")
+        self._unwritten.append(json.dumps(line) + "\n")  # ASCII, as U+2028 would break a line
         self._sink.record(self.run, line)
         for listener in self.listeners:
             listener(line)
         if kind != "step" or time.monotonic() - self._written_at >= _WRITE_EVERY:
             self._write_log()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has said how it ended."""
+        with self._lock:
+            return any(line["kind"] == "end" for line in self._others)
+
+    def close(self) -> None:
+        """Let go of everything but what happened; a run holds memory on the device."""
+        self._sink, self._write, self._in_trouble = SilentSink(), _nowhere, _nowhere
+        self.listeners.clear()
+
     def told(self) -> dict[str, Any]:
         """The run so far: `curve` with the thinned steps, `last` step, and all other `lines`."""
         with self._lock:
             return {"curve": self._curve.columns(), "last": dict(self._last), "lines": list(self._others)}
 
-    def memory(self, rung: str, used: int | None, step: int) -> None:
-        """Take note of the memory in use; a line is added when it has changed.
+    def memory(self, rung: str, count: Callable[[], int | None], step: int, is_last: bool) -> None:
+        """Take note of the memory in use, at most once a second; a line is added when it has changed.
 
         Args:
-            rung: How the run fits into memory.
-            used: Most bytes that were taken on the device; None where nothing counts them.
+            rung: How the run fits into memory; another one is noted at once.
+            count: Gives the most bytes that were taken on the device; None where nothing counts them. It is slow.
             step: Steps done.
+            is_last: Whether the run is at its end, which is noted too.
         """
-        if rung != self._memory[0] or (used or 0) > self._memory[1] * _GROWS_BY:
+        last_rung, last_used = self._memory
+        now = time.monotonic()
+        if rung == last_rung and not is_last and now - self._counted_at < _MEMORY_EVERY:
+            return
+        self._counted_at, used = now, count()
+        if rung != last_rung or abs((used or 0) - last_used) > last_used * _CHANGES_BY:
             self._memory = rung, float(used or 0)
             self.add("memory", step=step, rung=rung, bytes=used)
 
@@ -126,6 +144,10 @@ class History:
     def take_cancel(self) -> None:
         """Clear the pending cancel."""
         self._sink.take_cancel()
+
+
+def _nowhere(_: object) -> None:
+    """Take what a closed history would write or say."""
 
 
 def take(line: Line, curve: Curve, others: list[Line]) -> None:
