@@ -350,6 +350,16 @@ def test_a_setting_of_a_later_version_counts_where_it_is_not_its_default(value, 
         assert inputs.train()[0].summary.name == "run-2"
 
 
+@pytest.mark.parametrize(("asked", "name", "in_force"), [("plenty", "run-2", "AdamW"), ("8 GB", "run", "AdamW8bit")])
+def test_a_run_that_memory_forced_to_8_bits_is_used_for_the_same_memory(asked, name, in_force, inputs):
+    facts(optimizer="AdamW8bit")(inputs)
+    path = inputs.folder / "runs" / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"memory": "8 GB"}))
+    inputs.settings["memory"] = asked
+    assert inputs.train()[0].summary.name == name
+    assert json.loads((inputs.folder / "runs" / name / "run.json").read_text())["optimizer"] == in_force
+
+
 def test_another_version_of_the_engine_trains(inputs, monkeypatch):
     from lora_workbench.training.run import fingerprint
 

@@ -270,6 +270,7 @@ class Keeper:
         """Say in the log and in the run's facts how it ended, and what its final LoRA is by its content."""
         run, seconds = self.run, round(time.time() - self.session.started_at, 1)
         facts: dict[str, Any] = {"outcome": outcome, "steps": run.step, "epochs": run.epoch, "seconds": seconds}
+        facts["optimizer"] = run.optimizer_name
         loss = run.smoothed_loss if run.read else None
         if file:
             with suppress(OSError):  # gone or unreadable already; the run is then not found again

@@ -30,7 +30,8 @@ def reused(
     Args:
         root: The folder of all runs.
         fingerprint: Of the run that is asked for; empty if it has none.
-        config: Its settings. If its name is another one, the LoRA takes that name.
+        config: Its settings. If its name is another one, the LoRA takes that name. A run whose optimizer memory forced
+            to 8 bits is used only for the same setting of memory.
         sink: Is told which run was used.
         place: Where it is used.
 
@@ -38,13 +39,17 @@ def reused(
         None if there is no such run, or its file is gone, damaged or changed.
     """
     for folder in past.finished(root, fingerprint):
+        optimizer = (past.facts(folder) or {}).get("optimizer", config.optimizer)
+        if optimizer != config.optimizer and _set_to(folder, "memory") != config.memory:
+            log.info("LoRA Workbench: the run in %s is not used: memory made its optimizer %s", folder, optimizer)
+            continue
         try:
             lora = load(checkpoints(folder)[-1])
         except UserError as error:
             log.warning("LoRA Workbench: the run in %s is not used: %s", folder, error)
             continue
         lora.file = ""  # it is the run's, as if it had just been trained
-        wished, name = _wished_name(folder), safe_name(config.name)
+        wished, name = _set_to(folder, "name"), safe_name(config.name)
         if name not in (wished, lora.run_name):
             lora.metadata |= {"ss_output_name": name, "modelspec.title": name}
         found = summary(folder)
@@ -60,9 +65,9 @@ def reused(
     return None
 
 
-def _wished_name(folder: Path) -> str:
-    """The name that a run was given; its folder may have got a number."""
-    return str(past.read_object(folder / CONFIG).get("name", ""))
+def _set_to(folder: Path, setting: str) -> str:
+    """What a run was set to. Its folder may have got another name, and memory may have needed another optimizer."""
+    return str(past.read_object(folder / CONFIG).get(setting, ""))
 
 
 def _remember(folder: Path, place: Place) -> None:
