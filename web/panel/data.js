@@ -175,8 +175,7 @@ export function merged(columns, heldOut) {
   return {
     step: steps,
     curve: (values) => spread(columns.step, values),
-    heldOut: spread(measured, heldOut.map((line) => line.loss)),
-    base: spread(measured, heldOut.map((line) => line.base)),
+    heldOut: (value) => spread(measured, heldOut.map(value)), // value: what to take of a line
   }
 }
 
