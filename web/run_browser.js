@@ -97,9 +97,8 @@ class Runs {
     const answer = await api.fetchApi("/lora_workbench/runs")
     if (!answer.ok) throw new Error(`${answer.status}`)
     const runs = await answer.json()
+    this.widget.options.values = runs.map(folderName) // the drop-down list, from when the page was loaded
     if (!runs.length) return this.#say("No runs yet. Queue a graph with LoRA Trainer.")
-    const { options } = this.widget // the drop-down list, from when the page was loaded
-    options.values = [...new Set([...runs.map(folderName), ...options.values])]
     this.list.replaceChildren(
       ...runs.map((run) => {
         const row = button("", "", () => this.#choose(folderName(run)))

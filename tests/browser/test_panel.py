@@ -182,7 +182,10 @@ def story(name: str, steps: int = 120) -> list[dict[str, Any]]:
                 for n in range(3)
             ]
             lines.append({"kind": "sample", "step": step, "epoch": step // 30, "seconds": 2, "pictures": pictures})
-            lines.append({"kind": "held_out", "step": step, "loss": 0.18 - step / 2000, "base": 0.17, "concepts": {}})
+            held = {name: {"loss": loss - step / 2000, "base": 0.17} for name, loss in (("a", 0.2), ("b", 0.16))}
+            lines.append({
+                "kind": "held_out", "step": step, "loss": 0.18 - step / 2000, "base": 0.17, "concepts": held,
+            })  # fmt: skip
         if step and step % 60 == 0:
             file = f"{name}-{step}.safetensors"
             lines.append({"kind": "checkpoint", "step": step, "epoch": step // 30, "file": file})
@@ -281,11 +284,68 @@ def test_stop_and_discard_asks_first(chromium: Any, server: ComfyServer) -> None
         page.route("**/runs/*/save", lambda route: route.abort())
         panel.press("Save now")
         panel.root.get_by_text("ComfyUI does not answer.").wait_for()
+        assert panel.root.get_by_role("button", name="Save now").is_enabled()
         assert folder.is_dir()
         panel.press("Stop and discard")
         panel.press("Discard")
         panel.root.get_by_text(f"The run was discarded. {IDLE}").wait_for()
         wait(lambda: not folder.exists(), "the folder is still there")
+        assert page.problems == []
+
+
+def test_a_wish_is_shown_until_it_is_granted(chromium: Any, server: ComfyServer) -> None:
+    with open_page(chromium, server.url) as page:
+        panel, graph = Panel(page), workflow(page, "panel_wishes")
+        trainer = next(str(node["id"]) for node in graph["nodes"] if node["type"].endswith("LoRATrainer"))
+        panel.open(graph)
+        event = {"workflow": graph["id"], "node": trainer, "prompt": "", "run": "live"}
+        begin, *lines = (line for line in story("panel_wishes") if line["kind"] != "held_out")
+        told = {"id": "live", "state": "running", "folder": "x", "curve": None, "last": {}, "lines": [begin]}
+        page.route("**/runs/live", lambda route: route.fulfill(json=told))
+        page.route("**/runs/live/*", lambda route: route.fulfill(json={}))
+
+        def send(*lines: dict[str, Any]) -> None:
+            page.evaluate(SEND, {**event, "lines": list(lines)})
+
+        def pending() -> str:
+            page.wait_for_timeout(200)
+            return panel.root.locator(".lwb-pending").inner_text()
+
+        steps = [line for line in lines if line["kind"] == "step"]
+        sample = next(line for line in lines if line["kind"] == "sample")
+        send(begin)
+        send(*steps[:60])
+        panel.wait_for_step(60)
+        for name, said, answer in (
+            ("Save now", "Saves a checkpoint after this step.", {"kind": "checkpoint", "epoch": 2, "file": "x"}),
+            ("Sample now", "Makes samples after this step.", sample),
+            ("Sample now", "Makes samples after this step.", {"kind": "hint", "text": "The samples failed."}),
+        ):
+            step = panel.step()
+            panel.press(name)
+            assert pending() == said and panel.root.get_by_role("button", name=name).is_disabled()
+            send({"kind": "checkpoint", "step": step - 1, "epoch": 2, "file": "old"}, steps[step])
+            assert pending() == said
+            send({**answer, "step": step + 1})
+            assert pending() == "" and panel.root.get_by_role("button", name=name).is_enabled()
+        # One that nothing answers.
+        step = panel.step()
+        panel.press("Save now")
+        send(*steps[step : step + 8])
+        assert pending() == "Saves a checkpoint after this step."
+        send(steps[step + 8])
+        assert pending() == ""
+        panel.press("Stop and keep")
+        assert pending() == "Stops after this step."
+        send({"kind": "end", "outcome": "stopped", "step": step + 9, "seconds": 3})
+        assert pending() == "" and panel.root.get_by_role("link", name="Report").is_visible()
+        # A run that failed at once has nothing to look at.
+        event["run"], told["id"] = "next", "next"
+        page.route("**/runs/next", lambda route: route.fulfill(json=told))
+        send(begin, {"kind": "end", "outcome": "failed", "step": 0, "seconds": 3})
+        panel.root.get_by_text("The training failed before its first step.").wait_for()
+        panel.root.get_by_text("failed after 3 s").wait_for()
+        assert not panel.root.get_by_role("link", name="Report").is_visible()
         assert page.problems == []
 
 
@@ -324,19 +384,24 @@ def test_a_finished_run_is_looked_at(vue: bool, chromium: Any, server: ComfyServ
         hover = panel.root.locator(".lwb-hover")
         for said in ("step 60", f"checkpoint {name}-60.safetensors", "samples of step 60", "loss 0.", "held-out 0.15"):
             assert said in hover.inner_text()
+        assert "held-out a" not in hover.inner_text()
 
         # Switches are remembered in the workflow.
         panel.root.get_by_text("clip outliers").click()
         panel.root.get_by_role("button", name="base model").click()
         panel.root.get_by_role("button", name="a", exact=True).click()
+        panel.root.get_by_role("button", name="held-out b", exact=True).click()
+        page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 30)
+        panel.root.get_by_text("held-out b 0.13").wait_for()
         page.wait_for_timeout(200)
         saved = page.evaluate(SAVED)
         panel.open(saved)
         panel.root.get_by_text("finished after 1:01").wait_for()
         assert panel.root.get_by_label("clip outliers").is_checked()
         pressed = {key: panel.root.get_by_role("button", name=key, exact=True).get_attribute("aria-pressed")
-                   for key in ("loss", "held-out", "base model", "a", "b")}
-        assert pressed == {"loss": "true", "held-out": "true", "base model": "false", "a": "true", "b": "false"}
+                   for key in ("loss", "held-out", "base model", "a", "b", "held-out a", "held-out b")}
+        on = {"loss", "held-out", "a", "held-out b"}
+        assert {key for key, value in pressed.items() if value == "true"} == on
         page.screenshot(path=tmp_path / "dark.png")
 
         # Another palette is drawn at once.

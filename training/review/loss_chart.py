@@ -71,17 +71,22 @@ def loss_chart(told: Mapping[str, Any], settings: ChartSettings = ChartSettings(
         lines.append(_Line("smoothed", palette.BLUE, smoothed(raw, weight, _counts(curve, curve["count"])), 3))
     else:
         lines = [_Line("loss", palette.BLUE, raw, 3, scales=False)]
-    if len(curve["concepts"]) > 1:
-        for (name, values), color in zip(curve["concepts"].items(), _CONCEPTS, strict=False):
-            points = _finite(curve["step"], values)
-            lines.append(_Line(name, color, smoothed(points, weight, _counts(curve, curve["counts"][name]))))
     measured = [line for line in told["lines"] if line["kind"] == "held_out"]
+    held = list(dict.fromkeys(name for line in measured for name in line.get("concepts", ())))
+    colors = dict(zip(dict.fromkeys([*curve["concepts"], *held]), _CONCEPTS, strict=False))
+    if len(curve["concepts"]) > 1:
+        for name in filter(colors.get, curve["concepts"]):
+            points = _finite(curve["step"], curve["concepts"][name])
+            lines.append(_Line(name, colors[name], smoothed(points, weight, _counts(curve, curve["counts"][name]))))
     if measured:
         steps = [line["step"] for line in measured]
         lines.append(_Line("held-out", palette.AMBER, _finite(steps, [line["loss"] for line in measured]), dots=True))
         base = measured[0]["base"]
         ends = [min([*steps, *curve["step"]]), max([*steps, *curve["step"]])]
         lines.append(_Line("held-out, base model", palette.AMBER, _finite(ends, [base, base]), dash=8))
+        for name in filter(colors.get, held if len(held) > 1 else ()):
+            losses = [line.get("concepts", {}).get(name, {}).get("loss") for line in measured]
+            lines.append(_Line(f"held-out, {name}", colors[name], _finite(steps, losses), dash=4, dots=True))
     rates = _Line("learning rate", palette.QUIET, _finite(curve["step"], curve["rate"]), 1)
     if not any(rate for _, rate in rates.points):
         rates = _Line("", palette.QUIET, [])

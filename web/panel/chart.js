@@ -14,22 +14,30 @@ const LEAST_DRAG = 4 // pixels
 
 const short = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(4)).toString())
 
-// What the chart can show of a run: [{id, label, color, values(columns, merge, weight), …}].
+// What the chart can show of a run: [{id, label, color, on, …}], each with the values `raw` of the curve's points, or with
+// `held`, which takes its value from a line of held-out losses.
 export function seriesOf(run, columns) {
   const concepts = Object.keys(columns.concepts)
+  const held = [...new Set(run.heldOut.flatMap((line) => Object.keys(line.concepts ?? {})))]
+  const names = [...new Set([...concepts, ...held])]
+  const colorOf = (name) => CONCEPTS[names.indexOf(name) % CONCEPTS.length]
   const found = [
     { id: "loss", label: "loss", color: COLORS.loss, alpha: 0.35, on: true, raw: columns.loss },
     { id: "smoothed", label: "smoothed", color: COLORS.loss, width: 2, on: true, raw: columns.loss, smooth: true, counts: columns.count },
     { id: "rate", label: "learning rate", color: COLORS.rate, scale: "rate", on: true, raw: columns.rate },
-    ...(concepts.length > 1 ? concepts : []).map((name, at) => ({
-      id: `concept ${name}`, label: name, color: CONCEPTS[at % CONCEPTS.length], on: false, raw: columns.concepts[name],
+    ...(concepts.length > 1 ? concepts : []).map((name) => ({
+      id: `concept ${name}`, label: name, color: colorOf(name), on: false, raw: columns.concepts[name],
       smooth: true, counts: columns.counts[name],
     })),
   ]
   if (run.heldOut.length)
     found.push(
-      { id: "held out", label: "held-out", color: COLORS.heldOut, width: 2, on: true, column: "heldOut", points: true },
-      { id: "base", label: "base model", color: COLORS.base, dash: [5, 4], on: true, column: "base" },
+      { id: "held out", label: "held-out", color: COLORS.heldOut, width: 2, on: true, held: (line) => line.loss, points: true },
+      { id: "base", label: "base model", color: COLORS.base, dash: [5, 4], on: true, held: (line) => line.base },
+      ...(held.length > 1 ? held : []).map((name) => ({
+        id: `held out ${name}`, label: `held-out ${name}`, color: colorOf(name), dash: [2, 3], on: false, points: true,
+        held: (line) => line.concepts?.[name]?.loss ?? null,
+      })),
     )
   return found
 }
@@ -52,7 +60,7 @@ export class Chart {
     const merge = merged(columns, run.heldOut)
     this.series = seriesOf(run, columns)
     const shown = this.series.map((series) => {
-      if (series.column) return merge[series.column]
+      if (series.held) return merge.heldOut(series.held)
       return merge.curve(series.smooth ? smoothed(series.raw, options.smoothing, series.counts) : series.raw)
     })
     this.data = [merge.step, ...shown]

@@ -8,12 +8,20 @@ const WISHES = [
   ["stop", "Stop and keep", "Ends the run after this step. The graph goes on with the LoRA as it is."],
 ]
 
+const PENDING = {
+  sample: "Makes samples after this step.", save: "Saves a checkpoint after this step.", stop: "Stops after this step.",
+  discard: "Stops after this step and removes the folder.",
+}
+const REPORTED = ["finished", "stopped", "cancelled", "failed"]
+
 export class Controls {
   // wish: (what) => Promise of what went wrong, or "". report: () => address of the run's report.
   constructor(wish, report) {
     this.wish = wish
     this.report = report
     this.said = make("div", { class: "lwb-said", hidden: true })
+    this.pending = make("div", { class: "lwb-pending", hidden: true })
+    this.pending.setAttribute("role", "status")
     this.buttons = Object.fromEntries(
       WISHES.map(([what, label, title]) => [what, button(label, title, () => this.#ask(what))]),
     )
@@ -32,20 +40,23 @@ export class Controls {
       "div", { class: "lwb-row is-tight", hidden: true }, "Stop this run and remove its folder?", this.sure,
       button("Go on training", "", () => this.#confirm(false)),
     )
-    this.root = make("div", { class: "lwb-controls" }, this.said, this.plain, this.question)
+    this.root = make("div", { class: "lwb-controls" }, this.said, this.pending, this.plain, this.question)
   }
 
   show(run) {
     const isRunning = Boolean(run?.isRunning)
     if (run?.id !== this.run?.id) this.#say("")
     this.run = run
-    for (const made of Object.values(this.buttons)) made.disabled = !isRunning
+    const pending = run?.pending ?? []
+    this.pending.textContent = pending.map((what) => PENDING[what]).join(" ")
+    this.pending.hidden = !pending.length
+    for (const [what, made] of Object.entries(this.buttons)) made.disabled = !isRunning || pending.includes(what)
     if (run?.begin.samples === false) {
       this.buttons.sample.disabled = true
       this.buttons.sample.title = "Connect Sample Prompts to make samples."
     } else this.buttons.sample.title = WISHES[0][2]
     if (!isRunning) this.#confirm(false)
-    this.link.hidden = !run?.folder || isRunning
+    this.link.hidden = !run?.folder || !run.last.step || !REPORTED.includes(run.state)
     if (!this.link.hidden) this.link.href = this.report()
   }
 
@@ -56,10 +67,12 @@ export class Controls {
 
   async #ask(what) {
     this.#say("")
-    const made = this.buttons[what]
-    made.disabled = true
-    const wrong = await this.wish(what)
-    made.disabled = !this.run?.isRunning
+    const { run } = this
+    const answer = this.wish(what)
+    this.show(run)
+    const wrong = await answer
+    if (run !== this.run) return
+    this.show(run)
     if (wrong) this.#say(wrong)
   }
 

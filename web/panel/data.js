@@ -3,6 +3,7 @@
 // Nothing here touches the page.
 
 const MOST = 2000 // points, as in training/run/curve.py
+const LATE = 8 // steps after which a wish was granted: losses arrive up to four steps late
 
 // The running means that a curve is made of: [sum, number].
 const total = (mean, number) => [mean * number, number]
@@ -73,6 +74,7 @@ export class Run {
   constructor(id, most) {
     this.id = id
     this.most = most
+    this.wishes = new Map() // what this page asked for: where the run was then
     this.take({ state: "running", curve: null, last: {}, lines: [] })
   }
 
@@ -97,6 +99,21 @@ export class Run {
 
   get isRunning() {
     return this.state === "running"
+  }
+
+  // Takes note of a wish: sample, save, stop or discard.
+  ask(what) {
+    this.wishes.set(what, { step: this.last.step ?? -1, hints: this.hints.length })
+  }
+
+  // The wishes that were not granted yet. A hint says why one cannot be.
+  get pending() {
+    if (!this.isRunning) return []
+    const made = { sample: this.samples, save: this.checkpoints }
+    return [...this.wishes].filter(([what, asked]) => {
+      const isMade = made[what]?.some((line) => line.step > asked.step)
+      return !isMade && this.hints.length <= asked.hints && !(this.last.step > asked.step + LATE)
+    }).map(([what]) => what)
   }
 
   // Whether a step was lost on the way here.
@@ -175,8 +192,7 @@ export function merged(columns, heldOut) {
   return {
     step: steps,
     curve: (values) => spread(columns.step, values),
-    heldOut: spread(measured, heldOut.map((line) => line.loss)),
-    base: spread(measured, heldOut.map((line) => line.base)),
+    heldOut: (value) => spread(measured, heldOut.map(value)), // value: what to take of a line
   }
 }
 

@@ -81,8 +81,15 @@ export class Feed {
 
   // Asks something of a run. Returns what went wrong, or "".
   async wish(run, what) {
+    run.ask(what)
+    const wrong = await this.#post(`${RUNS}/${run.id}/${what}`)
+    if (wrong) run.wishes.delete(what)
+    return wrong
+  }
+
+  async #post(path) {
     try {
-      const answer = await this.fetchApi(`${RUNS}/${run.id}/${what}`, { method: "POST" })
+      const answer = await this.fetchApi(path, { method: "POST" })
       if (answer.ok) return ""
       return (await answer.json().catch(() => ({}))).error ?? `ComfyUI answered ${answer.status}.`
     } catch {

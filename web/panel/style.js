@@ -48,6 +48,7 @@ export const STYLE = `
 .lwb-hints { flex: none; max-height: 50px; overflow-y: auto; overscroll-behavior: contain }
 .lwb-hints p { margin: 0 0 2px; padding-left: 7px; border-left: 3px solid #ffbe5c; overflow-wrap: anywhere }
 .lwb-said { flex: none; color: #f0897f; overflow-wrap: anywhere }
+.lwb-pending { flex: none; opacity: .8 }
 .lwb-samples { flex: none; display: flex; flex-direction: column; gap: 3px }
 .lwb-strip { display: flex; gap: 4px; height: 84px; overflow-x: auto; overflow-y: hidden; overscroll-behavior: contain }
 .lwb-strip img { display: block; height: 100%; min-width: 40px; border-radius: 4px; cursor: zoom-in; background: #0003 }

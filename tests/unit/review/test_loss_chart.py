@@ -79,6 +79,22 @@ def test_held_out_and_rate_have_lines_and_scales_of_their_own() -> None:
     assert {"held-out", "held-out, base model", "learning rate", "rate", "0.0001"} <= set(texts.all().splitlines())
 
 
+def test_held_out_concepts_have_lines_if_there_are_several() -> None:
+    def line(step: int, **losses: float) -> dict[str, Any]:
+        concepts = {name: {"loss": loss, "base": 0.3} for name, loss in losses.items()}
+        return {"kind": "held_out", "step": step, "loss": 0.2, "base": 0.3, "concepts": concepts}
+
+    with drawn_text() as texts:
+        sheet = loss_chart(story([0.2] * 100, line(0, zorp=0.28), line(99, zorp=0.28, gub=0.1)), PLAIN)
+    texts.check(sheet)
+    assert {"held-out, zorp", "held-out, gub"} <= set(texts.all().splitlines())
+    (zorp, gub) = (places(sheet, color) for color in ((126, 206, 130), (196, 152, 240)))
+    assert max(y for _, y in zorp) < min(y for _, y in gub) and min(x for x, _ in gub) > 1000
+    with drawn_text() as texts:
+        loss_chart(story([0.2] * 100, line(0, zorp=0.28)), PLAIN)
+    assert "zorp" not in texts.all()
+
+
 def test_concepts_have_lines_if_there_are_several() -> None:
     told = story([0.2] * 10)
     told["curve"]["concepts"] = {"zorp": [0.3] * 10, "Ж": [None] * 9 + [0.1]}
