@@ -50,7 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_RootIsAPlainFolder())
 
 
-# The files whose tests use the server. One worker of pytest-xdist runs them all, so that one server starts.
+# The files whose tests use the server. One worker of pytest-xdist runs those of the browser and one the others, so that
+# two servers start.
 ON_SERVER = (
     "tests/browser/", "tests/host/lab/test_demo.py", "tests/host/test_dataset_nodes.py",
     "tests/host/test_estimate_node.py", "tests/host/test_option_nodes.py", "tests/host/test_run_report.py",
@@ -72,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Let `--dist loadfile` treat the files of ON_SERVER as one file.
+    """Let `--dist loadfile` treat the files of the browser as one file, and the others of ON_SERVER as another.
 
     `--dist loadgroup` is meant for this, but pytest-xdist 3.8 loses the groups under pytest 9.2.
     """
@@ -82,7 +83,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "server" if nodeid.startswith(ON_SERVER) else nodeid.partition("::")[0]
+            if not nodeid.startswith(ON_SERVER):
+                return nodeid.partition("::")[0]
+            return "browser" if nodeid.startswith(ON_SERVER[0]) else "server"
 
     return ByFile(config, log)
 

@@ -47,8 +47,13 @@ class Between:
         self._began = time.monotonic()
 
     def begin(self, run: Run) -> None:
-        """Look at the run before its first step."""
+        """Look at the run before its first step.
+
+        Raises:
+            Stopped: The user ended the run.
+        """
         self._look(run, epoch_ended=False)
+        self._obey()
         self._began = time.monotonic()
 
     def after_step(self, run: Run, epoch_ended: bool) -> None:
@@ -61,12 +66,21 @@ class Between:
         self._keeper.after_step(run, epoch_ended)
         if self._under_way.take("save"):
             self._keeper.save_now()
+        self._obey()
         self._look(run, epoch_ended)
+        self._obey()  # samples take long
+        self._began = time.monotonic()
+
+    def _obey(self) -> None:
+        """End the run if the user asked for it.
+
+        Raises:
+            Stopped: Which says whether it is kept.
+        """
         if self._under_way.take("discard"):
             raise Stopped(keeps=False)
         if self._under_way.take("stop"):
             raise Stopped(keeps=True)
-        self._began = time.monotonic()
 
     def _look(self, run: Run, epoch_ended: bool) -> None:
         for watcher in self._watchers:

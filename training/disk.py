@@ -37,6 +37,7 @@ _MARK, _PART = ".lora_workbench-", ".part"
 _MACHINE = hashlib.sha256(platform.node().encode("utf-8", "replace")).hexdigest()[:8]
 _ABANDONED = 24 * 3600  # seconds after which another machine's unfinished file counts as abandoned
 _CLOCK = 1.0  # seconds by which the clocks of processes and files may differ
+_BUSY = 1.0  # seconds for which a file that is being read is waited for
 _calls = itertools.count()
 
 
@@ -102,7 +103,7 @@ def give_name(part: Path, path: Path, *, overwrite: bool = True) -> None:
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     if overwrite:
-        os.replace(part, path)
+        _replace(part, path)
         return
     try:
         os.link(part, path)  # fails if the file exists, unlike a rename
@@ -111,11 +112,24 @@ def give_name(part: Path, path: Path, *, overwrite: bool = True) -> None:
     except OSError:  # exFAT and many network disks have no links
         path.open("xb").close()  # reserves the name, or fails if the file exists
         try:
-            os.replace(part, path)
+            _replace(part, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
+
+
+def _replace(part: Path, path: Path) -> None:
+    """Rename over a file. Windows refuses that while somebody reads the file, so it is tried for a while."""
+    until = time.monotonic() + _BUSY
+    while True:
+        try:
+            os.replace(part, path)
+            return
+        except PermissionError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.02)
 
 
 def give_free_name(part: Path, candidates: Iterable[Path]) -> Path:

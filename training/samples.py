@@ -24,6 +24,7 @@ from .ready import Ready
 from .run.folder import SAMPLES
 from .run.keeper import Keeper
 from .run.state import Run
+from .run.under_way import UnderWay
 from .watch import Watch
 
 log = logging.getLogger(__name__)
@@ -42,14 +43,16 @@ class Samples:
         clip: CLIP socket.
         vae: VAE socket.
         watch: Which samples, and what their files carry.
+        under_way: Says whether the user wants the run to end, which leaves out the samples that are not painted yet.
     """
 
     wish = "sample"
 
-    def __init__(self, keeper: Keeper, ready: Ready, clip: Any, vae: Any, watch: Watch) -> None:
+    def __init__(self, keeper: Keeper, ready: Ready, clip: Any, vae: Any, watch: Watch, under_way: UnderWay) -> None:
         self._keeper, self._ready, self._clip, self._vae = keeper, ready, clip, vae
         self._options, self._texts = watch.samples, watch.picture_metadata
         self._prompts = self._options.lines() if self._options else ()
+        self._under_way = under_way
         self._said: set[str] = set()
 
     def is_due(self, run: Run, epoch_ended: bool) -> bool:
@@ -96,8 +99,11 @@ class Samples:
         painter = self._tried(run, partial(Painter, *sockets, self._prompts, lora, self._options.strength))
         if painter is None:
             return [None] * len(self._prompts)
-        latents = []
+        latents: list[Any] = []
         for number, prompt in enumerate(self._prompts):
+            if self._under_way.is_ending:
+                latents.append(None)
+                continue
             self._keeper.sink.phase("samples", number, len(self._prompts))
             latents.append(self._tried(run, partial(painter.sample, prompt)))
         self._keeper.sink.phase("samples", len(self._prompts), len(self._prompts))

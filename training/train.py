@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from .run.fingerprint import fingerprint
 from .run.keeper import Keeper
 from .run.reuse import reused
 from .run.state import Run
+from .run.under_way import UnderWay
 from .samples import Samples
 from .watch import UNWATCHED, Watch
 
@@ -87,38 +88,58 @@ def train_lora(
     layers = trained_layers(model, config, start_from, clip, left_out.append)
     plan, hints = announce(dataset, config, sink, partial(count_tokens, clip), left_out)
     plan, latents, captions, held = encode(model, clip, vae, plan, cache_root, sink, parts)
-    with prepared(model, plan, latents, captions, sink=sink, layers=layers) as ready:
-        setup, encoded = ready.setup, (latents.encoded, captions.encoded)
-        keeper = Keeper(
-            model, plan, ready.run, setup.precision, setup.ladder, sink, encoded, started_at, watch, hints, model_file,
-            "" if start_from is None else name_of(start_from), None if clip.layer_idx is None else -clip.layer_idx,
-            inputs_hash,
-        )  # fmt: skip
-        with keeper.opened(root) as under_way:
-            watchers = watchers_of(keeper, ready, clip, vae, held)
-            ended_by = _trained(keeper, ready, Between(keeper, ready, keeper.history, under_way, watchers))
+    with ExitStack() as until_ended:  # the run's record stays open while its files are written
+        with prepared(model, plan, latents, captions, sink=sink, layers=layers) as ready:
+            setup, encoded = ready.setup, (latents.encoded, captions.encoded)
+            keeper = Keeper(
+                model, plan, ready.run, setup.precision, setup.ladder, sink, encoded, started_at, watch, hints,
+                model_file, "" if start_from is None else name_of(start_from),
+                None if clip.layer_idx is None else -clip.layer_idx, inputs_hash,
+            )  # fmt: skip
+            under_way = until_ended.enter_context(keeper.opened(root))
+            ended_by = _trained(keeper, ready, under_way, clip, vae, held)
+        return _ended(keeper, ready.run, sink, ended_by)
+
+
+def _ended(keeper: Keeper, run: Run, sink: Sink, ended_by: BaseException | None) -> Result:
+    """Keep what was trained, as the way in which the run ended asks for.
+
+    Args:
+        keeper: Keeps it.
+        run: The run; all its steps can be done if its last sample was cancelled.
+        sink: Has the cancel.
+        ended_by: What ended it before its end; None for nothing.
+
+    Raises:
+        BaseException: The host's cancel, if nothing is handed on.
+    """
+    is_stop = isinstance(ended_by, Stopped)
     if ended_by:
         sink.take_cancel()
-        if ready.run.step == 0 or (isinstance(ended_by, Stopped) and not ended_by.keeps):
+        if run.step == 0 or (isinstance(ended_by, Stopped) and not ended_by.keeps):
             keeper.discard()
             raise host_interrupt()
-    outcome = "finished" if not ended_by else "stopped" if isinstance(ended_by, Stopped) else "cancelled"
-    result = _finished(keeper, ready.run, outcome)
-    if outcome == "cancelled" and not config.keeps_on_cancel:
+    is_whole = not ended_by or run.step >= run.total
+    result = _kept(keeper, run, "finished" if is_whole else "stopped" if is_stop else "cancelled")
+    if ended_by and not is_stop and not keeper.plan.config.keeps_on_cancel:
         raise host_interrupt()
     return result
 
 
-def watchers_of(keeper: Keeper, ready: Ready, clip: Any, vae: Any, held: Sequence[LatentStore]) -> list[Watcher]:
+def watchers_of(
+    keeper: Keeper, ready: Ready, under_way: UnderWay, clip: Any, vae: Any, held: Sequence[LatentStore]
+) -> list[Watcher]:
     """What looks at the run between two steps."""
-    found: list[Watcher] = [Samples(keeper, ready, clip, vae, keeper.watch)]
+    found: list[Watcher] = [Samples(keeper, ready, clip, vae, keeper.watch, under_way)]
     if held and (options := keeper.watch.held_out):
         record, sink = keeper.measured, keeper.history
         found.append(HeldOutLoss(ready.setup, held, options.every_steps, record, sink, keeper.hint))
     return found
 
 
-def _trained(keeper: Keeper, ready: Ready, between: Between) -> BaseException | None:
+def _trained(
+    keeper: Keeper, ready: Ready, under_way: UnderWay, clip: Any, vae: Any, held: Sequence[LatentStore]
+) -> BaseException | None:
     """Train to the end, or until the user ends it; return what ended it early.
 
     Raises:
@@ -130,6 +151,8 @@ def _trained(keeper: Keeper, ready: Ready, between: Between) -> BaseException | 
         keeper.hint(f"Out of memory at step {run.step + 1}. It goes on with {ready.step_down()}.")
 
     try:
+        watchers = watchers_of(keeper, ready, under_way, clip, vae, held)
+        between = Between(keeper, ready, sink, under_way, watchers)
         between.begin(run)
         train(ready.setup, run, sink, between.after_step, smaller)
     except BaseException as error:
@@ -140,7 +163,7 @@ def _trained(keeper: Keeper, ready: Ready, between: Between) -> BaseException | 
     return None
 
 
-def _finished(keeper: Keeper, run: Run, outcome: str) -> Result:
+def _kept(keeper: Keeper, run: Run, outcome: str) -> Result:
     """Keep the LoRA, and say if its loss rose."""
     with torch.inference_mode(False):
         if hint := risen(keeper.plan.config, run.losses):

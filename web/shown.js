@@ -3,7 +3,7 @@
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
-import { OWN_ID, nameWorkflow, nodeByPath, workflowId } from "./workflow.js"
+import { OWN_ID, nameSaved, nameWorkflow, nodeByPath, workflowId } from "./workflow.js"
 
 const PREFIX = "LoRAWorkbench_"
 const TEXT = "lora_workbench_text" // key in a node's output
@@ -44,6 +44,10 @@ app.registerExtension({
       // When the front end has turned to that graph.
       setTimeout(() => detail.newGraph?.nodes.forEach(say)),
     )
+  },
+
+  beforeConfigureGraph(saved) {
+    nameSaved(saved)
   },
 
   nodeCreated(node) {

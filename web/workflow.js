@@ -7,18 +7,31 @@ export const OWN_ID = "lora_workbench" // key in a workflow's `extra`
 
 export const root = () => app.rootGraph ?? app.graph
 
-// Empty for a workflow without one.
+const isId = (id) => Boolean(id) && id !== NO_ID
+
+// Empty for a workflow without one. A copy has the OWN_ID of its original, but an id of its own.
 export function workflowId() {
   const graph = root()
-  const id = graph?.extra?.[OWN_ID] || graph?.id
-  return id && id !== NO_ID ? String(id) : ""
+  return String([graph?.id, graph?.extra?.[OWN_ID]].find(isId) ?? "")
 }
 
-// The front end gives a graph that was cleared no id, and sometimes another one at every load.
+function newId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16))
+  bytes[6] = 0x40 | (bytes[6] & 0x0f) // version 4 (RFC 9562, 5.4)
+  bytes[8] = 0x80 | (bytes[8] & 0x3f)
+  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")
+  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-")
+}
+
+// The front end gives a graph that was cleared no id.
 export function nameWorkflow() {
   const graph = root()
-  if (graph && (!graph.id || graph.id === NO_ID))
-    (graph.extra ??= {})[OWN_ID] ??= `${Date.now().toString(36)}-${Math.random().toString(36).slice(2)}`
+  if (graph && !isId(graph.id)) (graph.extra ??= {})[OWN_ID] ??= newId()
+}
+
+// Gives a workflow that is about to be opened an id. The front end would give it none, or another one at every load.
+export function nameSaved(saved) {
+  if (!isId(saved.id)) saved.id = saved.extra?.[OWN_ID] ?? newId()
 }
 
 // The nodes on the way to a queued node, from the open workflow inwards: [7], or those of 3 and 3:7 for a node inside

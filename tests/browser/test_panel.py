@@ -79,6 +79,16 @@ COUNT = """() => {
     document.querySelector('.lwb-panel'), { subtree: true, childList: true, attributes: true, characterData: true });
 }"""
 SAVED = "() => JSON.parse(JSON.stringify(window.app.graph.serialize()))"
+ID = """async () => {
+  const file = (await (await fetch('/extensions')).json()).find(name => name.endsWith('/training_panel.js'));
+  return (await import(window.app.api.fileURL(file))).feed.workflowId();
+}"""
+# What the front end opens after "Save As".
+SAVE_AS = """name => {
+  const { workflow } = window.app.extensionManager;
+  workflow.activeWorkflow.changeTracker.checkState();
+  return JSON.parse(workflow.saveAs(workflow.activeWorkflow, `workflows/${name}.json`).content);
+}"""
 COLUMNS = ("step", "loss", "rate")
 SEND = "detail => window.app.api.dispatchCustomEvent('lora_workbench.run', detail)"
 
@@ -357,7 +367,10 @@ def test_events_of_a_run_fill_gaps_and_do_not_leak(chromium: Any, server: ComfyS
         def answer(route: Any) -> None:  # what the server knows: nothing at first, then all
             asked.append(route.request.url)
             known = {"id": "live", "state": "running", "folder": "x", "lines": lines[:1]}
-            columns = {"stride": 1, "concepts": {}, **{key: [line[key] for line in steps[:9]] for key in COLUMNS}}
+            columns = {
+                "stride": 1, "count": [1] * 9, "concepts": {}, "counts": {},
+                **{key: [line[key] for line in steps[:9]] for key in COLUMNS},
+            }  # fmt: skip
             late = {"curve": columns, "last": steps[8]} if len(asked) > 1 else {"curve": None, "last": {}}
             route.fulfill(json={**known, **late})
 
@@ -384,6 +397,34 @@ def test_events_of_a_run_fill_gaps_and_do_not_leak(chromium: Any, server: ComfyS
         assert page.problems == []
 
 
+def test_a_copy_of_a_workflow_does_not_show_its_runs(chromium: Any, server: ComfyServer) -> None:
+    name = "panel_copied"
+    with open_page(chromium, server.url) as page:
+        panel, graph = Panel(page), {**workflow(page, name), "id": str(uuid.UUID(int=0))}
+        trainer = next(str(node["id"]) for node in graph["nodes"] if node["type"].endswith("LoRATrainer"))
+        names = []
+        for extra in ({}, {"lora_workbench": str(uuid.uuid4())}):  # a template, and one saved after it was cleared
+            panel.open({**graph, "extra": {**graph["extra"], **extra}})
+            names.append(page.evaluate(ID))
+            assert names[-1] == extra.get("lora_workbench", names[-1]) != graph["id"]
+            write_run(server, f"{name}_{len(names)}", {"workflow": names[-1], "node": trainer}, story(name))
+            saved = page.evaluate(SAVED)
+            assert saved["id"] == names[-1]
+            panel.open(saved)
+            panel.root.get_by_text("finished after 1:01").wait_for()
+            panel.open(page.evaluate(SAVE_AS, f"{name}_{len(names)}"))
+            panel.root.get_by_text(IDLE).wait_for()
+            names.append(page.evaluate(ID))
+            page.wait_for_timeout(500)
+            assert panel.runs() == []
+            # Nor what goes on in the original from now on.
+            event = {"workflow": names[-2], "node": trainer, "prompt": "", "run": "live"}
+            page.evaluate(SEND, {**event, "lines": story(name)[:6]})
+            assert panel.runs() == []
+        assert len(set(names)) == 4
+        assert page.problems == []
+
+
 @RENDERERS
 def test_a_trainer_in_a_subgraph_is_seen_from_outside(vue: bool, chromium: Any, server: ComfyServer) -> None:
     name = f"panel_inside_{vue}"
@@ -396,9 +437,7 @@ def test_a_trainer_in_a_subgraph_is_seen_from_outside(vue: bool, chromium: Any, 
           const { node } = graph.convertToSubgraph(new Set(inside));
           return [node.id, node.subgraph.nodes.find(node => /LoRATrainer/.test(node.type)).id];
         }""")
-        place = page.evaluate("() => window.app.rootGraph?.id ?? window.app.graph.id")
-        extra = page.evaluate("() => window.app.graph.extra?.lora_workbench")
-        place = {"workflow": extra or place, "node": f"{outer}:{inner}"}
+        place = {"workflow": page.evaluate(ID), "node": f"{outer}:{inner}"}
         folder = write_run(server, name, place, story(name))
         run = json.loads((folder / "run.json").read_text())["id"]
         page.evaluate(SEND, {**place, "prompt": "", "run": run, "lines": story(name)[:1]})
@@ -463,6 +502,7 @@ def modules(chromium: Any) -> Iterator[Any]:
 
 
 def test_the_page_thins_as_the_server_does(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = curve.MOST
     monkeypatch.setattr(curve, "MOST", 50)
     steps = [
         {"kind": "step", "step": n, "loss": (n * 7919 % 101) / 100, "rate": n / 1000, "seconds": n,
@@ -479,6 +519,7 @@ def test_the_page_thins_as_the_server_does(modules: Any, monkeypatch: pytest.Mon
       const again = lines.slice(-20).map(line => run.add(line));
       return { stride: run.curve.stride, again, ...run.curve.columns() };
     }""", steps)
+    assert found.pop("counts") == told.pop("counts")
     assert found.pop("again") == [False] * 20, "a line that came twice is drawn twice"
     concepts, theirs = found.pop("concepts"), told.pop("concepts")
     assert {key: pytest.approx(value) for key, value in told.items()} == found
@@ -488,4 +529,29 @@ def test_the_page_thins_as_the_server_does(modules: Any, monkeypatch: pytest.Mon
       for (let step = 1; step <= 30000; step++) run.add({ kind: "step", step, loss: 1, rate: 1, seconds: step });
       return run.curve.points.length;
     }""")
-    assert 2000 <= most <= 4000
+    assert allowed / 2 <= most <= allowed
+
+
+def test_the_loss_shown_is_the_same_after_a_reload(modules: Any) -> None:
+    steps = [
+        {"kind": "step", "step": n, "loss": (n * 7919 % 101) / 100 + (n > 2900), "rate": 1, "seconds": n,
+         "concepts": {"ab"[n % 3 == 0]: n / 100}}
+        for n in range(1, 3004)
+    ]  # fmt: skip
+    server = curve.Curve()
+    for line in steps[:-2]:
+        server.add(line["step"], line["loss"], line["rate"], line["concepts"])
+    live, again, whole = modules.evaluate("""([lines, curve]) => {
+      const { Run, smoothed } = window.data;
+      const shown = run => {
+        const { loss, count, concepts, counts } = run.curve.columns();
+        return [[loss, count], [concepts.a, counts.a], [concepts.b, counts.b]].map(
+          ([values, counts]) => smoothed(values, 0.99, counts).findLast(value => value !== null));
+      };
+      const runs = [new Run("x"), new Run("x"), new Run("x", 10000)];
+      runs[1].take({ state: "running", curve, last: lines.at(-3), lines: [] });
+      for (const run of runs) for (const line of lines) run.add(line);
+      return runs.map(shown);
+    }""", [steps, server.columns()])
+    assert live == pytest.approx(again, rel=1e-9)
+    assert live == pytest.approx(whole, rel=0.02), "a thinned curve is smoothed otherwise"

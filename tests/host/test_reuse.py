@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -332,6 +333,21 @@ def test_what_differs_is_trained(change, inputs, tiny_checkpoint, monkeypatch):
     with pytest.raises(Trains):
         inputs.train()
     assert [bool(one) for one in hashes] == ([] if change is again else [change is not function])
+
+
+@pytest.mark.parametrize("value", [7, 8])
+def test_a_setting_of_a_later_version_counts_where_it_is_not_its_default(value, inputs, first, monkeypatch):
+    from lora_workbench.training import config
+    from lora_workbench.training.settings import knob
+
+    new = [("new", int, knob(7, "New."))]
+    later = dataclasses.make_dataclass("TrainConfig", new, bases=(config.TrainConfig,), frozen=True)
+    monkeypatch.setattr(config, "TrainConfig", later)
+    inputs.settings["new"] = value
+    if value == 7:
+        assert_is_found(inputs, first[1])
+    else:
+        assert inputs.train()[0].summary.name == "run-2"
 
 
 def test_another_version_of_the_engine_trains(inputs, monkeypatch):

@@ -214,24 +214,37 @@ def test_a_run_whose_folder_is_deleted_is_still_told_to_the_page(server, first):
 
 def test_what_is_broken_on_disk_does_not_break_the_lists(server, first):
     root = runs_root(server)
-    for name, text in (("broken", '{"id": '), ("odd", '{"id": "x", "uses": [1], "started_at": "may"}'), ("list", "[]")):
+    broken = {
+        "broken": '{"id": ', "list": "[]", "no text": '{"id": ["x"]}',
+        "odd": '{"id": "x", "uses": [1, {"workflow": "w", "node": [], "prompt": "", "at": 1}], "started_at": "may", '
+        '"workflow": "w", "node": {}, "loss": NaN, "outcome": 3}',
+    }  # fmt: skip
+    for name, text in broken.items():
         (root / name).mkdir()
         (root / name / "run.json").write_text(text)
+    shutil.copytree(root / "found", root / "found copied")
     (root / "of version 0.1").mkdir()
     (root / "of version 0.1" / "summary.json").write_text('{"name": "of version 0.1", "steps": 3}')
     try:
         assert_lists_work(server, first)
     finally:  # other test files list the runs too
-        for name in ("broken", "odd", "list", "of version 0.1"):
+        for name in (*broken, "of version 0.1", "found copied"):
             shutil.rmtree(root / name)
 
 
 def assert_lists_work(server: ComfyServer, first: dict[str, Any]) -> None:
-    listed = server.get("/lora_workbench/runs")
-    assert first["id"] in [one["id"] for one in listed] and "broken" not in [one["name"] for one in listed]
+    text = server.request("/lora_workbench/runs").decode()
+    assert "NaN" not in text, "a page cannot read it"
+    listed = json.loads(text)
+    assert [one["folder"] for one in listed if one["id"] == first["id"]] == [
+        "lora_workbench/found", "lora_workbench/found copied"
+    ]  # fmt: skip
+    assert [(one["state"], one["loss"]) for one in listed if one["id"] == "x"] == [("broken off", None)]
+    assert [(one["id"], one["steps"]) for one in listed if one["name"] == "of version 0.1"] == [("", 3)]
+    assert len(server.get("/lora_workbench/runs?workflow=w")) == 1
     info = server.object_info("LoRAWorkbench_RunBrowser")["LoRAWorkbench_RunBrowser"]["input"]["required"]["run"]
     options = info[0] if isinstance(info[0], list) else info[1]["options"]
-    assert {"found", "of version 0.1"} <= set(options) and "broken" not in options
+    assert options == [one["folder"].removeprefix("lora_workbench/") for one in listed]
     for name in ("of version 0.1", "odd"):
         prompt = {"browse": node("RunBrowser", run=name), "see": node("PreviewAny", source=["browse", 0])}
         (text,) = server.run(prompt)["outputs"]["see"]["text"]

@@ -66,7 +66,9 @@ def test_the_newest_output_wins_wherever_it_is(shown: Any) -> None:
         ({"workflow": None}, ""),
         ({"workflow": {"id": "a"}}, "a"),
         ({"workflow": {"id": "a", "extra": None}}, "a"),
-        ({"workflow": {"id": "a", "extra": {"lora_workbench": "b"}}}, "b"),
+        ({"workflow": {"id": "a", "extra": {"lora_workbench": "b"}}}, "a"),
+        ({"workflow": {"id": str(uuid.UUID(int=0)), "extra": {"lora_workbench": "b"}}}, "b"),
+        ({"workflow": {"id": str(uuid.UUID(int=0))}}, ""),
     ],
 )
 def test_the_workflow_of_a_prompt(shown: Any, pnginfo: Any, found: str) -> None:

@@ -43,6 +43,24 @@ def test_a_file_is_flushed_before_it_is_named(tmp_path: Path, monkeypatch: pytes
     assert os.listdir(tmp_path / "deep") == ["a.txt"]
 
 
+def test_a_reader_on_windows_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads_until, real = time.monotonic() + 0.1, os.replace
+
+    def replace(*paths: Path) -> None:
+        if time.monotonic() < reads_until:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        real(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+    disk.write_whole(tmp_path / "run.json", "end")
+    assert (tmp_path / "run.json").read_text() == "end"
+    reads_until = float("inf")
+    monkeypatch.setattr(disk, "_BUSY", 0.1)
+    with pytest.raises(PermissionError):
+        disk.write_whole(tmp_path / "run.json", "later")
+    assert (tmp_path / "run.json").read_text() == "end" and os.listdir(tmp_path) == ["run.json"]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")

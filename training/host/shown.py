@@ -24,8 +24,9 @@ from .server import prompts
 
 # Key in a node's output with its text. ComfyUI sends a node's output again when it takes its result from the cache.
 TEXT = "lora_workbench_text"
-# web/workflow.js gives a workflow without an id of its own this one.
+# Key under which web/workflow.js puts an id in the `extra` of a workflow without one.
 _OWN_ID = "lora_workbench"
+_NO_ID = "00000000-0000-0000-0000-000000000000"
 _PREFIX = "LoRAWorkbench_"
 _MOST = 500  # nodes
 
@@ -102,7 +103,8 @@ def workflow_id(pnginfo: Any) -> str:
         pnginfo: What ComfyUI gives a node as `extra_pnginfo`.
     """
     workflow = (pnginfo.get("workflow") if isinstance(pnginfo, dict) else None) or {}
-    return str((workflow.get("extra") or {}).get(_OWN_ID) or workflow.get("id") or "")
+    ids = workflow.get("id"), (workflow.get("extra") or {}).get(_OWN_ID)
+    return next((str(found) for found in ids if found and found != _NO_ID), "")
 
 
 def route() -> web.RouteDef:

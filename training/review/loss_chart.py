@@ -64,17 +64,17 @@ def loss_chart(told: Mapping[str, Any], settings: ChartSettings = ChartSettings(
     Returns:
         An RGB picture of the size in the settings.
     """
-    curve, stride = told["curve"], told["curve"].get("stride", 1)
-    weight = settings.smoothing**stride
+    curve, weight = told["curve"], settings.smoothing
     raw = _finite(curve["step"], curve["loss"])
     if weight:
         lines = [_Line("loss", _FAINT, raw, 1, scales=False)]
-        lines.append(_Line("smoothed", palette.BLUE, smoothed(raw, weight), 3))
+        lines.append(_Line("smoothed", palette.BLUE, smoothed(raw, weight, _counts(curve, curve["count"])), 3))
     else:
         lines = [_Line("loss", palette.BLUE, raw, 3, scales=False)]
     if len(curve["concepts"]) > 1:
         for (name, values), color in zip(curve["concepts"].items(), _CONCEPTS, strict=False):
-            lines.append(_Line(name, color, smoothed(_finite(curve["step"], values), weight)))
+            points = _finite(curve["step"], values)
+            lines.append(_Line(name, color, smoothed(points, weight, _counts(curve, curve["counts"][name]))))
     measured = [line for line in told["lines"] if line["kind"] == "held_out"]
     if measured:
         steps = [line["step"] for line in measured]
@@ -93,14 +93,25 @@ def loss_chart(told: Mapping[str, Any], settings: ChartSettings = ChartSettings(
     return _Chart(settings, title, lines, rates, marks).draw()
 
 
-def smoothed(points: Points, weight: float) -> Points:
-    """The exponential moving average of a line, without the pull towards zero at its start (Kingma & Ba 2014, 3)."""
+def smoothed(points: Points, weight: float, counts: Mapping[float, int]) -> Points:
+    """The exponential moving average of a line, without the pull towards zero at its start (Kingma & Ba 2014, 3).
+
+    Args:
+        points: Means of some steps each, by the last of them.
+        weight: Weight of the past at each step, 0 to below 1.
+        counts: How many steps each point is the mean of.
+    """
     found, mean, share = [], 0.0, 0.0
     for step, value in points:
-        mean = weight * mean + (1 - weight) * value
-        share = weight * share + (1 - weight)
+        kept = weight ** counts[step]
+        mean = kept * mean + (1 - kept) * value
+        share = kept * share + (1 - kept)
         found.append((step, mean / share))
     return found
+
+
+def _counts(curve: Mapping[str, Any], counts: Sequence[int]) -> dict[float, int]:
+    return dict(zip(curve["step"], counts, strict=True))
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:

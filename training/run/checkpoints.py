@@ -17,7 +17,7 @@ from ..files.load import load_lora
 from ..lora import DiffusersTarget, LayerNames, LoraModel, RunSummary
 from ..settings import Settings, knob
 from . import history, past
-from .folder import LAYERS, LOG, SUMMARY
+from .folder import LAYERS, SUMMARY
 
 LAST = "last"
 _LAST_GOOD = "-last-good"  # what a failed run leaves
@@ -187,22 +187,15 @@ def _place_in_file(path: Path) -> tuple[int, int]:
 
 
 def _lines(folder: Path, kind: str, *needed: str) -> list[dict[str, Any]]:
-    try:
-        told = history.read((folder / LOG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [line for line in told["lines"] if line.get("kind") == kind and all(name in line for name in needed)]
+    lines = history.read(past.log_text(folder))["lines"]
+    return [line for line in lines if line.get("kind") == kind and all(name in line for name in needed)]
 
 
 def _from_log(folder: Path) -> dict[str, Any]:
     """Losses, steps and epochs of a run that wrote no summary."""
-    try:
-        rows = (folder / LOG).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return {}
     losses: dict[int, float] = {}
     epochs = 0
-    for row in rows:
+    for row in past.log_text(folder).splitlines():
         try:
             line = json.loads(row)
             if line["kind"] == "step":

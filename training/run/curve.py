@@ -37,14 +37,20 @@ class Curve:
             self._points = [one.joined(other) for one, other in pairs] + odd
 
     def columns(self) -> dict[str, Any]:
-        """The points as columns of one length: `step`, `loss`, `rate`, and `concepts` by name (None where none was)."""
+        """The points as columns of one length.
+
+        `step` is the last of a point's steps and `count` their number, `loss` their mean, `rate` the last. By name,
+        `concepts` holds means, None where none was, and `counts` the number of steps with that concept.
+        """
         names = dict.fromkeys(name for point in self._points for name in point.concepts)
         return {
             "stride": self.stride,
             "step": [point.step for point in self._points],
             "loss": [point.loss / point.count for point in self._points],
             "rate": [point.rate for point in self._points],
+            "count": [point.count for point in self._points],
             "concepts": {name: [point.concept(name) for point in self._points] for name in names},
+            "counts": {name: [point.concepts.get(name, (0.0, 0))[1] for point in self._points] for name in names},
         }
 
 

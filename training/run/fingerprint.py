@@ -23,7 +23,7 @@ from ..watch import Watch
 log = logging.getLogger(__name__)
 
 # Raise it whenever the engine gives other weights for the same inputs: another order of draws, another formula, another
-# rounding. Runs from before are then trained again.
+# rounding, another default of a setting. Runs from before are then trained again.
 ENGINE = 1
 
 # Settings that change neither the weights nor what is saved.
@@ -71,13 +71,16 @@ def fingerprint(
 
 
 def _settings(config: TrainConfig, model: HostModel) -> dict[str, Any]:
-    known = {name: value for name, value in _plain(config).items() if name not in _IRRELEVANT}
+    known = {name: value for name, value in (_plain(config) or {}).items() if name not in _IRRELEVANT}
     return known | {"precision": compute_precision(config.precision, model.device, model.computes_in)}
 
 
-def _plain(settings: Any) -> dict[str, Any]:
-    """A dataclass of plain values as a dict; empty for None."""
-    return {} if settings is None else dataclasses.asdict(settings)
+def _plain(settings: Any) -> dict[str, Any] | None:
+    """The fields of a dataclass of plain values that differ from their default, so that a new one changes nothing."""
+    if settings is None:
+        return None
+    fields = [(field, getattr(settings, field.name)) for field in dataclasses.fields(settings)]
+    return {field.name: value for field, value in fields if value != field.default}
 
 
 def _pictures(dataset: Dataset, vae: Any, cache: TensorCache) -> list[Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import UserError
-from ..events import Line, Sink, StepEvent
+from ..events import Line, SilentSink, Sink, StepEvent
 from .curve import Curve
 
 _WRITE_EVERY = 1.0  # seconds
@@ -55,12 +55,23 @@ class History:
             take(line, self._curve, self._others)
             if kind == "step":
                 self._last = line
-        self._unwritten.append(json.dumps(line, ensure_ascii=False) + "\n")
+        self._unwritten.append(json.dumps(line) + "\n")  # ASCII, as U+2028 would break a line
         self._sink.record(self.run, line)
         for listener in self.listeners:
             listener(line)
         if kind != "step" or time.monotonic() - self._written_at >= _WRITE_EVERY:
             self._write_log()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has said how it ended."""
+        with self._lock:
+            return any(line["kind"] == "end" for line in self._others)
+
+    def close(self) -> None:
+        """Let go of everything but what happened; a run holds memory on the device."""
+        self._sink, self._write, self._in_trouble = SilentSink(), _nowhere, _nowhere
+        self.listeners.clear()
 
     def told(self) -> dict[str, Any]:
         """The run so far: `curve` with the thinned steps, `last` step, and all other `lines`."""
@@ -133,6 +144,10 @@ class History:
     def take_cancel(self) -> None:
         """Clear the pending cancel."""
         self._sink.take_cancel()
+
+
+def _nowhere(_: object) -> None:
+    """Take what a closed history would write or say."""
 
 
 def take(line: Line, curve: Curve, others: list[Line]) -> None:

@@ -104,7 +104,10 @@ class Keeper:
 
     @contextmanager
     def opened(self, root: Path) -> Iterator[UnderWay]:
-        """Make the run's folder and write its settings there; list the run as under way inside the block."""
+        """Make the run's folder and write its settings there; list the run as under way inside the block.
+
+        A run that ends in whatever way says so in its history, and then holds no more than that history.
+        """
         self.folder = RunFolder(root, self.plan.config.name)
         self.folder.write_config(self.plan.config)
         self._write_facts()
@@ -125,13 +128,22 @@ class Keeper:
                 self.history.listeners.append(writer.take)
             try:
                 yield run
+            except BaseException:
+                if not self.history.has_ended:
+                    self._end("failed")
+                raise
             finally:
                 if writer:
                     writer.close()
+                self.history.close()
 
-    def discard(self) -> None:
-        """Remove the folder and forget the run."""
-        self.history.add("end", outcome="discarded", step=self.run.step, seconds=0.0)  # for the panel
+    def discard(self, outcome: str = "discarded") -> None:
+        """Remove the folder and forget the run.
+
+        Args:
+            outcome: What its panel says: `discarded` or `failed`.
+        """
+        self.history.add("end", outcome=outcome, step=self.run.step, seconds=0.0)
         self.folder.discard()
         forget(self.id)
 
@@ -183,8 +195,8 @@ class Keeper:
         self._keep(lambda: self.folder.write_losses(self.run.losses, self.run.rates))
         summary = self._summary(outcome)
         self._keep(lambda: self.folder.write_summary(summary))
-        self._end(outcome, file)
         self._report(summary)
+        self._end(outcome, file)
         self.sink.tell(summary.describe())
         log.info("LoRA Workbench: %s after %d steps; the run is in %s", outcome, summary.steps, self.folder.path)
         return lora, summary
@@ -194,14 +206,14 @@ class Keeper:
         run = self.run
         log.error("LoRA Workbench: training broke off after step %d: %s", run.step, error)
         if run.step == 0:
-            self.discard()
+            self.discard("failed")
             return
         path = self._keep(lambda: self.folder.save(self.lora(), "-last-good"))
         self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
         summary = self._summary("failed")
         self._keep(lambda: self.folder.write_summary(summary))
-        self._end("failed")
         self._report(summary)
+        self._end("failed")
         note = f"The LoRA as it was after step {run.step} is in {path}." if path else self.not_saved[-1]
         if isinstance(error, UserError):
             error.args = (f"{error} {note}",)
@@ -288,8 +300,10 @@ class Keeper:
     def _note(self, error: UserError) -> None:
         """Take note of a file that could not be written."""
         log.error("LoRA Workbench: %s", error)
-        self.not_saved.append(str(error))
-        self.sink.tell(str(error))
+        sentence = without_folders(str(error), DATASETS_KEY)  # every page sees it
+        if sentence not in self.not_saved:
+            self.not_saved.append(sentence)
+            self.history.hint(sentence)
 
 
 def settings_in_force(plan: Plan, run: Run, is_flow: bool, precision: torch.dtype) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,25 @@ from .folder import LOG, RUN, SAMPLES, SUMMARY
 def facts(folder: Path) -> dict[str, Any] | None:
     """What a run's folder says of it: its `run.json`; None if there is none or it cannot be read."""
     found = read_object(folder / RUN)
-    return found if found.get("id") else None
+    return found if found.get("id") and isinstance(found["id"], str) else None
 
 
 def runs(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every run below a folder with its facts, the newest first."""
-    found = [(folder, told) for folder in _folders(root) if (told := facts(folder))]
-    yield from sorted(found, key=lambda run: _number(run[1].get("started_at")), reverse=True)
+    """Every run below a folder with its facts, the newest first. Runs of version 0.1 wrote none; their id is empty."""
+    found = [(folder, told) for folder in _folders(root) if (told := facts(folder) or _of_summary(folder))]
+    yield from sorted(found, key=lambda run: number(run[1].get("started_at")) or 0.0, reverse=True)
+
+
+def _of_summary(folder: Path) -> dict[str, Any] | None:
+    """A run's facts as far as its summary says them; None without one."""
+    try:
+        at = (folder / SUMMARY).stat().st_mtime
+    except OSError:
+        return None
+    told = read_object(folder / SUMMARY)
+    return {
+        "id": "", "name": folder.name, "started_at": at, "outcome": told.get("outcome"), "steps": told.get("steps"),
+    }  # fmt: skip
 
 
 def folder_of(root: Path, run: str) -> Path | None:
@@ -44,13 +56,8 @@ class RunBrowserSettings(Settings):
 
 
 def names(root: Path) -> list[str]:
-    """The folders of all runs, the newest first; also of those from versions that wrote no facts."""
-    found = {folder: _number(told.get("started_at")) for folder, told in runs(root)}
-    for folder in _folders(root, SUMMARY):
-        if folder not in found:
-            with suppress(OSError):
-                found[folder] = (folder / SUMMARY).stat().st_mtime
-    return [folder.name for folder in sorted(found, key=found.__getitem__, reverse=True)]
+    """The folders of all runs, the newest first."""
+    return [folder.name for folder, _ in runs(root)]
 
 
 def folder_named(root: Path, name: str) -> Path:
@@ -96,11 +103,15 @@ def final_file(folder: Path) -> Path:
 
 def told(folder: Path) -> dict[str, Any]:
     """What the panel is told of a run on disk: its state, its curve and all other lines of its log."""
+    return {"state": (facts(folder) or {}).get("outcome", "broken off"), **history.read(log_text(folder))}
+
+
+def log_text(folder: Path) -> str:
+    """The text of a run's log, which may end inside a character; empty if it cannot be read."""
     try:
-        text = (folder / LOG).read_text(encoding="utf-8")
+        return (folder / LOG).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        text = ""
-    return {"state": (facts(folder) or {}).get("outcome", "broken off"), **history.read(text)}
+        return ""
 
 
 def told_by(summary: RunSummary) -> dict[str, Any]:
@@ -129,8 +140,12 @@ def thumbnail(folder: Path) -> str | None:
 def uses(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Where a run was used in place of training it again, oldest first: workflow, node, prompt and `at`, a time."""
     found = facts.get("uses")
-    wanted = {"workflow", "node", "prompt", "at"}
-    return [use for use in found if isinstance(use, dict) and wanted <= use.keys()] if isinstance(found, list) else []
+    return [use for use in found if _is_use(use)] if isinstance(found, list) else []
+
+
+def _is_use(use: Any) -> bool:
+    texts = ("workflow", "node", "prompt")
+    return isinstance(use, dict) and all(isinstance(use.get(t), str) for t in texts) and bool(number(use.get("at")))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -142,12 +157,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
+def number(value: Any) -> float | None:
+    """A value read from a file, if it is a finite number. JSON of this kind can hold NaN, which a page cannot read."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _folders(root: Path, file: str = RUN) -> list[Path]:
+def _folders(root: Path) -> list[Path]:
     try:
-        return [folder for folder in root.iterdir() if (folder / file).is_file()]
+        return [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
     except OSError:
         return []

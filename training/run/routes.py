@@ -40,12 +40,11 @@ def _newest_of(found: list[dict[str, Any]], workflow: str) -> list[dict[str, Any
     newest: dict[str, tuple[float, dict[str, Any]]] = {}
     for brief in reversed(found):
         made = {"workflow": brief["workflow"], "node": brief["node"], "prompt": brief["prompt"]}
-        began = math.inf if brief["state"] == "running" else brief["started_at"]
+        began = math.inf if brief["state"] == "running" else brief["started_at"] or 0.0
         for use in ({**made, "at": began}, *brief["uses"]):
-            at = use["at"] if isinstance(use["at"], (int, float)) else 0.0
-            if use["workflow"] == workflow and at >= newest.get(use["node"], (0.0, {}))[0]:
+            if use["workflow"] == workflow and use["at"] >= newest.get(use["node"], (0.0, {}))[0]:
                 place = {name: use[name] for name in made}
-                newest[use["node"]] = at, {**brief, **place}
+                newest[use["node"]] = use["at"], {**brief, **place}
     return [brief for _, brief in newest.values()]
 
 
@@ -59,7 +58,11 @@ async def _one(request: web.Request) -> web.Response:
     folder = await asyncio.to_thread(past.folder_of, runs_folder(), run)
     if folder is None:
         return _gone()
-    return web.json_response(await asyncio.to_thread(lambda: {**_brief(folder), **past.told(folder)}))
+
+    def read() -> dict[str, Any]:
+        return {**_brief(folder, past.facts(folder) or {"id": run}), **past.told(folder)}
+
+    return web.json_response(await asyncio.to_thread(read))
 
 
 async def _report(request: web.Request) -> web.Response:
@@ -97,26 +100,36 @@ def _gone() -> web.Response:
 
 
 def _briefs(root: Path) -> list[dict[str, Any]]:
-    found = {brief["id"]: brief for folder, _ in past.runs(root) if (brief := _brief(folder))}
+    found = [_brief(folder, told) for folder, told in past.runs(root)]
+    ids = {brief["id"] for brief in found}
     for live in all_known():  # whose folder may be gone or not written yet
-        if live.is_running and live.id not in found:
+        if live.is_running and live.id not in ids:
             brief = {"id": live.id, "name": live.name, **vars(live.place), "state": "running", "uses": []}
-            found = {live.id: brief, **found}
-    return list(found.values())
+            found.insert(0, brief)
+    return found
 
 
-def _brief(folder: Path) -> dict[str, Any]:
-    """A run in a few values. Paths are below ComfyUI's output folder, as its route `/view` takes them."""
-    told = past.facts(folder) or {}
-    live = known(told.get("id", ""))
-    names = ("id", "name", "workflow", "node", "prompt", "started_at", "steps", "loss")
+def _brief(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """A run in a few values. Paths are below ComfyUI's output folder, as its route `/view` takes them.
+
+    Args:
+        folder: The run's folder.
+        told: What it says of the run. Somebody may have edited the file.
+    """
+    live = known(told["id"])
+    state = "running" if live and live.is_running else told.get("outcome")
     return {
-        **{name: told.get(name) for name in names},
-        "state": "running" if live and live.is_running else told.get("outcome", "broken off"),
+        **{name: _text(told.get(name)) for name in ("id", "name", "workflow", "node", "prompt")},
+        **{name: past.number(told.get(name)) for name in ("started_at", "steps", "loss")},
+        "state": _text(state) or "broken off",
         "folder": _place(folder),
         "thumbnail": past.thumbnail(folder),
         "uses": past.uses(told),
     }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _place(folder: Path) -> str:

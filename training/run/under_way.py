@@ -51,6 +51,12 @@ class UnderWay:
             self.wishes.discard(what)
         return asked
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the user asked for its end."""
+        with _lock:
+            return bool(self.wishes & {"stop", "discard"})
+
     def told(self) -> dict[str, Any]:
         """What its panel is told."""
         told = self.history.told()

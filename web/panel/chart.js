@@ -19,11 +19,11 @@ export function seriesOf(run, columns) {
   const concepts = Object.keys(columns.concepts)
   const found = [
     { id: "loss", label: "loss", color: COLORS.loss, alpha: 0.35, on: true, raw: columns.loss },
-    { id: "smoothed", label: "smoothed", color: COLORS.loss, width: 2, on: true, raw: columns.loss, smooth: true },
+    { id: "smoothed", label: "smoothed", color: COLORS.loss, width: 2, on: true, raw: columns.loss, smooth: true, counts: columns.count },
     { id: "rate", label: "learning rate", color: COLORS.rate, scale: "rate", on: true, raw: columns.rate },
     ...(concepts.length > 1 ? concepts : []).map((name, at) => ({
       id: `concept ${name}`, label: name, color: CONCEPTS[at % CONCEPTS.length], on: false, raw: columns.concepts[name],
-      smooth: true,
+      smooth: true, counts: columns.counts[name],
     })),
   ]
   if (run.heldOut.length)
@@ -53,7 +53,7 @@ export class Chart {
     this.series = seriesOf(run, columns)
     const shown = this.series.map((series) => {
       if (series.column) return merge[series.column]
-      return merge.curve(series.smooth ? smoothed(series.raw, options.smoothing) : series.raw)
+      return merge.curve(series.smooth ? smoothed(series.raw, options.smoothing, series.counts) : series.raw)
     })
     this.data = [merge.step, ...shown]
     const { clientWidth: width, clientHeight: height } = this.box

@@ -2,15 +2,16 @@
 //
 // Nothing here touches the page.
 
-const MOST = 4000 // points; the server answers with 2,000 at most
+const MOST = 2000 // points, as in training/run/curve.py
 
 // The running means that a curve is made of: [sum, number].
+const total = (mean, number) => [mean * number, number]
 const joined = (a, b) => (a && b ? [a[0] + b[0], a[1] + b[1]] : (a ?? b))
 const joinedConcepts = (a, b) =>
   Object.fromEntries([...new Set([...Object.keys(a), ...Object.keys(b)])].map((name) => [name, joined(a[name], b[name])]))
 
 export class Curve {
-  // columns: {stride, step, loss, rate, concepts} as the server answers; none for a run that begins.
+  // columns: {stride, step, loss, rate, count, concepts, counts} as the server answers; none for a run that begins.
   constructor(columns, most = MOST) {
     this.most = most
     this.stride = columns?.stride ?? 1
@@ -18,9 +19,10 @@ export class Curve {
     this.points = (columns?.step ?? []).map((step, at) => ({
       step,
       rate: columns.rate[at],
-      loss: [columns.loss[at] * this.stride, this.stride],
+      loss: total(columns.loss[at], columns.count[at]),
       concepts: Object.fromEntries(
-        concepts.filter(([, values]) => values[at] !== null).map(([name, values]) => [name, [values[at], 1]]),
+        concepts.filter(([, values]) => values[at] !== null)
+          .map(([name, values]) => [name, total(values[at], columns.counts[name][at])]),
       ),
     }))
   }
@@ -50,17 +52,19 @@ export class Curve {
     return { step: b.step, rate: b.rate, loss: joined(a.loss, b.loss), concepts }
   }
 
-  // Columns of one length for a chart; null where a concept had no picture.
+  // Columns of one length for a chart, as `Curve.columns` of the server; null where a concept had no picture.
   columns() {
     const names = [...new Set(this.points.flatMap((point) => Object.keys(point.concepts)))]
     const mean = (value) => (value ? value[0] / value[1] : null)
+    const byName = (each) =>
+      Object.fromEntries(names.map((name) => [name, this.points.map(({ concepts }) => each(concepts[name]))]))
     return {
       step: this.points.map((point) => point.step),
       loss: this.points.map((point) => mean(point.loss)),
       rate: this.points.map((point) => point.rate),
-      concepts: Object.fromEntries(
-        names.map((name) => [name, this.points.map((point) => mean(point.concepts[name]))]),
-      ),
+      count: this.points.map((point) => point.loss[1]),
+      concepts: byName(mean),
+      counts: byName((value) => value?.[1] ?? 0),
     }
   }
 }
@@ -138,15 +142,17 @@ export class Run {
   }
 }
 
-// An exponential mean without the pull of its first value. weight: 0 (none) to below 1.
-export function smoothed(values, weight) {
+// An exponential mean without the pull of its first value. weight: 0 (none) to below 1, for one step. counts: the steps
+// whose mean each value is; the mean stands for each of them.
+export function smoothed(values, weight, counts) {
   let mean = 0
-  let total = 0
-  return values.map((value) => {
+  let share = 0
+  return values.map((value, at) => {
     if (value === null || value === undefined) return null
-    mean = weight * mean + (1 - weight) * value
-    total = weight * total + (1 - weight)
-    return mean / total
+    const kept = weight ** counts[at]
+    mean = kept * mean + (1 - kept) * value
+    share = kept * share + (1 - kept)
+    return mean / share
   })
 }
 

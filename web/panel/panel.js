@@ -191,8 +191,8 @@ export class Panel {
 
   #drawFacts(run) {
     const { begin, last, memory } = run
-    const losses = run.curve.points.map(({ loss: [sum, number] }) => sum / number)
-    const loss = smoothed(losses, this.#preference("smoothing")).at(-1)
+    const columns = run.curve.columns()
+    const loss = smoothed(columns.loss, this.#preference("smoothing"), columns.count).at(-1)
     const left = (begin.steps - last.step) * last.seconds_per_step
     const facts = [
       ["step", last.step && `${last.step} / ${begin.steps ?? "?"}`],

@@ -82,6 +82,7 @@ def test_held_out_and_rate_have_lines_and_scales_of_their_own() -> None:
 def test_concepts_have_lines_if_there_are_several() -> None:
     told = story([0.2] * 10)
     told["curve"]["concepts"] = {"zorp": [0.3] * 10, "Ж": [None] * 9 + [0.1]}
+    told["curve"]["counts"] = {"zorp": [1] * 10, "Ж": [0] * 9 + [1]}
     with drawn_text() as texts:
         sheet = loss_chart(told, PLAIN)
     texts.check(sheet)
@@ -112,5 +113,12 @@ def test_ticks_are_round_numbers() -> None:
 
 
 def test_smoothing_begins_at_the_first_loss() -> None:
-    assert smoothed([(1, 4.0), (2, 2.0)], 0.5) == [(1, 4.0), (2, pytest.approx(8 / 3))]
-    assert smoothed([(1, 4.0), (2, 2.0)], 0.0) == [(1, 4.0), (2, 2.0)]
+    ones = {1: 1, 2: 1}
+    assert smoothed([(1, 4.0), (2, 2.0)], 0.5, ones) == [(1, 4.0), (2, pytest.approx(8 / 3))]
+    assert smoothed([(1, 4.0), (2, 2.0)], 0.0, ones) == [(1, 4.0), (2, 2.0)]
+
+
+def test_smoothing_counts_the_steps_of_a_point() -> None:
+    steps = [(number, value) for number, value in enumerate([4.0] * 3 + [2.0] * 2, 1)]
+    every = smoothed(steps, 0.9, {step: 1 for step, _ in steps})
+    assert smoothed([(3, 4.0), (5, 2.0)], 0.9, {3: 3, 5: 2}) == [(3, 4.0), (5, pytest.approx(every[-1][1]))]

@@ -9,8 +9,9 @@ import pytest
 from lora_workbench.training.errors import UserError
 from lora_workbench.training.events import Place, SilentSink, StepEvent
 from lora_workbench.training.host import pages
-from lora_workbench.training.run import history, past
+from lora_workbench.training.run import checkpoints, history, past
 from lora_workbench.training.run.curve import MOST, Curve
+from lora_workbench.training.run.folder import RunFolder
 from lora_workbench.training.run.history import History
 
 
@@ -50,6 +51,19 @@ def test_a_line_that_was_cut_off_is_left_out() -> None:
     whole = json.dumps({"kind": "step", "step": 1, "epoch": 1, "loss": 1.0, "rate": 0.1})
     read = history.read(f'{whole}\n{{"kind": "begin"}}\n[1]\n{whole[:-9]}')
     assert read["curve"]["step"] == [1] and read["lines"] == [{"kind": "begin"}]
+
+
+def test_a_log_is_read_whatever_its_characters_and_wherever_it_was_cut(tmp_path) -> None:
+    folder = RunFolder(tmp_path, "run")
+    told = History("ab", SilentSink(), folder.append_log, pytest.fail)
+    told.step(step(1, 0.5, **{"caf\u00e9\u0085\u2028": 0.5}))
+    told.add("hint", text="one")
+    with (folder.path / "log.jsonl").open("ab") as file:
+        file.write('{"kind": "hint", "text": "é'.encode()[:-1])
+    read = past.told(folder.path)
+    assert read["curve"]["step"] == [1] and list(read["curve"]["concepts"]) == ["caf\u00e9\u0085\u2028"]
+    assert read["lines"] == [{"kind": "hint", "text": "one"}]
+    assert checkpoints.summary(folder.path).losses == (0.5,)
 
 
 def test_a_disk_that_refuses_the_log_is_named_once_and_nothing_is_lost() -> None:
@@ -102,6 +116,8 @@ def test_a_long_curve_is_thinned_to_means() -> None:
     expected = [(first + 1 + last) / 2 for first, last in zip(before, columns["step"], strict=True)]
     assert columns["loss"] == pytest.approx(expected)
     assert set(columns["concepts"]["cat"]) == {2.0}
+    assert columns["count"] == [last - first for first, last in zip(before, columns["step"], strict=True)]
+    assert sum(columns["counts"]["cat"]) == 25_000
 
 
 def test_steps_that_are_done_again_replace_the_old_ones() -> None:
@@ -132,7 +148,10 @@ def test_pages_get_at_most_ten_events_a_second(monkeypatch) -> None:
 
 
 def test_folders_that_are_no_runs_are_left_out(tmp_path) -> None:
-    for name, text in [("one", '{"id": "1", "started_at": 5}'), ("two", '{"id": "2", "started_at": 9}'), ("bad", "{")]:
+    for name, text in [
+        ("one", '{"id": "1", "started_at": 5}'), ("two", '{"id": "2", "started_at": 9}'), ("bad", "{"),
+        ("odd", '{"id": ["x"]}'),
+    ]:  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text)
     (tmp_path / "cache").mkdir()
