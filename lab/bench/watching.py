@@ -1,4 +1,4 @@
-"""What watching a run costs: the time inside its sink, events and logs, and that of its samples.
+"""What watching a run costs: the time between two steps, that inside events and logs, and that of its samples.
 
 It trains the model in the box, whose steps are short: a fixed cost counts most there. A stand-in for the server turns
 each event into JSON in the training's own thread. The real one does that in another thread, so this is an upper bound.
@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def watching_benchmark(rounds: int = ROUNDS, steps: int = STEPS) -> list[Row]:
         dataset = assign_buckets(scan_folder(folder / "pictures"), BucketConfig(**demo_buckets()))
         for number in range(rounds + 1):
             settings = {**demo_settings(), "steps": steps, "name": f"watched{number}"}
-            with timed_history() as spent:
+            with timed_watching() as spent:
                 train_lora(
                     painter.model, painter.clip, painter.vae, dataset,
                     TrainConfig(**{**settings, "if_run_before": "train again"}), root=folder / "runs",
@@ -76,29 +76,43 @@ def watching_benchmark(rounds: int = ROUNDS, steps: int = STEPS) -> list[Row]:
 
 
 @contextmanager
-def timed_history() -> Iterator[list[float]]:
-    """Give a list of the seconds spent in each outermost call of the history of a run inside the block."""
+def timed_watching() -> Iterator[list[float]]:
+    """Give a list of seconds, whose sum is the time between two steps and in the history of a run inside the block.
+
+    The time in which samples are made and held-out pictures are measured is left out.
+    """
+    from lora_workbench.training.between import Between
+    from lora_workbench.training.held_out import HeldOutLoss
     from lora_workbench.training.run.history import History
+    from lora_workbench.training.samples import Samples
 
     spent: list[float] = []
     depth = 0
 
-    def timed(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(plain: Callable[..., Any], is_left_out: bool = False) -> Callable[..., Any]:
         @wraps(plain)
         def call(*args: Any, **values: Any) -> Any:
             nonlocal depth
+            is_outermost = not depth
             began, depth = time.perf_counter(), depth + 1
             try:
                 return plain(*args, **values)
             finally:
                 depth -= 1
-                if not depth:
-                    spent.append(time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                if is_left_out and not is_outermost:
+                    spent.append(-seconds)
+                elif is_outermost and not is_left_out:
+                    spent.append(seconds)
 
         return call
 
     names = [name for name, value in vars(History).items() if callable(value) and not name.startswith("_")]
-    with mock.patch.multiple(History, **{name: timed(getattr(History, name)) for name in names}):
+    with ExitStack() as stack:
+        for owner, name in [(Between, "after_step"), *((History, name) for name in names)]:
+            stack.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name))))
+        for watcher in (Samples, HeldOutLoss):
+            stack.enter_context(mock.patch.object(watcher, "look", timed(watcher.look, is_left_out=True)))
         yield spent
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from PIL import Image
 from support import small_models
+from support.card import Card
 from support.rig import Snapshot
 from support.session import AGAIN, loaded, photos
 
@@ -108,14 +112,29 @@ class Untouched:
         modules = clip.cond_stage_model, vae.first_stage_model
         return [tensor.detach().clone() for module in modules for tensor in module.state_dict().values()]
 
-    def check(self):
+    def check(self, streams=False):
         found = self._model.differences(Snapshot(self._parts[0]))
-        # A patched layer gets a new parameter from the host, which takes no gradient.
-        assert [name for name in found if name not in ("objects", "grads")] == []
+        # A patched layer gets a new parameter from the host, which takes no gradient. Of what was streamed the host
+        # loads the rest when there is room.
+        own = ("objects", "grads", "modules") if streams else ("objects", "grads")
+        assert [name for name in found if name not in own] == []
         assert all(parameter.grad is None for parameter in self._parts[0].model.parameters())
         # By bytes: the host leaves a tensor that SD1.5 lacks uninitialized, and it can hold NaN.
         as_bytes = [[tensor.reshape(-1).view(torch.uint8) for tensor in state] for state in (self._state, self._now())]
         assert all(torch.equal(one, other) for one, other in zip(*as_bytes, strict=True))
+
+
+STREAMED = {"checkpointing": True, "offloads": True, "streams": True}
+
+
+@contextmanager
+def on_rung(**rung):
+    """Train on one rung, on a stand-in card."""
+    from lora_workbench.training import train
+    from lora_workbench.training.rung import Rung
+
+    with Card().inserted(), mock.patch.object(train, "prepared", partial(train.prepared, only=Rung(**rung))):
+        yield
 
 
 def painted_by_nodes(parts: Any, lora: Any, text: str, negative: str, samples: Any, size: Any, seed: int) -> Any:
@@ -136,29 +155,33 @@ def painted_by_nodes(parts: Any, lora: Any, text: str, negative: str, samples: A
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "rung"),
     [
-        {"precision": "fp32", "dropout": 0.2},
-        {"clip_l": True, "clip_l_rate": 1e-2, "precision": "bf16"},
-        {"ema_decay": 0.9},
-        {"optimizer": "ScheduleFreeAdamW"},
+        ({"precision": "fp32", "dropout": 0.2}, {}),
+        ({"clip_l": True, "clip_l_rate": 1e-2, "precision": "bf16"}, {}),
+        ({"ema_decay": 0.9}, {}),
+        ({"optimizer": "ScheduleFreeAdamW"}, {}),
+        ({"optimizer": "Lion", "learning_rate": 1e-3}, STREAMED),
     ],
     ids=str,
 )
-def test_training_is_the_same_with_samples(settings, checkpoint, dataset, tmp_path, cache):
+def test_training_is_the_same_with_samples(settings, rung, checkpoint, dataset, tmp_path, cache):
     if "optimizer" in settings:
         pytest.importorskip("pytorch_optimizer", reason="the package with ScheduleFreeAdamW is not installed")
     before, found, sinks = Untouched(checkpoint), [], [Sink(), Sink()]
     chosen = options(every_steps=2, every_epochs=0, sampler="euler_ancestral", strength=0.8)
     for sink, samples in zip(sinks, (None, chosen), strict=True):
         torch.manual_seed(5)
-        result = train(checkpoint, dataset, tmp_path / "runs", cache, samples, sink, **settings)
+        with on_rung(**rung) if rung else nullcontext():
+            result = train(checkpoint, dataset, tmp_path / "runs", cache, samples, sink, **settings)
         found.append((result, torch.get_rng_state()))
     (plain, state), (sampled, other_state) = found
     assert plain.summary.losses == sampled.summary.losses and torch.equal(state, other_state)
+    assert plain.summary.memory == sampled.summary.memory
+    assert plain.summary.memory.endswith("streamed from system memory") == bool(rung)
     assert all(torch.equal(tensor, sampled.lora[name]) for name, tensor in plain.lora.items())
     assert sinks[0].samples() == [] and [line["step"] for line in sinks[1].samples()] == [0, 2, 3]
-    before.check()
+    before.check(streams=bool(rung))
     names = [f"step{step:08d}-{number}.png" for step in (0, 2, 3) for number in (1, 2)]
     assert [Path(path).name for path in sampled.summary.samples] == names
     pictures = [Image.open(path) for path in sampled.summary.samples]

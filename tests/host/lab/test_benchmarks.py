@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,3 +113,31 @@ def test_the_check_of_a_gpu_machine_runs_without_one(comfy_host: Any, tmp_path: 
     assert rows["SDXL 1024", "LoRA Workbench"]["skipped"] == "no time was left"
     page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
     assert page.count("| SD1.5 512 |") == len(cases) and "SDXL 1024, LoRA Workbench: skipped: no time was left" in page
+
+
+def test_the_time_between_steps_is_counted_without_that_of_samples(comfy_host: Any, monkeypatch: Any) -> None:
+    from lora_workbench.lab.bench import watching
+    from lora_workbench.training import between
+    from lora_workbench.training.events import SilentSink
+    from lora_workbench.training.run.history import History
+    from lora_workbench.training.samples import Samples
+
+    told = History("ab", SilentSink(), lambda text: time.sleep(0.1), pytest.fail)
+
+    def look(self: Any, run: Any) -> None:
+        time.sleep(0.4)
+        told.add("sample")
+
+    monkeypatch.setattr(Samples, "look", look)
+    monkeypatch.setattr(Samples, "is_due", lambda *_: True)
+    keeper = SimpleNamespace(after_step=lambda *_: time.sleep(0.05) or told.add("hint", text="one"))
+    under_way = SimpleNamespace(take=lambda _: False)
+    samples = object.__new__(Samples)
+    ready = SimpleNamespace(model=SimpleNamespace(device=torch.device("cpu")))
+    with watching.timed_watching() as spent:
+        this = between.Between(keeper, ready, SilentSink(), under_way, [samples])
+        this.begin(None)
+        assert spent == []
+        this.after_step(None, False)
+        told.add("hint", text="two")
+    assert 0.25 <= sum(spent) < 0.6
