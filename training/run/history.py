@@ -151,7 +151,7 @@ def _nowhere(_: object) -> None:
 
 
 def take(line: Line, curve: Curve, others: list[Line]) -> None:
-    """Add a line to what is told of a run: to the curve, or to the other lines."""
+    """Add a line to the curve or to the other lines."""
     if line["kind"] == "step":
         curve.add(line["step"], line["loss"], line["rate"], line.get("concepts") or {})
     else:

@@ -102,7 +102,7 @@ def final_file(folder: Path) -> Path:
 
 
 def told(folder: Path) -> dict[str, Any]:
-    """What the panel is told of a run on disk: its state, its curve and all other lines of its log."""
+    """What the panel shows of a run on disk: its state, its curve and all other lines of its log."""
     return {"state": (facts(folder) or {}).get("outcome", "broken off"), **history.read(log_text(folder))}
 
 

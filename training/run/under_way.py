@@ -58,7 +58,7 @@ class UnderWay:
             return bool(self.wishes & {"stop", "discard"})
 
     def told(self) -> dict[str, Any]:
-        """What its panel is told."""
+        """What its panel shows."""
         told = self.history.told()
         ends = [line["outcome"] for line in told["lines"] if line["kind"] == "end"]
         return {"state": ends[-1] if ends else "running" if self.is_running else "ended", **told}
