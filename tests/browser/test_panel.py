@@ -142,7 +142,7 @@ def workflow(page: Any, name: str, steps: int = STEPS) -> dict[str, Any]:
 
 
 def wait(until: Any, what: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not until():
         assert time.monotonic() < deadline, what
         time.sleep(0.1)
@@ -290,6 +290,31 @@ def test_stop_and_discard_asks_first(chromium: Any, server: ComfyServer) -> None
         panel.press("Discard")
         panel.root.get_by_text(f"The run was discarded. {IDLE}").wait_for()
         wait(lambda: not folder.exists(), "the folder is still there")
+        assert page.problems == []
+
+
+def test_a_run_that_is_used_again_shows_its_chart(chromium: Any, server: ComfyServer) -> None:
+    with open_page(chromium, server.url) as page:
+        panel = Panel(page)
+        panel.open(workflow(page, "panel_first", 3))
+        page.evaluate("() => window.app.queuePrompt(0)")
+        wait(lambda: [run["state"] for run in panel.runs()] == ["finished"], "the run did not end")
+        page.evaluate("""() => {
+          const trainer = window.app.graph._nodes.find(node => node.type.endsWith('LoRATrainer'));
+          trainer.widgets.find(widget => widget.name === 'name').value = 'panel_second';
+        }""")
+        events = len(server.events)
+        page.evaluate("() => window.app.queuePrompt(0)")
+        wait(lambda: any(
+            line["kind"] == "reused"
+            for event in server.events[events:] if event["type"] == "lora_workbench.run"
+            for line in event["data"]["lines"]
+        ), "the run was trained again")  # fmt: skip
+        page.wait_for_timeout(500)
+        (run,) = panel.runs()
+        assert (run["name"], run["state"], run["steps"]) == ("panel_first", "finished", [1, 2, 3])
+        panel.root.get_by_text("panel_first").wait_for()
+        assert panel.step() == 3 and not (server.base / "output" / "lora_workbench" / "panel_second").exists()
         assert page.problems == []
 
 
