@@ -59,6 +59,12 @@ def test_a_method_that_another_node_replaced_has_no_content(path, parts, monkeyp
         content(parts, socket)
 
 
+def test_a_method_that_was_put_back_changes_nothing(parts, monkeypatch):
+    model, before = parts[0].model, content(parts, "model")
+    monkeypatch.setitem(vars(model), "apply_model", model.apply_model)
+    assert content(parts, "model") == before
+
+
 def test_a_hook_has_no_content(parts):
     from lora_workbench.training.host.content import Unidentified
 

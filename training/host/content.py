@@ -112,7 +112,10 @@ def _refuse_replaced(name: str, holder: object) -> None:
     """Refuse an object with a function under the name of a method. A method replaced in the class is not seen."""
     for own, value in vars(holder).items():
         if callable(value) and not isinstance(value, type) and hasattr(type(holder), own):
-            raise Unidentified(f"{own} of {name}")
+            method = getattr(type(holder), own)
+            # A node that puts a method back leaves it on the object.
+            if getattr(value, "__self__", None) is not holder or getattr(value, "__func__", None) is not method:
+                raise Unidentified(f"{own} of {name}")
 
 
 def _attributes(module: nn.Module) -> dict[str, dict[str, Any]]:
