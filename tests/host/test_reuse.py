@@ -53,6 +53,7 @@ class Heard:
 class Inputs:
     """What one run is given."""
 
+    checkpoint: Path
     parts: tuple[Any, Any, Any]
     pictures: Path
     folder: Path
@@ -70,7 +71,7 @@ class Inputs:
 def first(comfy_host: Any, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Inputs, Any]:
     """A finished run, and what it was given."""
     folder = tmp_path_factory.mktemp("first")
-    inputs = Inputs(loaded(tiny_checkpoint), folder / "1_photo", folder)
+    inputs = Inputs(tiny_checkpoint, loaded(tiny_checkpoint), folder / "1_photo", folder)
     return inputs, inputs.train()[0]
 
 
@@ -225,6 +226,43 @@ def policy(it: Inputs) -> None:
     it.change = lambda dataset: replace(dataset, policy=CaptionPolicy(shuffle=True))
 
 
+def reordered(it: Inputs) -> None:
+    it.change = lambda dataset: dataset.with_pictures(reversed(dataset.pictures))
+
+
+def regularized(it: Inputs) -> None:
+    it.change = lambda dataset: dataset.with_pictures(
+        replace(p, is_regularization=n == 1) for n, p in enumerate(dataset.pictures)
+    )
+
+
+def preserved(it: Inputs) -> None:
+    it.change = lambda dataset: dataset.with_pictures(
+        replace(p, preserves_prior=n == 1) for n, p in enumerate(dataset.pictures)
+    )
+
+
+def held_out(it: Inputs, share: float = 0.3, dataset: Any = None) -> None:
+    from lora_workbench.training.watch import HeldOut, Watch
+
+    it.more["watch"] = Watch(held_out=HeldOut(0, share, dataset))
+
+
+def measured(it: Inputs) -> None:
+    held_out(it, 0.0, photos(it.folder / "2_other", most=2))
+
+
+def text_encoder(it: Inputs) -> None:
+    it.settings["clip_l"] = True
+
+
+def autoencoder(it: Inputs) -> None:
+    fresh = loaded(it.checkpoint)
+    with torch.inference_mode():
+        next(fresh[2].first_stage_model.parameters()).mul_(1.01)
+    it.parts = (*it.parts[:2], fresh[2])
+
+
 def setting(it: Inputs) -> None:
     it.settings["learning_rate"] = 2e-2
 
@@ -240,7 +278,7 @@ def precision(it: Inputs) -> None:
 def weights(it: Inputs) -> None:
     import comfy.model_management
 
-    fresh = loaded(it.more.pop("checkpoint"))
+    fresh = loaded(it.checkpoint)
     with torch.inference_mode():
         next(fresh[0].model.diffusion_model.out.parameters()).mul_(1.01)
     comfy.model_management.unload_all_models()
@@ -302,9 +340,10 @@ def again(it: Inputs) -> None:
 
 
 OTHERS = [
-    picture, captioned, repeated, masked, policy, setting, saving, precision, weights, lora, sampling, function,
-    clip_skip, started, file_changed, file_gone, facts(outcome="cancelled"), facts(outcome="stopped"),
-    facts(outcome="failed"), facts(file_hash=None), facts(fingerprint=""), broken, again,
+    picture, captioned, repeated, masked, policy, reordered, regularized, preserved, held_out, measured, setting,
+    saving, precision, weights, autoencoder, text_encoder, lora, sampling, function, clip_skip, started, file_changed,
+    file_gone, facts(outcome="cancelled"), facts(outcome="stopped"), facts(outcome="failed"), facts(file_hash=None),
+    facts(fingerprint=""), broken, again,
 ]  # fmt: skip
 
 
@@ -313,7 +352,7 @@ class Trains(Exception):
 
 
 @pytest.mark.parametrize("change", OTHERS, ids=lambda change: change.__name__)
-def test_what_differs_is_trained(change, inputs, tiny_checkpoint, monkeypatch):
+def test_what_differs_is_trained(change, inputs, monkeypatch):
     from lora_workbench.training import train as module
 
     def trains(*_: Any) -> None:
@@ -327,8 +366,6 @@ def test_what_differs_is_trained(change, inputs, tiny_checkpoint, monkeypatch):
 
     monkeypatch.setattr(module, "trained_layers", trains)
     monkeypatch.setattr(module, "reused", looks)
-    if change is weights:
-        inputs.more["checkpoint"] = tiny_checkpoint
     change(inputs)
     with pytest.raises(Trains):
         inputs.train()

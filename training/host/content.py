@@ -21,7 +21,15 @@ _HANGERS = (
     "callbacks", "wrappers", "injections", "hook_patches", "additional_models", "weight_wrapper_patches",
     "forced_hooks",
 )  # fmt: skip
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SAMPLING = "model_sampling"
+# Attributes that the host changes as it loads and encodes, and places on disk.
+_PASSING = (
+    "training", "model_loaded_weight_memory", "model_offload_buffer_memory", "model_lowvram", "lowvram_patch_counter",
+    "skip_injection", "seed_key", "weight_function", "bias_function", "layer", "layer_idx",
+    "return_projected_pooled", "embedding_directory",
+)  # fmt: skip
+_MOST = 100  # values of a list or dict that still is a setting; a vocabulary is not
 
 
 class Unidentified(Exception):
@@ -54,6 +62,7 @@ def model_content(patcher: Any) -> str:
         Unidentified: Another node changed the model by functions.
     """
     _refuse_functions(patcher)
+    _refuse_replaced("the latent format", patcher.model.latent_format)
     options = {
         name: value for name, value in patcher.model_options.items() if not str(name).startswith(_OF_THE_SAMPLER)
     }
@@ -62,6 +71,7 @@ def model_content(patcher: Any) -> str:
         type(patcher.model).__name__, type(patcher.model.model_config).__name__,
         type(patcher.model.diffusion_model).__name__, type(patcher.model.latent_format).__name__,
         weights_identity(patcher.model.diffusion_model, unpatched(patcher, "diffusion_model.")), patcher.patches,
+        _attributes(patcher.model.diffusion_model), _attributes_of(patcher.model.latent_format),
         _without_empty(options), patched, patcher.get_model_object(_SAMPLING),
     )  # fmt: skip
 
@@ -76,22 +86,71 @@ def clip_content(clip: Any) -> str:
         Unidentified: Another node changed it by functions.
     """
     _refuse_functions(clip.patcher)
+    _refuse_replaced("CLIP", clip)
     return digest(
         type(clip.cond_stage_model).__name__, type(clip.tokenizer).__name__,
         weights_identity(clip.cond_stage_model, unpatched(clip.patcher)), clip.patcher.patches, clip.layer_idx,
+        _attributes(clip.cond_stage_model), _tokenizer(clip.tokenizer),
         getattr(clip, "tokenizer_options", {}), _without_empty(clip.patcher.model_options),
         getattr(clip, "apply_hooks_to_conds", None), bool(getattr(clip, "use_clip_schedule", False)),
     )  # fmt: skip
 
 
 def _refuse_functions(patcher: Any) -> None:
-    """Refuse what runs code of another node, or replaces the forward of a module."""
+    """Refuse what runs code of another node: patches, hooks, and methods replaced on an object."""
     for name in _HANGERS:
         if _without_empty(getattr(patcher, name, None)):
             raise Unidentified(name)
+    _refuse_replaced("the patcher", patcher)
     for name, module in patcher.model.named_modules():
-        if "forward" in vars(module):
-            raise Unidentified(f"the forward of {name}")
+        _refuse_replaced(name or "the model", module)
+        if any(vars(module).get(hooks) for hooks in _HOOKS):
+            raise Unidentified(f"a hook of {name}")
+
+
+def _refuse_replaced(name: str, holder: object) -> None:
+    """Refuse an object with a function under the name of a method. A method replaced in the class is not seen."""
+    for own, value in vars(holder).items():
+        if callable(value) and not isinstance(value, type) and hasattr(type(holder), own):
+            method = getattr(type(holder), own)
+            # A node that puts a method back leaves it on the object.
+            if getattr(value, "__self__", None) is not holder or getattr(value, "__func__", None) is not method:
+                raise Unidentified(f"{own} of {name}")
+
+
+def _attributes(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """The settings of a module and all modules in it, such as the number of heads, by their paths."""
+    return {name: own for name, part in module.named_modules() if (own := _attributes_of(part))}
+
+
+def _attributes_of(holder: object) -> dict[str, Any]:
+    """The attributes of an object that are plain values."""
+    own = {name: value for name, value in vars(holder).items() if value is not None and _is_setting(value)}
+    passing = [name for name in own if name in _PASSING or name.startswith("_") or "comfy" in name]
+    return {name: value for name, value in own.items() if name not in passing}
+
+
+def _is_setting(value: object) -> bool:
+    if isinstance(value, (list, tuple, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return len(value) <= _MOST and all(_is_setting(item) for item in items)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _tokenizer(holder: Any) -> dict[str, Any]:
+    """The attributes of a tokenizer and of those that it consists of. What other libraries make is not looked into.
+
+    Raises:
+        Unidentified: A method of it was replaced.
+    """
+    _refuse_replaced("the tokenizer", holder)
+    found = _attributes_of(holder)
+    for name, part in vars(holder).items():
+        if _is_of_the_host(type(part).__module__) and hasattr(part, "__dict__"):
+            found[name] = _tokenizer(part)
+        elif hasattr(part, "__dict__") and not isinstance(part, type):
+            _refuse_replaced(f"the tokenizer's {name}", part)
+    return found
 
 
 def _without_empty(value: Any) -> Any:

@@ -1,0 +1,108 @@
+"""What a MODEL and a CLIP are by their content: the same in every state of loading, and nobody else's functions."""
+
+from __future__ import annotations
+
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import small_models
+from support.session import loaded
+from support.small_text import small_clip
+
+pytestmark = pytest.mark.usefixtures("comfy_host")
+
+SOCKETS = {"model": 0, "clip": 1}
+
+
+@pytest.fixture(scope="module")
+def parts(comfy_host: Any, tiny_checkpoint: Path) -> Any:
+    return loaded(tiny_checkpoint)
+
+
+def content(parts: Any, socket: str) -> str:
+    from lora_workbench.training.host.content import clip_content, model_content
+
+    return (model_content if socket == "model" else clip_content)(parts[SOCKETS[socket]])
+
+
+def place(parts: Any, path: str) -> tuple[dict[str, Any], str]:
+    """The attributes of the object at a path, and the name of the last of them."""
+    socket, *names, last = path.split(".")
+    return vars(reduce(lambda holder, name: getattr(holder, name), names, parts[SOCKETS[socket]])), last
+
+
+METHODS = (
+    "model.model.apply_model", "model.model.diffusion_model._forward", "model.model.diffusion_model.out.0.forward",
+    "model.model.latent_format.process_in", "model.clone", "clip.encode_from_tokens",
+    "clip.cond_stage_model.clip_l.encode_token_weights", "clip.tokenizer.tokenize_with_weights",
+    "clip.tokenizer.clip_l.tokenize_with_weights", "clip.tokenizer.clip_l.tokenizer.get_vocab",
+)  # fmt: skip
+ATTRIBUTES = (
+    "model.model.latent_format.scale_factor", "model.model.diffusion_model.middle_block.1.n_heads",
+    "clip.cond_stage_model.clip_l.enable_attention_masks", "clip.tokenizer.clip_l.pad_token",
+    "clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers.0.self_attn.heads",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", METHODS)
+def test_a_method_that_another_node_replaced_has_no_content(path, parts, monkeypatch):
+    from lora_workbench.training.host.content import Unidentified
+
+    socket = path.split(".")[0]
+    assert content(parts, socket)
+    holder, name = place(parts, path)
+    monkeypatch.setitem(holder, name, lambda *_, **__: None)
+    with pytest.raises(Unidentified, match=name):
+        content(parts, socket)
+
+
+def test_a_method_that_was_put_back_changes_nothing(parts, monkeypatch):
+    model, before = parts[0].model, content(parts, "model")
+    monkeypatch.setitem(vars(model), "apply_model", model.apply_model)
+    assert content(parts, "model") == before
+
+
+def test_a_hook_has_no_content(parts):
+    from lora_workbench.training.host.content import Unidentified
+
+    hook = parts[0].model.diffusion_model.out.register_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(Unidentified, match=r"a hook of diffusion_model\.out"):
+            content(parts, "model")
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("path", ATTRIBUTES)
+def test_an_attribute_that_another_node_changed_counts(path, parts, monkeypatch):
+    socket = path.split(".")[0]
+    before = content(parts, socket)
+    holder, name = place(parts, path)
+    monkeypatch.setitem(holder, name, 7)
+    assert content(parts, socket) != before
+
+
+def test_loading_and_encoding_change_nothing(parts, tiny_checkpoint):
+    import comfy.sd
+
+    with torch.inference_mode():
+        fresh = comfy.sd.load_checkpoint_guess_config(str(tiny_checkpoint))[:3]
+        known = [content(fresh, socket) for socket in SOCKETS]
+        assert [content(parts, socket) for socket in SOCKETS] == known
+        skipping = fresh[1].clone()
+        skipping.clip_layer(-2)
+        skipping.encode_from_tokens_scheduled(skipping.tokenize("zorp"))
+        for patcher in (fresh[0], fresh[1].patcher):
+            patcher.model_patches_to(torch.float32)
+            patcher.load(torch.device("cpu"), lowvram_model_memory=1_000_000)
+        assert fresh[0].model.model_lowvram
+        assert [content(fresh, socket) for socket in SOCKETS] == known
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_models_and_encoders_of_the_host_have_content(name, small_models_folder):
+    parts = small_models.build(name, small_models_folder), small_clip(name)
+    assert all(content(parts, socket) == content(parts, socket) for socket in SOCKETS)
