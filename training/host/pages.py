@@ -32,19 +32,22 @@ class Pages:
         with self._lock:
             self._lines.append(line)
             self._run = run
-            wait = self._sent_at + _EVERY - time.monotonic()
-            if wait <= 0:
-                self._send()
-            elif self._timer is None:
-                self._timer = threading.Timer(wait, self._send_waiting)
-                self._timer.daemon = True
-                self._timer.start()
+            self._send_or_wait()
+
+    def _send_or_wait(self) -> None:
+        wait = self._sent_at + _EVERY - time.monotonic()
+        if wait <= 0:
+            self._send()
+        elif self._timer is None:
+            self._timer = threading.Timer(wait, self._send_waiting)
+            self._timer.daemon = True
+            self._timer.start()
 
     def _send_waiting(self) -> None:
         with self._lock:
             self._timer = None
             if self._lines:
-                self._send()
+                self._send_or_wait()  # a line may have sent the others just now
 
     def _send(self) -> None:
         lines, self._lines = self._lines, []
