@@ -14,8 +14,8 @@ const LEAST_DRAG = 4 // pixels
 
 const short = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(4)).toString())
 
-// What the chart can show of a run: [{id, label, color, on, …}], each with the values `raw` of the curve's points, or with
-// `held`, which takes its value from a line of held-out losses.
+// What the chart can show of a run: [{id, label, color, on, …}], each with the values `raw` of the curve's points, or
+// with `held`, which takes its value from a line of held-out losses.
 export function seriesOf(run, columns) {
   const concepts = Object.keys(columns.concepts)
   const held = [...new Set(run.heldOut.flatMap((line) => Object.keys(line.concepts ?? {})))]
@@ -23,7 +23,10 @@ export function seriesOf(run, columns) {
   const colorOf = (name) => CONCEPTS[names.indexOf(name) % CONCEPTS.length]
   const found = [
     { id: "loss", label: "loss", color: COLORS.loss, alpha: 0.35, on: true, raw: columns.loss },
-    { id: "smoothed", label: "smoothed", color: COLORS.loss, width: 2, on: true, raw: columns.loss, smooth: true, counts: columns.count },
+    {
+      id: "smoothed", label: "smoothed", color: COLORS.loss, width: 2, on: true, raw: columns.loss, smooth: true,
+      counts: columns.count,
+    },
     { id: "rate", label: "learning rate", color: COLORS.rate, scale: "rate", on: true, raw: columns.rate },
     ...(concepts.length > 1 ? concepts : []).map((name) => ({
       id: `concept ${name}`, label: name, color: colorOf(name), on: false, raw: columns.concepts[name],
@@ -32,7 +35,10 @@ export function seriesOf(run, columns) {
   ]
   if (run.heldOut.length)
     found.push(
-      { id: "held out", label: "held-out", color: COLORS.heldOut, width: 2, on: true, held: (line) => line.loss, points: true },
+      {
+        id: "held out", label: "held-out", color: COLORS.heldOut, width: 2, on: true, points: true,
+        held: (line) => line.loss,
+      },
       { id: "base", label: "base model", color: COLORS.base, dash: [5, 4], on: true, held: (line) => line.base },
       ...(held.length > 1 ? held : []).map((name) => ({
         id: `held out ${name}`, label: `held-out ${name}`, color: colorOf(name), dash: [2, 3], on: false, points: true,

@@ -180,7 +180,8 @@ export class Panel {
     this.note.hidden = Boolean(run?.curve.points.length)
     if (!run) this.note.textContent = this.run?.state === "discarded" ? `The run was discarded. ${IDLE}` : IDLE
     else if (run.isRunning) this.note.textContent = "Waiting for the first step."
-    else if (run.state === "failed") this.note.textContent = "The training failed before its first step. ComfyUI shows why."
+    else if (run.state === "failed")
+      this.note.textContent = "The training failed before its first step. ComfyUI shows why."
     else this.note.textContent = "No step was trained."
   }
 
