@@ -157,7 +157,7 @@ def _trained(
         train(ready.setup, run, sink, between.after_step, smaller)
     except BaseException as error:
         if is_cancel(error):
-            return error
+            return error.with_traceback(None)  # which holds what the step held
         keeper.rescue(error)
         raise
     return None
