@@ -43,6 +43,13 @@ BASIC = {
     "LoadLoRA": ["file"],
     "HeldOutPictures": ["share", "every_steps"],
     "LossChart": ["log_scale", "smoothing", "width", "height"],
+    "SamplePrompts": [
+        "prompts", "negative", "width", "height", "steps", "cfg", "guidance", "sampler", "scheduler", "seed",
+        "strength", "every_epochs", "every_steps", "at_start",
+    ],
+    "CompareCheckpoints": ["checkpoints", "strengths", "with_base", "chosen"],
+    "RunBrowser": ["run"],
+    "LoadCheckpoint": ["at"],
     # Who adds one of these wants to see what it has.
     "TextEncoderOptions": [
         f"{kind}{setting}" for kind in ("clip_l", "clip_g", "other") for setting in ("", "_rate", "_until")
@@ -62,7 +69,7 @@ BASIC = {
 # What the pack's own scripts put into a node.
 PANELS = {
     "DatasetReport": ["findings"], "EditCaptions": ["gallery"], "EstimateTraining": ["estimate"],
-    "LoRATrainer": ["training"],
+    "LoRATrainer": ["training"], "RunBrowser": ["runs"],
 }  # fmt: skip
 
 ADD_NODE = """type => {
@@ -88,6 +95,7 @@ SMALL = {
     "KSampler": {"steps": 1},
     "LoRAWorkbench_LoadDataset": {"folder": "photos"},
     "LoRAWorkbench_BucketImages": {"resolution": 128},
+    "LoRAWorkbench_SamplePrompts": {"width": 128, "height": 128, "steps": 1},
 }
 SET_VALUES = """small => {
   for (const node of window.app.graph._nodes)

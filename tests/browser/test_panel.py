@@ -18,6 +18,8 @@ from support.browser import READY, load_workflow, open_page
 from support.server import ComfyServer
 
 RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+# ComfyUI's own page throws this at an event that comes before its canvas is there.
+THROWN = {"getCanvas: canvas is null"}
 IDLE = "Queue the graph to train."
 STEPS = 600  # more than a test waits for
 
@@ -234,7 +236,7 @@ def test_a_run_from_its_first_point_to_stop_and_keep(vue: bool, chromium: Any, s
             other.wait_for_step(panel.step())
             other.press("Save now")
             wait(lambda: list(folder.glob("*-step*.safetensors")), "no checkpoint")
-            assert other_page.problems == []
+            assert set(other_page.problems) <= THROWN
 
         # The mark of the checkpoint came here as well.
         wait(lambda: panel.runs()[0]["checkpoints"], "no mark")
@@ -265,8 +267,7 @@ def test_a_run_from_its_first_point_to_stop_and_keep(vue: bool, chromium: Any, s
         assert shown["folder"].endswith("_again") and shown["steps"][0] == 1 and shown["checkpoints"]
         saved = json.dumps(page.evaluate(SAVED))
         assert "_again" not in saved and "stopped" not in saved
-        # ComfyUI's page throws this at an event that comes before its canvas is there.
-        assert set(page.problems) <= {"getCanvas: canvas is null"}
+        assert set(page.problems) <= THROWN
 
 
 def test_stop_and_discard_asks_first(chromium: Any, server: ComfyServer) -> None:

@@ -31,6 +31,7 @@ SMALL = {
     "KSampler": {"steps": 1},
     "LoRAWorkbench_LoadDataset": {"folder": "photos"},
     "LoRAWorkbench_BucketImages": {"resolution": 128},
+    "LoRAWorkbench_SamplePrompts": {"width": 128, "height": 128, "steps": 1},
     "LoRAWorkbench_LoRATrainer": {"steps": 3, "rank": 2, "if_run_before": "train again"},
 }
 SET_VALUES = """small => {

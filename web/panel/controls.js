@@ -41,6 +41,7 @@ export class Controls {
       button("Go on training", "", () => this.#confirm(false)),
     )
     this.root = make("div", { class: "lwb-controls" }, this.said, this.pending, this.plain, this.question)
+    this.show(null)
   }
 
   show(run) {
