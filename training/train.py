@@ -92,9 +92,9 @@ def train_lora(
         with prepared(model, plan, latents, captions, sink=sink, layers=layers) as ready:
             setup, encoded = ready.setup, (latents.encoded, captions.encoded)
             keeper = Keeper(
-                model, plan, ready.run, setup.precision, setup.ladder, sink, encoded, started_at, watch, hints,
+                model, plan, ready.run, setup.precision, setup.ladder, sink, encoded, started_at, hints,
                 model_file, "" if start_from is None else name_of(start_from),
-                None if clip.layer_idx is None else -clip.layer_idx, inputs_hash,
+                None if clip.layer_idx is None else -clip.layer_idx, inputs_hash, watch,
             )  # fmt: skip
             under_way = until_ended.enter_context(keeper.opened(root))
             ended_by = _trained(keeper, ready, under_way, clip, vae, held)

@@ -215,8 +215,8 @@ def test_the_rung_is_in_the_record_of_the_run(folders: Any) -> None:
         it.train()
         setup = it.setup
         keeper = Keeper(it.model, setup.plan, it.run, setup.precision, setup.ladder, it.sink, (0, 0), 0.0)
-        keeper.open_folder(work)
-        lora, summary = keeper.finish("finished")
+        with keeper.opened(work):
+            lora, summary = keeper.finish("finished")
     rung = (
         "gradient checkpointing, block inputs in system memory, weights streamed from system memory, 8-bit optimizer "
         "state, batches of 2"

@@ -31,7 +31,7 @@ from ..optimizers import scheduler_in_force, warmup_in_force
 from ..plan import Plan
 from ..review.run_report import run_report
 from ..rung import Ladder
-from ..watch import Watch
+from ..watch import UNWATCHED, Watch
 from .checkpoints import layers_text
 from .folder import RunFolder
 from .history import History
@@ -56,12 +56,12 @@ class Keeper:
         sink: Receives the story of the run and the files that could not be written.
         encoded: How many latents and captions had to be encoded.
         started_at: Start of the run, encoding included, in seconds since 1970.
-        watch: What the run is watched with.
         hints: What was said before the run began.
         model_file: The file that the model was loaded from, if it is known.
         start_from: The name of the LoRA that the run began with; empty for a fresh one.
         clip_skip: From which layer of the CLIP the text comes, counted from the end; None if it was not set.
         fingerprint: By which it is found when it is asked for again; empty if it has none.
+        watch: What the run is watched with.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class Keeper:
         sink: Sink,
         encoded: tuple[int, int],
         started_at: float,
-        watch: Watch,
         hints: tuple[str, ...] = (),
         model_file: Path | None = None,
         start_from: str = "",
         clip_skip: int | None = None,
         fingerprint: str = "",
+        watch: Watch = UNWATCHED,
     ) -> None:
         self.run, self.plan, self.ladder, self.sink = run, plan, ladder, sink
         self.device = model.device
