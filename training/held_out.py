@@ -235,7 +235,7 @@ def compared(found: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[f
 
     Args:
         found: The loss of each picture, by concept.
-        base: The same of the base model.
+        base: The loss of each picture with the base model, by concept.
     """
 
     def mean(losses: Mapping[str, Sequence[float]]) -> float:

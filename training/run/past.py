@@ -115,7 +115,7 @@ def log_text(folder: Path) -> str:
 
 
 def told_by(summary: RunSummary) -> dict[str, Any]:
-    """The same of the run that a RUN socket carries; from its losses if the folder is gone."""
+    """What the panel shows of the run that a RUN socket carries; from its losses if the folder is gone."""
     found = told(Path(summary.folder))
     if found["curve"]["step"]:
         return found
@@ -124,7 +124,7 @@ def told_by(summary: RunSummary) -> dict[str, Any]:
 
 
 def told_of(losses: Iterable[float]) -> dict[str, Any]:
-    """The same of nothing but the loss of each step."""
+    """What the panel would show of a run of which only the loss of each step is known."""
     curve = Curve()
     for step, loss in enumerate(losses, 1):
         curve.add(step, float(loss), 0.0, {})

@@ -32,7 +32,7 @@ def reused(
         fingerprint: Of the run that is asked for; empty if it has none.
         config: Its settings. If its name is another one, the LoRA takes that name. A run whose optimizer memory forced
             to 8 bits is used only for the same setting of memory.
-        sink: Is told which run was used.
+        sink: Receives a sentence on the run that was used.
         place: Where it is used.
 
     Returns:
