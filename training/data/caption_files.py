@@ -191,14 +191,18 @@ def _is_json_file(path: Path) -> bool:
 def _unicode(data: bytes) -> str | None:
     """The encoding of UTF-16 or UTF-32, from its byte order mark or the zero bytes of Latin letters."""
     guess = next((name for bom, name in _BOMS.items() if data.startswith(bom)), None)
+    is_marked = guess is not None
     if guess is None and b"\0" in data:
         guess = "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"
     if guess is None:
         return None
     try:
-        return None if "\0" in data.decode(guess) else guess
+        text = data.decode(guess)
     except UnicodeDecodeError:
         return None
+    # A tenth of all pairs of bytes are private characters: a file that is no text has some.
+    is_text = "\0" not in text and (is_marked or not any("\ue000" <= letter <= "\uf8ff" for letter in text))
+    return guess if is_text else None
 
 
 def _is_damaged_utf8(data: bytes) -> bool:
