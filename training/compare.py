@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .events import Cancelled, Sink, counted
 from .host.sampling import Painter, take_back
 from .lora import LoraModel, RunSummary
 from .prompts import Prompt
-from .review.checkpoint_sheet import Row, checkpoint_sheet
+from .review.checkpoint_sheet import LARGEST, Row, checkpoint_sheet
 from .run.checkpoints import Checkpoint, checkpoints, chosen, load
 from .settings import Settings, knob
 from .watch import SampleOptions
@@ -80,6 +81,8 @@ def compare(
 ) -> Comparison:
     """Paint the prompts with each checkpoint at each strength.
 
+    Pictures of the last comparison on these sockets are taken again, so that choosing a checkpoint paints nothing.
+
     Args:
         model: MODEL socket.
         clip: CLIP socket.
@@ -97,19 +100,20 @@ def compare(
     handed_on = chosen(found, settings.chosen)
     rows, prompts = selected(found, settings.checkpoints), samples.lines()
     strengths = settings.each_strength()
-    number = len(rows) * len(strengths) + settings.with_base
-    progress = _Progress(sink, number * len(prompts))
+    cells: list[tuple[Checkpoint | None, float]] = [(row, strength) for row in rows for strength in strengths]
+    if settings.with_base:
+        cells.insert(0, (None, 0.0))
+    keys = [_key(*cell) for cell in cells]
+    painted = _painted(model, clip, vae, prompts, keys)
+    progress = _Progress(sink, (len(cells) - len(painted)) * len(prompts))
     drawn = []
     with take_back(model, clip):
-        if settings.with_base:
-            painter = Painter(model, clip, vae, prompts)
-            drawn.append(Row("without LoRA", "", progress.paint(painter, prompts)))
-        for row in rows:
-            lora = load(row)
-            for strength in strengths:
-                painter = Painter(model, clip, vae, prompts, lora, strength)
-                images = progress.paint(painter, prompts)
-                drawn.append(Row(row.label, f"strength {strength:g}", images, row == handed_on))
+        for key, (row, strength) in zip(keys, cells, strict=True):
+            if key not in painted:
+                lora = None if row is None else load(row)
+                painted[key] = progress.paint(Painter(model, clip, vae, prompts, lora, strength), prompts)
+            label, note = ("without LoRA", "") if row is None else (row.label, f"strength {strength:g}")
+            drawn.append(Row(label, note, painted[key], row == handed_on))
     what = [counted(len(rows), "checkpoint"), counted(len(strengths), "strength"), counted(len(prompts), "prompt")]
     texts = [prompt.text for prompt in prompts]
     sheet = checkpoint_sheet(f"{run.name}: {', '.join(what)}", texts, drawn)
@@ -140,6 +144,41 @@ def selected(found: list[Checkpoint], text: str) -> list[Checkpoint]:
     return [one for one in found if one in named]
 
 
+@dataclass(frozen=True)
+class _Painted:
+    """What the last comparison with a MODEL painted, in the size of a sheet's cells. It holds no socket."""
+
+    clip: weakref.ref[Any]
+    vae: weakref.ref[Any]
+    prompts: tuple[Prompt, ...]
+    rows: dict[object, list[Image.Image]]
+
+
+_last: weakref.WeakKeyDictionary[Any, _Painted] = weakref.WeakKeyDictionary()
+
+
+def _painted(
+    model: Any, clip: Any, vae: Any, prompts: tuple[Prompt, ...], keys: list[object]
+) -> dict[object, list[Image.Image]]:
+    """The rows that need no painting. What is added to them is there the next time, even after a cancel."""
+    last, rows = _last.get(model), {}
+    if last and last.clip() is clip and last.vae() is vae and last.prompts == prompts:
+        rows = {key: last.rows[key] for key in keys if key in last.rows}
+    _last[model] = _Painted(weakref.ref(clip), weakref.ref(vae), prompts, rows)
+    return rows
+
+
+def _key(row: Checkpoint | None, strength: float) -> object:
+    """What a row's pictures depend on, the sockets and prompts apart: the file as it now is."""
+    if row is None:
+        return None
+    try:
+        facts = row.path.stat()
+    except OSError:
+        return object()  # like no other; to load it says what is wrong
+    return row.path, facts.st_size, facts.st_mtime_ns, strength
+
+
 class _Progress:
     """Counts the pictures of all rows."""
 
@@ -155,6 +194,8 @@ class _Progress:
             self._sink.phase("pictures", self._done, self._total)
             latents.append(painter.sample(prompt))
             self._done += 1
-        images = [painter.decode(latent) for latent in latents]
+        images = [painter.decode(latent).convert("RGB") for latent in latents]
+        for image in images:
+            image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
         self._sink.phase("pictures", self._done, self._total)
         return images

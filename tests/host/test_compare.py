@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,11 +47,13 @@ class Sink:
         return len(self.phases) >= self._ends_at
 
 
-def compare(ran: Any, sink: Any = None, **settings: Any) -> Any:
+def compare(ran: Any, sink: Any = None, model: Any = None, samples: Any = None, **settings: Any) -> Any:
+    """Compare, on a clone of the MODEL that painted nothing yet."""
     from lora_workbench.training import compare as module
 
     chosen = module.CompareSettings(**settings)
-    return module.compare(*ran.parts, ran.run, ran.samples, chosen, sink or Sink())
+    sockets = (model or ran.parts[0].clone(), *ran.parts[1:])
+    return module.compare(*sockets, ran.run, samples or ran.samples, chosen, sink or Sink())
 
 
 def test_the_sheet_shows_what_the_samples_of_the_run_show(ran):
@@ -74,6 +80,58 @@ def test_the_sheet_shows_what_the_samples_of_the_run_show(ran):
 def _top(sheet: Image.Image, left: int, row: int) -> int:
     """Where a row of pictures 64 pixels high begins: rows are 76 apart, from the bottom margin up."""
     return sheet.height - 32 - 64 - (4 - row) * 76
+
+
+def test_what_was_painted_is_not_painted_again(ran):
+    model = ran.parts[0].clone()
+
+    def pictures(**more: Any) -> int:
+        sink = Sink()
+        pictures.sheet = compare(ran, sink, model, **more).sheet
+        return sink.phases[-1][2] if sink.phases else 0
+
+    def outlined() -> list[int]:
+        blue = [pictures.sheet.getpixel((26, _top(pictures.sheet, 0, 4) + 64 - height)) for height in (38, 114)]
+        return [number for number, color in enumerate(blue) if max(color) > 200]
+
+    two: dict[str, Any] = {"checkpoints": "last 2", "strengths": "1"}
+    assert pictures(**two) == 6 and outlined() == [0]
+    first = pictures.sheet
+    assert pictures(**two, chosen="step 3") == 0 and outlined() == [1], "choosing another one paints"
+    assert pictures(**two) == 0 and ImageChops.difference(first, pictures.sheet).getbbox() is None
+    assert pictures(**two | {"strengths": "1, 0.5"}) == 4
+    assert pictures(**two | {"strengths": "0.5"}) == 0
+    assert pictures(**two) == 4, "pictures that were left out are still held"
+    file = Path(ran.run.checkpoints[2])
+    os.utime(file, ns=(1, 1))
+    assert pictures(**two) == 2, "a file was written again"
+    assert pictures(**two, samples=replace(ran.samples, seed=9)) == 6
+    assert pictures(**two, with_base=False, samples=replace(ran.samples, cfg=2.0)) == 4
+    assert pictures(**two) == 6
+    other = SimpleNamespace(**{**vars(ran), "parts": (ran.parts[0], ran.parts[1].clone(), ran.parts[2])})
+    compare(other, sink := Sink(), model, **two)
+    assert sink.phases[-1][2] == 6, "another CLIP"
+
+
+def test_a_cancelled_comparison_goes_on_where_it_was(ran):
+    from lora_workbench.training.events import Cancelled
+
+    model = ran.parts[0].clone()
+    with pytest.raises(Cancelled):
+        compare(ran, Sink(ends_at=7), model, with_base=False)
+    compare(ran, sink := Sink(), model, with_base=False)
+    assert sink.phases[-1] == ("pictures", 4, 4)
+
+
+def test_pictures_are_not_held_longer_than_their_model(ran):
+    from lora_workbench.training import compare as module
+
+    model = ran.parts[0].clone()
+    compare(ran, model=model, checkpoints="last 1")
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None and not list(module._last)
 
 
 @pytest.mark.parametrize(
