@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.card import STREAMED, on_rung
 from support.photos import write_photos
 from support.session import AGAIN
 
@@ -75,6 +77,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "bf16, EMA": {"precision": "bf16", "ema_decay": 0.9},
     "schedule-free": {"optimizer": "ScheduleFreeAdamW"},
     "text encoder": {"clip_l": True, "gradient_checkpointing": True},
+    "streamed, Lion": {"optimizer": "Lion", "learning_rate": 1e-3},
 }
 
 
@@ -85,9 +88,12 @@ def test_it_measures_what_the_file_gives_and_training_does_not_notice(
     """A run that begins with the LoRA of another one measures at its start what that one measured at its end."""
     settings = WAYS[way]
     if "optimizer" in settings:
-        pytest.importorskip("pytorch_optimizer", reason="the package with ScheduleFreeAdamW is not installed")
-    plain = train(checkpoint, dataset, tmp_path, cache, **settings)
-    watched = train(checkpoint, dataset, tmp_path, cache, held(dataset=others), **settings)
+        pytest.importorskip("pytorch_optimizer", reason="the package with this optimizer is not installed")
+    streams = way.startswith("streamed")
+    with on_rung(**STREAMED) if streams else nullcontext():
+        plain = train(checkpoint, dataset, tmp_path, cache, **settings)
+        watched = train(checkpoint, dataset, tmp_path, cache, held(dataset=others), **settings)
+    assert watched.summary.memory.endswith("streamed from system memory") == streams
     assert watched.summary.losses == plain.summary.losses
     assert all(torch.equal(plain.lora[name], tensor) for name, tensor in watched.lora.items())
     found = watched.summary.held_out

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import urllib.error
 import uuid
 from typing import Any
 
+import aiohttp
 import pytest
 from support.prompts import defaults, node
 from support.server import PromptInterrupted
@@ -107,3 +109,32 @@ def test_every_page_hears_of_a_run_whoever_queued_it(server: Any) -> None:
     extra = {"extra_pnginfo": {"workflow": {"id": workflow}}}
     server.queue(trains(server, "routes_elsewhere", steps=3), extra_data=extra, client_id="another page")
     until(server, workflow, 3)
+
+
+def test_a_run_goes_on_when_its_page_is_gone(server: Any) -> None:
+    """Its websocket breaks off in mid-run. A page that comes later gets the whole curve."""
+    workflow, page = uuid.uuid4().hex, uuid.uuid4().hex
+    extra = {"extra_pnginfo": {"workflow": {"id": workflow}}}
+
+    async def leaves() -> None:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{server.url}/ws?clientId={page}", max_msg_size=0) as socket,
+        ):
+            prompt = trains(server, "routes_left", steps=40)
+            await asyncio.to_thread(server.queue, prompt, extra_data=extra, client_id=page)
+            async for message in socket:
+                event = json.loads(message.data) if message.type == aiohttp.WSMsgType.TEXT else {"type": ""}
+                if event["type"] == "lora_workbench.run" and event["data"]["workflow"] == workflow:
+                    transport = socket._response.connection.transport
+                    transport.abort()  # without a word
+                    return
+
+    asyncio.run(leaves())
+    (brief,) = server.get(f"{RUNS}?workflow={workflow}")
+    assert brief["state"] == "running", "the run was over before its page left"
+    deadline = time.monotonic() + 120
+    while (told := server.get(f"{RUNS}/{brief['id']}"))["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert told["state"] == "finished" and told["curve"]["step"] == list(range(1, 41))
+    assert all(line["run"] == brief["id"] for line in lines_of(server, workflow)), "another page hears of it"

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from PIL import Image
 from support import small_models
-from support.card import Card
+from support.card import STREAMED, on_rung
 from support.rig import Snapshot
 from support.session import AGAIN, loaded, photos
 
@@ -122,19 +120,6 @@ class Untouched:
         # By bytes: the host leaves a tensor that SD1.5 lacks uninitialized, and it can hold NaN.
         as_bytes = [[tensor.reshape(-1).view(torch.uint8) for tensor in state] for state in (self._state, self._now())]
         assert all(torch.equal(one, other) for one, other in zip(*as_bytes, strict=True))
-
-
-STREAMED = {"checkpointing": True, "offloads": True, "streams": True}
-
-
-@contextmanager
-def on_rung(**rung):
-    """Train on one rung, on a stand-in card."""
-    from lora_workbench.training import train
-    from lora_workbench.training.rung import Rung
-
-    with Card().inserted(), mock.patch.object(train, "prepared", partial(train.prepared, only=Rung(**rung))):
-        yield
 
 
 def painted_by_nodes(parts: Any, lora: Any, text: str, negative: str, samples: Any, size: Any, seed: int) -> Any:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
+
+STREAMED = {"checkpointing": True, "offloads": True, "streams": True}
 
 
 class Card:
@@ -58,3 +61,13 @@ class Card:
             mock.patch.object(HostModel, "denoised", denoised),
         ):
             yield self
+
+
+@contextmanager
+def on_rung(**rung: Any) -> Iterator[None]:
+    """Train on one rung, on a stand-in card."""
+    from lora_workbench.training import train
+    from lora_workbench.training.rung import Rung
+
+    with Card().inserted(), mock.patch.object(train, "prepared", partial(train.prepared, only=Rung(**rung))):
+        yield
