@@ -51,7 +51,7 @@ NEEDED = {"demo": [], "serve": [PACK], "test": [PACK, TESTS], "bench": [PACK, TE
 
 # The suites of `test` and their pytest arguments.
 SUITES = {
-    "unit": ["tests/unit"], "host": ["tests/host"], "browser": ["tests/browser"], "long": ["-m", "long"],
+    "unit": ["tests/unit"], "host": ["tests/host"], "browser": ["tests/browser", "-m", ""], "long": ["-m", "long"],
 }  # fmt: skip
 # Two processes of one thread each. tests/conftest.py orders the tests and gives those of the server to one.
 IN_PARALLEL = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support.browser import browser, open_page
+from support.browser import WAYS, browser, open_page
 from support.gallery import Gallery, numbered
 from support.server import ComfyServer
 
@@ -17,7 +17,7 @@ def chromium() -> Iterator[Any]:
         yield running
 
 
-@pytest.fixture(params=[False, True], ids=["canvas", "vue"])
+@pytest.fixture(params=WAYS)
 def opened(request: Any, chromium: Any, server: ComfyServer) -> Iterator[Callable[[str, int], Gallery]]:
     """Opens the gallery of a fresh folder of so many pictures; errors on the page fail the test."""
     with_vue = request.param

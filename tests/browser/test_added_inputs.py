@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-from support.browser import load_workflow, open_page
+from support.browser import RENDERERS, load_workflow, open_page
 from support.server import ComfyServer
 
 OLD = Path(__file__).resolve().parents[1] / "data" / "workflows_0.1" / "prepare_a_dataset.json"
@@ -22,7 +21,7 @@ NODES: dict[str, tuple[int, dict[str, Any], list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@RENDERERS
 def test_values_land_where_they_belong(vue: bool, chromium: Any, server: ComfyServer) -> None:
     with open_page(chromium, server.url, vue=vue) as page:
         for name, (count, defaults, others) in NODES.items():

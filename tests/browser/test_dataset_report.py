@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
-from support.browser import build_report, open_page
+from support.browser import RENDERERS, build_report, open_page
 from support.photos import write_photos
 from support.server import ComfyServer
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@RENDERERS
 def test_the_panel_shows_what_was_found(vue: bool, chromium: Any, server: ComfyServer, tmp_path: Path) -> None:
     folder = server.base / "input" / "report" / "2_photo"
     photo = write_photos(folder, longest=256)[0]

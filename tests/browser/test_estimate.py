@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-from support.browser import open_page
+from support.browser import RENDERERS, open_page
 from support.photos import write_photos
 from support.server import ComfyServer
 
@@ -44,7 +43,7 @@ NUMBERS = """() => Object.fromEntries(
 )"""
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@RENDERERS
 def test_the_tables_show_the_estimate(vue: bool, chromium: Any, server: ComfyServer, tmp_path: Path) -> None:
     folder = f"estimate_{'vue' if vue else 'canvas'}"
     write_photos(server.base / "input" / folder / "2_photo", ["cat", "coffee", "rocket"], longest=128)

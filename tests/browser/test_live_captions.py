@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-from support.browser import load_workflow, open_page
+from support.browser import RENDERERS, load_workflow, open_page
 from support.server import ComfyServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +28,7 @@ def loaded(page: Any, *values: Any) -> tuple[bool, bool]:
     return inputs["wildcards"], inputs["draw_one_line"]
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@RENDERERS
 def test_one_saved_switch_becomes_two(vue: bool, chromium: Any, server: ComfyServer) -> None:
     with open_page(chromium, server.url, vue=vue) as page:
         assert loaded(page, True) == (True, True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from support.browser import load_workflow, open_page
+from support.browser import RENDERERS, load_workflow, open_page
 from support.server import ComfyServer
 
 NODE = "LoRAWorkbench_LossOptions"
@@ -22,7 +21,7 @@ ALL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@RENDERERS
 def test_inputs_without_an_effect_are_grey(vue: bool, chromium: Any, server: ComfyServer) -> None:
     with open_page(chromium, server.url, vue=vue) as page:
         page.evaluate(ADD, NODE)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.browser import load_workflow, open_page, template
+from support.browser import RENDERERS, load_workflow, open_page, template
 from support.geometry import measure
 from support.server import ComfyServer
 
@@ -169,7 +169,7 @@ def test_hidden_widgets_are_saved_and_loaded(page: Any) -> None:
     assert again["nodes"][0]["size"] == saved["nodes"][0]["size"]
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@RENDERERS
 def test_examples_open_without_a_missing_node(vue: bool, chromium: Any, server: ComfyServer, tmp_path: Path) -> None:
     with open_page(chromium, server.url, vue=vue) as page:
         assert page.evaluate("LiteGraph.vueNodesMode") is vue

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.browser import open_page, set_setting
+from support.browser import WAYS, open_page, set_setting
 from support.server import ComfyServer
 
 PREFIX = "LoRAWorkbench_"
@@ -135,7 +135,7 @@ class Inputs:
         self.page.wait_for_timeout(100)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "vue"])
+@pytest.fixture(scope="module", params=WAYS)
 def page(request: Any, chromium: Any, server: ComfyServer) -> Iterator[Any]:
     with open_page(chromium, server.url, vue=request.param) as opened:
         opened.vue = request.param

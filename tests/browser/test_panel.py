@@ -7,8 +7,8 @@ import shutil
 import uuid
 from typing import Any
 
-from support.browser import open_page
-from support.panel import COUNT, IDLE, RENDERERS, SAVED, SEND, Panel, story, wait, workflow
+from support.browser import RENDERERS, open_page
+from support.panel import COUNT, IDLE, SAVED, SEND, Panel, story, wait, workflow
 from support.server import ComfyServer
 
 # ComfyUI's own page throws this at an event that comes before its canvas is there.

@@ -7,8 +7,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from support.browser import open_page
-from support.panel import COUNT, ID, IDLE, RENDERERS, SAVED, SEE, SEND, Panel, story, workflow, write_run
+from support.browser import RENDERERS, open_page
+from support.panel import COUNT, ID, IDLE, SAVED, SEE, SEND, Panel, story, workflow, write_run
 from support.server import ComfyServer
 
 COLUMNS = ("step", "loss", "rate")

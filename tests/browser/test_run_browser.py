@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.browser import open_page
+from support.browser import RENDERERS, open_page
 from support.server import ComfyServer
 
 ADD = """() => {
@@ -59,7 +59,7 @@ def root(server: ComfyServer) -> Iterator[Path]:
         shutil.rmtree(root / name, ignore_errors=True)
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@RENDERERS
 def test_a_run_is_chosen_from_the_list(
     vue: bool, chromium: Any, server: ComfyServer, root: Path, tmp_path: Path
 ) -> None:

@@ -7,14 +7,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import pytest
-from support.browser import READY, build_report, load_workflow, open_page
+from support.browser import READY, RENDERERS, build_report, load_workflow, open_page
 from support.photos import write_photos
 from support.server import ComfyServer
 
 ROOT = Path(__file__).resolve().parents[2]
 SPINE = json.loads((ROOT / "example_workflows" / "lora_1_train_and_preview.json").read_text(encoding="utf-8"))
-RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
 
 # The text in the first node of a type, and how many of its pictures the browser could load.
 SHOWS = """async type => {

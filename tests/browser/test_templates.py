@@ -6,9 +6,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
-from support.browser import load_workflow, open_page, template
+from support.browser import RENDERERS, load_workflow, open_page, template
 from support.geometry import Box, measure
 from support.server import ComfyServer
 
@@ -59,7 +58,7 @@ def show_a_run(page: Any, server: ComfyServer) -> None:
     page.wait_for_timeout(1000)  # until the pictures are there and the page is laid out
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@RENDERERS
 def test_no_node_is_on_another_or_leaves_its_group(vue: bool, chromium: Any, server: ComfyServer) -> None:
     wrong = []
     with open_page(chromium, server.url, vue=vue, size=(1280, 800)) as page:
@@ -92,7 +91,7 @@ def misplaced(nodes: dict[str, Box], groups: dict[str, Box], home: dict[str, str
 
 
 # Newer front ends fit a whole template into the window, where a wide one cannot be read.
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@RENDERERS
 def test_a_template_opens_where_it_can_be_read(vue: bool, chromium: Any, server: ComfyServer) -> None:
     with open_page(chromium, server.url, vue=vue, size=(1280, 800)) as page:
         for file in TEMPLATES:

@@ -73,6 +73,7 @@ def test_sentences_reach_the_training(server):
     assert set(json.loads(metadata["ss_tag_frequency"])["2_thing"]) == set(KNOWN.values())
 
 
+@pytest.mark.long
 def test_captioners_of_extra_model_paths_are_listed_and_used(host_path, tmp_path):
     tiny_blip(tmp_path / "mine" / "writers" / "somewhere_else")
     tagger(tmp_path / "mine" / "taggers" / "old_tagger")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.card import STREAMED, on_rung
+from support.marks import long_but
 from support.photos import write_photos
 from support.session import AGAIN
 
@@ -81,7 +82,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", long_but({"text encoder", "streamed, Lion"}, WAYS))
 def test_it_measures_what_the_file_gives_and_training_does_not_notice(
     way: str, checkpoint, dataset, others, cache, tmp_path
 ) -> None:

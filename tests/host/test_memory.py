@@ -13,6 +13,7 @@ import pytest
 import torch
 from support import small_models
 from support.card import Card
+from support.marks import long_but
 from support.rig import Snapshot, rig, sample, trained_tensors
 
 SETTINGS: dict[str, Any] = {"batch_size": 4, "steps": 6, "pictures": 4, "dropout": 0.3}
@@ -55,26 +56,32 @@ def losses_of(folders: Any, card: Card, name: str = "sd3", **settings: Any) -> t
         return losses, it.ready.fit.ladder.rung.name, [t.clone() for t in trained_tensors(it.network)]
 
 
-@pytest.mark.parametrize("number", range(len(CHANGES)))
-def test_the_rehearsal_steps_down_until_the_run_fits(folders: Any, number: int) -> None:
-    expected, plain, _ = losses_of(folders, Card())
+@pytest.fixture(scope="module")
+def untroubled(comfy_host: Any, small_models_folder: Any, tmp_path_factory: Any) -> tuple[list[float], str, Any]:
+    """The run that all memory is free for."""
+    return losses_of((small_models_folder, tmp_path_factory.mktemp("untroubled")), Card())
+
+
+@pytest.mark.parametrize("number", long_but({3, 6}, range(len(CHANGES))))
+def test_the_rehearsal_steps_down_until_the_run_fits(folders: Any, untroubled: Any, number: int) -> None:
+    expected, plain, _ = untroubled
     losses, rung, _ = losses_of(folders, Card(fails=FAILS[number]))
     assert plain == "plain" and rung.endswith(CHANGES[number])
     # All that changes the numbers by more than rounding is the 8-bit state.
     assert losses == pytest.approx(expected, rel=1e-4 if number < 4 else 2e-2)
 
 
-@pytest.mark.parametrize("number", range(1, len(CHANGES)))
-def test_a_run_goes_on_one_rung_lower(folders: Any, number: int) -> None:
+@pytest.mark.parametrize("number", long_but({4}, range(1, len(CHANGES))))
+def test_a_run_goes_on_one_rung_lower(folders: Any, untroubled: Any, number: int) -> None:
     """Three steps, the trial step before them included, then no memory."""
-    expected, _, _ = losses_of(folders, Card())
+    expected, _, _ = untroubled
     losses, rung, _ = losses_of(folders, Card(fails=FAILS[number], after=4))
     assert rung.endswith(CHANGES[number])
     assert losses[:3] == expected[:3]
     assert losses == pytest.approx(expected, rel=1e-4 if number < 4 else 2e-2)
 
 
-@pytest.mark.parametrize("after", [0, 4])
+@pytest.mark.parametrize("after", long_but({4}, [0, 4]))
 def test_the_end_of_the_ladder_is_an_error_with_numbers(folders: Any, after: int) -> None:
     from lora_workbench.training.errors import UserError
 
@@ -85,7 +92,7 @@ def test_the_end_of_the_ladder_is_an_error_with_numbers(folders: Any, after: int
     assert text.endswith(" Set precision to bf16.")
 
 
-@pytest.mark.parametrize("name", ["sd15", "flux"])
+@pytest.mark.parametrize("name", long_but({"flux"}, ["sd15", "flux"]))
 def test_the_model_comes_back_from_the_last_rung(folders: Any, name: str) -> None:
     models, work = folders
     patcher = small_models.build(name, models)
@@ -122,7 +129,7 @@ def test_parts_of_a_batch_train_what_the_batch_does(folders: Any, name: str, siz
         assert (one - other).abs().max() <= 1e-3 * one.abs().max()
 
 
-@pytest.mark.parametrize("name", ["sdxl", "flux", "qwen"])
+@pytest.mark.parametrize("name", long_but({"flux", "qwen"}, ["sdxl", "flux", "qwen"]))
 def test_inputs_that_wait_in_system_memory_change_no_bit(folders: Any, name: str, monkeypatch: Any) -> None:
     from lora_workbench.training.host import recompute
     from lora_workbench.training.rung import Rung
@@ -207,6 +214,7 @@ def test_other_models_leave_the_card_or_are_named(folders: Any, monkeypatch: Any
     assert trained in left and other not in left and third in left
 
 
+@pytest.mark.long
 def test_the_rung_is_in_the_record_of_the_run(folders: Any) -> None:
     from lora_workbench.training.run.keeper import Keeper
 
@@ -328,6 +336,7 @@ def test_the_optimizers_state_goes_on_in_eight_bits(comfy_host: Any, name: str) 
     assert state["step"] == 4 and bool(weight.isfinite().all())
 
 
+@pytest.mark.long
 def test_eight_bits_are_there_before_they_are_tried(folders: Any) -> None:
     """The trial of a rung needs the memory that the rung frees."""
     models, work = folders

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support import small_models
+from support.marks import long_but
 from support.reference import Ask, an_ask, ask_host, ask_twin, diffusers_twin, fuse_projections, text_of, twin_modules
 from support.rig import Rig, rig
 from support.small_text import small_clip
@@ -239,7 +240,7 @@ def test_every_layers_gradient(name, checkpointing, small_models_folder, tmp_pat
 
 
 # The first two are trained with their text encoders below.
-@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.long) for name in MODELS[:2]), MODELS[2]])
+@pytest.mark.parametrize("name", long_but({MODELS[2]}, MODELS))
 def test_twenty_steps(name, small_models_folder, tmp_path, monkeypatch):
     """From a fresh LoRA, with warm-up, cosine, weight decay and clipping: each loss, and every weight at the end."""
     with rig(name, small_models_folder, tmp_path, **SETTINGS) as it:
@@ -258,7 +259,7 @@ def test_twenty_steps(name, small_models_folder, tmp_path, monkeypatch):
             assert off(layer.up.master, other.lora_B["default"].weight) < 1e-3, layer.path
 
 
-@pytest.mark.parametrize("name", ["sd15_two", "sdxl"])
+@pytest.mark.parametrize("name", long_but({"sd15_two"}, ["sd15_two", "sdxl"]))
 def test_twenty_steps_with_text_encoders(name, small_models_folder, tmp_path, monkeypatch):
     """The model and all its text encoders: each loss, and every weight at the end."""
     clip = small_clip("sdxl" if name == "sdxl" else "sd15")

@@ -142,10 +142,10 @@ def painted_by_nodes(parts: Any, lora: Any, text: str, negative: str, samples: A
 @pytest.mark.parametrize(
     ("settings", "rung"),
     [
-        ({"precision": "fp32", "dropout": 0.2}, {}),
+        pytest.param({"precision": "fp32", "dropout": 0.2}, {}, marks=pytest.mark.long),
         ({"clip_l": True, "clip_l_rate": 1e-2, "precision": "bf16"}, {}),
-        ({"ema_decay": 0.9}, {}),
-        ({"optimizer": "ScheduleFreeAdamW"}, {}),
+        pytest.param({"ema_decay": 0.9}, {}, marks=pytest.mark.long),
+        pytest.param({"optimizer": "ScheduleFreeAdamW"}, {}, marks=pytest.mark.long),
         ({"optimizer": "Lion", "learning_rate": 1e-3}, STREAMED),
     ],
     ids=str,

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageChops
 from safetensors import safe_open
 from support.browser import browser, load_workflow, open_page
+from support.marks import long_but
 from support.prompts import IDS, set_values
 from support.server import ComfyServer
 from support.session import AGAIN
@@ -21,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 # As version 0.1 shipped them: what people saved then must keep loading. These files never change.
 SAVED = sorted((ROOT / "tests" / "data" / "workflows_0.1").glob("*.json"))
-# Nodes that it lacks.
+# Those that the quick suite runs; the others run with the long tests.
+QUICK = [file for file in FILES if file.stem[5] in "157"]
+# Nodes that version 0.1 lacks.
 SINCE = {
     "EstimateTraining", "TextEncoderOptions", "LossOptions", "OptimizerOptions", "LoadLoRA", "SamplePrompts",
     "HeldOutPictures", "LossChart", "CompareCheckpoints", "RunBrowser", "LoadCheckpoint",
@@ -217,11 +220,12 @@ def test_version_0_1_is_complete() -> None:
     assert used >= set(IDS) - SINCE
 
 
-@pytest.mark.parametrize("file", BOTH, ids=name_of)
+@pytest.mark.parametrize("file", long_but(QUICK, BOTH, name_of))
 def test_runs_to_its_end(file: Path, object_info: dict[str, Any], server: ComfyServer) -> None:
     run_to_its_end(read(file), file.stem, object_info, server)
 
 
+@pytest.mark.long
 def test_the_bypassed_nodes_run_too(object_info: dict[str, Any], server: ComfyServer) -> None:
     for file in FILES:
         workflow = read(file)

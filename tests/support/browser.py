@@ -14,6 +14,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from .marks import long_but
+
+# ComfyUI's two ways to draw nodes. All of Nodes 2.0 is with the long tests.
+WAYS = long_but({False}, [False, True], {False: "canvas", True: "vue"}.get)
+RENDERERS = pytest.mark.parametrize("vue", WAYS)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 READY = "() => !!(window.app?.graph && window.LiteGraph?.registered_node_types?.LoRAWorkbench_LoRATrainer)"
 TIMEOUT = 60_000  # milliseconds

@@ -9,13 +9,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
 from .browser import READY, load_workflow
 from .server import ComfyServer
 
-RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
 IDLE = "Queue the graph to train."
 STEPS = 600  # more than a test waits for
 

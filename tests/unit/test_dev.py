@@ -95,7 +95,7 @@ def test_an_argument_that_nobody_reads_is_told(command: str, dev: ModuleType, mo
         ([], []),
         (["unit"], ["tests/unit"]),
         (["host", "-k", "engine"], ["tests/host", "-k", "engine"]),
-        (["browser"], ["tests/browser"]),
+        (["browser"], ["tests/browser", "-m", ""]),
         (["long"], ["-m", "long"]),
     ],
 )

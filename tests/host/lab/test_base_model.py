@@ -67,6 +67,7 @@ def test_the_demo_says_what_is_wrong_with_the_base_model(name: str, harm: str, t
     assert not list((tmp_path / "base").rglob("*.safetensors"))
 
 
+@pytest.mark.long
 def test_the_quality_is_measured_by_its_script(comfy_host: Any, tmp_path: Path) -> None:
     """In a process of its own, as a person runs it; nothing is written."""
     from lora_workbench.lab.judge import quality
@@ -114,6 +115,7 @@ def test_the_host_loads_it_whole(
         assert complaints(changed, caplog), more
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("known", [True, False])
 def test_paints_pairs_that_training_showed_and_others(known: bool, base_checkpoint: Path, comfy_host: Any) -> None:
     """Two of each shape or all eight held out; lab/base_model/README.md tells how many of a hundred are read right."""

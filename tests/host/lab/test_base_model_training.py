@@ -47,6 +47,7 @@ def stop_after(module: Any, name: str, calls: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, name, counted)
 
 
+@pytest.mark.long
 def test_trainings_that_were_stopped_end_where_others_do(
     comfy_host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ def learning(comfy_host: Any) -> Any:
     return learning
 
 
+@pytest.mark.long
 def test_both_trainers_are_run_and_judged(learning: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lora_workbench.lab.base_model import painter
     from lora_workbench.lab.demo import pictures
@@ -84,6 +85,7 @@ def counted_rounds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
+@pytest.mark.long
 def test_the_check_of_a_gpu_machine_runs_without_one(comfy_host: Any, tmp_path: Path) -> None:
     """On narrow models; a case that fails has a row that says why and stops no other."""
     from lora_workbench.lab.bench.gpu import Check

@@ -88,6 +88,7 @@ def lora_of(demo: str) -> Path:
     return Path(re.search(r"LoRA: (.+)", demo)[1])
 
 
+@pytest.mark.long
 def test_the_demo_trains_and_draws_its_sheet(demo: str, server: ComfyServer) -> None:
     assert len(re.findall(r"step \d+/\d+.*loss 0\.\d+", demo)) > 1, demo
     assert re.search(r"trained in \d+ s with encoding", demo), demo

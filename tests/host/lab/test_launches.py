@@ -44,6 +44,7 @@ def test_a_step_makes_no_more_calls_than_stored(
         assert found["syncs"] <= stored[launches.SYNCS.quantity]
 
 
+@pytest.mark.long
 def test_no_more_is_kept_for_backward_than_stored(launches: Any, stored: dict[str, float]) -> None:
     assert 1 < launches.saved()["ours"] <= 1.02 * stored[launches.SAVED.quantity]
 

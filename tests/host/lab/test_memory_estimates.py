@@ -14,7 +14,7 @@ MODELS = {
     "chroma": 1024,
 }  # fmt: skip
 MOST_OFF = 0.05
-QUICK = {("sdxl", False, 1), ("sd35", True, 1)}  # the others run with the long tests
+QUICK = {("sd35", True, 1)}  # the others run with the long tests
 
 
 def cases() -> list[Any]:
