@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support import small_models
+from support.gguf_layers import packed_operations
 from support.session import loaded
 from support.small_text import small_clip
 
@@ -106,3 +107,47 @@ def test_loading_and_encoding_change_nothing(parts, tiny_checkpoint):
 def test_models_and_encoders_of_the_host_have_content(name, small_models_folder):
     parts = small_models.build(name, small_models_folder), small_clip(name)
     assert all(content(parts, socket) == content(parts, socket) for socket in SOCKETS)
+
+
+def test_the_dtype_that_a_weight_is_used_in_counts(parts):
+    """A host with dynamic memory keeps the file's dtype until a layer computes, and casts some weights for good."""
+    from lora_workbench.training.host.identity import weights_identity
+
+    def layer(held: torch.dtype, used: torch.dtype) -> torch.nn.Module:
+        made = torch.nn.Linear(64, 64)
+        made.weight = torch.nn.Parameter(torch.linspace(-1, 1, 4096).view(64, 64).half().to(held))
+        torch.nn.init.zeros_(made.bias)
+        made.weight_comfy_model_dtype = used  # type: ignore[assignment]
+        return made
+
+    half, single, eighth = torch.float16, torch.float32, torch.float8_e4m3fn
+    assert weights_identity(layer(half, half)) != weights_identity(layer(half, eighth))
+    assert weights_identity(layer(half, single)) == weights_identity(layer(single, single))
+    assert weights_identity(layer(single, half)) == weights_identity(layer(half, half))
+
+
+def test_layers_of_gguf_files_are_told_apart_by_their_bytes(parts):
+    """Their state dict says how large they are and no more."""
+    from lora_workbench.training.host.identity import weights_identity
+
+    def layer(scale: float, kind: str = "Q8_0") -> Any:
+        made = packed_operations(kind).Linear(64, 32, device="cpu", dtype=torch.float32)
+        made._load_from_state_dict({"weight": scale * torch.eye(32, 64), "bias": torch.zeros(32)}, "")
+        return made
+
+    assert layer(1.0).state_dict()["weight"].is_meta
+    assert weights_identity(layer(1.0)) == weights_identity(layer(1.0))
+    assert len({weights_identity(layer(*made)) for made in ((1.0,), (2.0,), (1.0, "Q4_0"))}) == 3
+    # The host has another node's patches on it, and kept its own weight.
+    own = {"weight": layer(1.0).weight, "bias": torch.zeros(32)}
+    assert weights_identity(layer(2.0), own) == weights_identity(layer(1.0))
+
+
+def test_what_training_does_without_does_not_count(parts):
+    """torch.compile of the sampler's calls, and another attention such as SageAttention."""
+    before = content(parts, "model")
+    model = parts[0].clone()
+    model.add_wrapper_with_key("apply_model", "torch.compile", lambda *_: None)
+    model.model_options["torch_compile_kwargs"] = {"backend": "inductor", "options": object()}
+    model.model_options["transformer_options"]["optimized_attention_override"] = lambda *_, **__: None
+    assert content((model, *parts[1:]), "model") == before

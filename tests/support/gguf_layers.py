@@ -59,6 +59,12 @@ def packed_operations(kind: str) -> Any:
             if f"{prefix}bias" in state:
                 self.bias = nn.Parameter(state[f"{prefix}bias"], requires_grad=False)
 
+        def _save_to_state_dict(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
+            """How large they are, and no more."""
+            for name, held in (("weight", self.weight), ("bias", self.bias)):
+                if held is not None:
+                    destination[f"{prefix}{name}"] = torch.empty(held.size(), dtype=held.dtype, device="meta")
+
         def cast_bias_weight(
             self: Any, input: Any = None, dtype: Any = None, device: Any = None, bias_dtype: Any = None
         ) -> tuple[Tensor, Tensor | None]:

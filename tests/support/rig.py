@@ -215,7 +215,9 @@ class Snapshot:
         import comfy.model_management as management
 
         model = patcher.model
-        self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        held = dict(model.named_parameters()) | dict(model.named_buffers())
+        own = {name: held.get(name) if tensor.is_meta else tensor for name, tensor in model.state_dict().items()}
+        self.tensors = {name: _copied(tensor) for name, tensor in own.items() if tensor is not None}
         self.objects = {name: id(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
         self.modules = [
             (name, id(module), module.training, sorted(vars(module))) for name, module in model.named_modules()
@@ -240,6 +242,14 @@ class Snapshot:
             if getattr(self, part) != getattr(later, part):
                 found.append(part)
         return found
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor, or of the bytes of a GGUF layer's."""
+    if not hasattr(tensor, "tensor_type"):
+        return tensor.detach().clone()
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.detach().as_subclass(torch.Tensor).clone()
 
 
 def _fused_kernels() -> dict[str, int]:

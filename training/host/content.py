@@ -21,6 +21,8 @@ _HANGERS = (
     "callbacks", "wrappers", "injections", "hook_patches", "additional_models", "weight_wrapper_patches",
     "forced_hooks",
 )  # fmt: skip
+# What training does without: torch.compile of the sampler's calls, and another attention such as SageAttention.
+_COMPILED, _COMPILE_OPTIONS, _ATTENTION = "torch.compile", "torch_compile_kwargs", "optimized_attention_override"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SAMPLING = "model_sampling"
 # Attributes that the host changes as it loads and encodes, and places on disk.
@@ -64,8 +66,11 @@ def model_content(patcher: Any) -> str:
     _refuse_functions(patcher)
     _refuse_replaced("the latent format", patcher.model.latent_format)
     options = {
-        name: value for name, value in patcher.model_options.items() if not str(name).startswith(_OF_THE_SAMPLER)
-    }
+        name: value for name, value in patcher.model_options.items()
+        if not str(name).startswith(_OF_THE_SAMPLER) and name != _COMPILE_OPTIONS
+    }  # fmt: skip
+    if transformer := options.get("transformer_options"):
+        options["transformer_options"] = {name: value for name, value in transformer.items() if name != _ATTENTION}
     patched = {name: value for name, value in patcher.object_patches.items() if name != _SAMPLING}
     return digest(
         type(patcher.model).__name__, type(patcher.model.model_config).__name__,
@@ -99,7 +104,10 @@ def clip_content(clip: Any) -> str:
 def _refuse_functions(patcher: Any) -> None:
     """Refuse what runs code of another node: patches, hooks, and methods replaced on an object."""
     for name in _HANGERS:
-        if _without_empty(getattr(patcher, name, None)):
+        hung = getattr(patcher, name, None)
+        if name == "wrappers" and hung:
+            hung = {kind: {key: ran for key, ran in by.items() if key != _COMPILED} for kind, by in hung.items()}
+        if _without_empty(hung):
             raise Unidentified(name)
     _refuse_replaced("the patcher", patcher)
     for name, module in patcher.model.named_modules():
