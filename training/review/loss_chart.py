@@ -17,6 +17,7 @@ Points = list[tuple[float, float]]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 84, 32, 52  # of the plot; title and legend come on top
 _TITLE = 44
+_LEAST = 100  # pixels of the plot's height; rows of the legend that would take them are left out
 _SMALL, _ROW = 13, 22  # size of letters, height of a row of the legend
 _FINE = 2  # lines are drawn this many times as large and scaled down, so that they are smooth
 _MOST_MARKS = 60  # epochs; more would hide the curve
@@ -158,9 +159,9 @@ class _Chart:
             above = [(line, [(x, y) for x, y in line.points if y > 0]) for line in lines]
             lines = [_Line(**{**vars(line), "points": points}) for line, points in above if points]
         self.settings, self.title, self.lines, self.rates, self.marks = settings, title, lines, rates, marks
-        self.legend = self._legend()
         width, height = settings.width, settings.height
         self.above = _TITLE if title else 0
+        self.legend = self._legend()[: (height - self.above - _TOP - _BOTTOM - _LEAST) // _ROW]
         self.box = (_LEFT, self.above + _TOP + _ROW * len(self.legend), width - _RIGHT, height - _BOTTOM)
         every = [step for line in (*lines, rates) for step, _ in line.points]
         low, high = min(every, default=0), max(every, default=1)

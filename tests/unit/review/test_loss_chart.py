@@ -50,6 +50,21 @@ def test_a_falling_loss_falls_and_an_outlier_does_not_flatten_it() -> None:
     assert top < bottom - 350
 
 
+@pytest.mark.parametrize("log_scale", [False, True])
+def test_the_smallest_chart_has_room_for_its_lines(log_scale: bool) -> None:
+    names = [f"{number}_a_concept_with_a_long_name" for number in range(6)]
+    losses = [0.5 - step / 500 for step in range(40)]
+    told = story(losses, *(
+        {"kind": "held_out", "step": step, "loss": 0.4, "base": 0.5,
+         "concepts": {name: {"loss": 0.4, "base": 0.5} for name in names}} for step in (0, 20, 39)
+    ))  # fmt: skip
+    told["curve"]["concepts"] = {name: [loss + 0.1 * at for loss in losses] for at, name in enumerate(names, 1)}
+    told["curve"]["counts"] = {name: [1] * len(losses) for name in names}
+    sheet = loss_chart(told, ChartSettings(width=480, height=320, log_scale=log_scale), "run: loss")
+    found = {y for _, y in places(sheet, palette.BLUE, top=160)}
+    assert sheet.size == (480, 320) and max(found) - min(found) > 5, "the loss is not seen"
+
+
 def test_marks_are_where_they_belong() -> None:
     lines = [{"kind": kind, "step": step} for kind, step in (("checkpoint", 25), ("sample", 75), ("epoch", 50))]
     with drawn_text() as texts:
