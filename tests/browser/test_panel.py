@@ -189,6 +189,17 @@ def test_a_wish_is_shown_until_it_is_granted(chromium: Any, server: ComfyServer)
         assert pending() == "Saves a checkpoint after this step."
         send(steps[step + 8])
         assert pending() == ""
+        # A question that was left open does not go on to the next run.
+        panel.press("Stop and discard")
+        event["run"], told["id"] = "another", "another"
+        page.route("**/runs/another", lambda route: route.fulfill(json=told))
+        send(begin, *steps[:2])
+        panel.root.get_by_role("button", name="Stop and discard").wait_for()
+        assert panel.step() == 2
+        assert not panel.root.get_by_role("button", name="Discard", exact=True).is_visible()
+        event["run"], told["id"] = "live", "live"
+        send(begin, *steps[: step + 9])
+        panel.wait_for_step(step + 9)
         panel.press("Stop and keep")
         assert pending() == "Stops after this step."
         send({"kind": "end", "outcome": "stopped", "step": step + 9, "seconds": 3})

@@ -46,7 +46,10 @@ export class Controls {
 
   show(run) {
     const isRunning = Boolean(run?.isRunning)
-    if (run?.id !== this.run?.id) this.#say("")
+    if (run?.id !== this.run?.id) {
+      this.#say("")
+      this.#confirm(false) // the question was about another run
+    }
     this.run = run
     const pending = run?.pending ?? []
     this.pending.textContent = pending.map((what) => PENDING[what]).join(" ")
