@@ -45,7 +45,11 @@ def test_a_finished_run_is_looked_at(vue: bool, chromium: Any, server: ComfyServ
         large = page.get_by_role("dialog", name="Sample")
         large.get_by_text("prompt 1 · seed 1 · step 30 · 64 × 96").wait_for()
         page.keyboard.press("ArrowRight")
-        large.get_by_text("step 60").wait_for()
+        large.get_by_text("prompt 1 · seed 1 · step 60").wait_for()  # the first prompt of this step failed
+        page.keyboard.press("ArrowDown")
+        large.get_by_text("prompt 2 · seed 2 · step 60").wait_for()
+        page.keyboard.press("ArrowLeft")
+        large.get_by_text("prompt 2 · seed 2 · step 30").wait_for()
         page.keyboard.press("Escape")
         assert large.count() == 0
 

@@ -63,13 +63,14 @@ class Samples:
         folder = self.keeper.folder.path / "samples"
         folder.mkdir(exist_ok=True)
         pictures = []
-        for number, prompt in enumerate((EVIL, "zorp, a hat")):
+        for number, prompt in enumerate((EVIL, "zorp, a hat"), 1):
             name = f"samples/{run.step:06d}-{number}.png"
-            if number == 0 or run.step != 2:
+            if number == 1 or run.step != 2:
                 Image.new("RGB", (640, 400), (200, 40 * run.step, 0)).save(self.keeper.folder.path / name)
             else:
                 name = f"../../../{name}"
-            pictures.append({"file": name, "prompt": prompt, "seed": 0, "width": 640, "height": 400})
+            line = {"file": name, "number": number, "prompt": prompt, "seed": 0, "width": 640, "height": 400}
+            pictures.append(line)
         self.keeper.history.add("sample", step=run.step, epoch=run.epoch, seconds=0.1, pictures=pictures)
 
 
@@ -174,9 +175,26 @@ def test_many_samples_are_thinned(tmp_path) -> None:
     folder = tmp_path / "samples"
     folder.mkdir()
     Image.new("RGB", (64, 64)).save(folder / "a.png")
-    pictures = [{"file": "samples/a.png", "prompt": str(n)} for n in range(30)]
+    pictures = [{"file": "samples/a.png", "number": n, "prompt": str(n)} for n in range(1, 31)]
     lines = [{"kind": "sample", "step": step, "pictures": pictures} for step in range(50)]
     assert _samples(tmp_path, lines).count("<img") == 96
+
+
+def test_a_sample_that_failed_leaves_its_cell_empty(tmp_path) -> None:
+    from lora_workbench.training.review.run_report import _samples
+
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for color in ("red", "blue"):
+        Image.new("RGB", (64, 64), color).save(folder / f"{color}.png")
+    red = {"file": "samples/red.png", "number": 1, "prompt": "a red one"}
+    blue = {"file": "samples/blue.png", "number": 2, "prompt": "a blue one"}
+    lines = [{"kind": "sample", "step": step, "pictures": found} for step, found in enumerate(([red, blue], [blue]))]
+    page = _samples(tmp_path, lines)
+    assert re.findall("<th>(.*?)</th>", page) == ["", "a red one", "a blue one"]
+    rows = [re.findall("<td>(.*?)</td>", row)[1:] for row in page.split("<tr>")[2:]]
+    shown = [[re.findall('alt="(.*?)"', cell) for cell in row] for row in rows]
+    assert shown == [[["a red one"], ["a blue one"]], [[], ["a blue one"]]]
 
 
 class Writer:
@@ -233,6 +251,27 @@ def test_tensorboard_gets_the_lines(checkpoint, dataset, tmp_path, monkeypatch) 
     assert by_name["held_out/base", 0] == pytest.approx(result.summary.held_out[0]["base"])
     assert ("concept/1_photo", 1) in by_name and ("learning_rate", 1) in by_name and ("loss/epoch", 2) in by_name
     assert ("sample/1", (400, 640, 3), 1, "HWC") in images
+
+
+def test_the_tensorboard_log_is_closed_before_a_run_is_discarded(checkpoint, dataset, tmp_path, monkeypatch) -> None:
+    """Windows removes no file that is open."""
+    from lora_workbench.training.events import Stopped
+    from lora_workbench.training.run.folder import RunFolder
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    real, closed = RunFolder.discard, []
+    monkeypatch.setattr(RunFolder, "discard", lambda self: closed.append(Writer.made.is_closed) or real(self))
+
+    def stops(self: Any, run: Any) -> None:
+        raise Stopped(keeps=False)
+
+    monkeypatch.setattr(Samples, "look", stops)
+    with pytest.raises(BaseException) as raised:
+        train(checkpoint, dataset, tmp_path, monkeypatch, tensorboard=True)
+    assert raised.type.__name__ == "InterruptProcessingException"
+    assert closed == [True] and not (tmp_path / "runs" / "run").exists()
 
 
 def test_without_the_package_one_sentence_says_how_to_install_it(checkpoint, dataset, tmp_path, monkeypatch) -> None:

@@ -168,32 +168,31 @@ def _samples(folder: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     found = [line for line in lines if line["kind"] == "sample" and line.get("pictures")]
     if not found:
         return ""
-    columns = min(_MOST_PROMPTS, max(len(line["pictures"]) for line in found))
+    numbers = sorted({picture["number"] for line in found for picture in line["pictures"]})[:_MOST_PROMPTS]
+    columns = len(numbers)
     found = evenly(found, min(_MOST_STEPS, max(2, _MOST_SAMPLES // columns)))
-    head = "".join(f"<th>{escape(_prompt(found[-1]['pictures'], column))}</th>" for column in range(columns))
+    prompts = {picture["number"]: picture["prompt"] for line in found for picture in line["pictures"]}
+    head = "".join(f"<th>{escape(prompts.get(number, ''))}</th>" for number in numbers)
     rows = []
     for line in found:
-        cells = "".join(f"<td>{_sample(folder, line['pictures'], column)}</td>" for column in range(columns))
+        painted = {picture["number"]: picture for picture in line["pictures"]}
+        cells = "".join(f"<td>{_sample(folder, painted.get(number))}</td>" for number in numbers)
         rows.append(f"<tr><td>step {line['step']:,}</td>{cells}</tr>")
     return f'<div class="wide samples"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def _prompt(pictures: Sequence[Mapping[str, Any]], column: int) -> str:
-    return str(pictures[column].get("prompt", "")) if column < len(pictures) else ""
-
-
-def _sample(folder: Path, pictures: Sequence[Mapping[str, Any]], column: int) -> str:
-    if column >= len(pictures):
+def _sample(folder: Path, picture: Mapping[str, Any] | None) -> str:
+    """One cell; empty for a sample that failed."""
+    if picture is None:
         return ""
-    # Its name alone: a log that was edited must not lead out of the folder.
-    path = folder / "samples" / Path(str(pictures[column].get("file", ""))).name
+    path = folder / "samples" / Path(picture["file"]).name
     try:
         with Image.open(path) as image:
             small = image.convert("RGB")
     except (OSError, ValueError, SyntaxError):  # gone, or damaged
         return "gone"
     small.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE), Image.Resampling.LANCZOS)
-    return _picture(small, "JPEG", _prompt(pictures, column))
+    return _picture(small, "JPEG", picture["prompt"])
 
 
 def _picture(image: Image.Image, kind: str, words: str) -> str:

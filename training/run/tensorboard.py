@@ -51,8 +51,8 @@ class TensorBoardLog:
             for name, value in scalars(line).items():
                 self._writer.add_scalar(name, value, line["step"])
             if line["kind"] == "sample":
-                for number, picture in enumerate(line["pictures"], 1):
-                    self._add_picture(f"sample/{number}", picture["file"], line["step"])
+                for picture in line["pictures"]:
+                    self._add_picture(f"sample/{picture['number']}", picture["file"], line["step"])
             if line["kind"] in ("epoch", "held_out", "sample"):
                 self._writer.flush()
         except Exception as error:

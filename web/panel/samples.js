@@ -68,7 +68,7 @@ export class Samples {
     root.setAttribute("aria-label", "Sample")
     const draw = () => {
       const { step, pictures } = samples[at]
-      const picture = pictures[Math.min(number, pictures.length - 1)]
+      const picture = pictures[number]
       image.src = this.address(this.run.folder, picture.file)
       image.alt = picture.prompt
       text.textContent = `${picture.prompt} · seed ${picture.seed} · step ${step} · ${picture.width} × ${picture.height}`
@@ -80,8 +80,12 @@ export class Samples {
       if (!move[event.key]) return
       event.preventDefault()
       const [steps, prompts] = move[event.key]
+      const prompt = samples[at].pictures[number].number
       at = Math.max(0, Math.min(samples.length - 1, at + steps))
-      number = Math.max(0, Math.min(samples[at].pictures.length - 1, number + prompts))
+      // A sample that failed is missing: the same prompt can have another place.
+      const { pictures } = samples[at]
+      const same = pictures.findIndex((picture) => picture.number === prompt)
+      number = Math.max(0, Math.min(pictures.length - 1, (same < 0 ? number : same) + prompts))
       draw()
     })
     root.addEventListener("click", (event) => event.target !== text && root.remove())
