@@ -83,10 +83,12 @@ class Between:
             raise Stopped(keeps=True)
 
     def _look(self, run: Run, epoch_ended: bool) -> None:
-        for watcher in self._watchers:
-            asked = bool(watcher.wish) and self._under_way.take(watcher.wish)
-            if asked or watcher.is_due(run, epoch_ended):
-                watcher.look(run)
+        asked = [watcher for watcher in self._watchers if watcher.wish and self._under_way.take(watcher.wish)]
+        due = [watcher for watcher in self._watchers if watcher in asked or watcher.is_due(run, epoch_ended)]
+        if due and run.step >= run.total:
+            self._keeper.save_end()  # a process that dies of a last sample must not cost the training
+        for watcher in due:
+            watcher.look(run)
 
     def _notice_slow_step(self) -> None:
         if self._slowdown is None:

@@ -25,7 +25,7 @@ from .data.split import hold_out, learned, shared
 from .draws import generator
 from .errors import UserError
 from .events import Cancelled, Sink, counted
-from .host.memory import free_memory
+from .host.memory import free_memory, let_go
 from .host.out_of_memory import is_out_of_memory
 from .host.progress import is_host_interrupt
 from .late import sent
@@ -149,6 +149,7 @@ class HeldOutLoss:
             why, is_full = str(error) or type(error).__name__, is_out_of_memory(error)
         advice = "Hold out smaller pictures." if is_full else "Look into ComfyUI's log."
         why = "out of memory" if is_full else why
+        let_go(self._setup.model.modules())
         free_memory()  # outside of the error's block: its traceback holds tensors
         self._hint(f"Held-out pictures are not measured from step {run.step} on: {why.rstrip('.')}. {advice}")
 

@@ -61,6 +61,8 @@ def train(
                         after_step(run, ended)
         run.read_all()
     except BaseException as error:
+        if isinstance(error, Cancelled):
+            sink.take_cancel()  # or the host would raise it once more while late losses are told
         failed = error if isinstance(error, NotFinite) else run.failure()
         if failed is None:
             raise

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import TrainConfig
@@ -44,6 +45,7 @@ class Denoiser(Protocol):
     @property
     def patch_size(self) -> int: ...  # noqa: D102
 
+    def modules(self) -> Iterator[nn.Module]: ...  # noqa: D102
     def sigma_table(self) -> Tensor: ...  # noqa: D102
     def latents_in(self, latents: Tensor) -> Tensor: ...  # noqa: D102
     def conditions(self, conditioning: Any, noise: Tensor, extra: dict[str, Any]) -> dict[str, Any]: ...  # noqa: D102

@@ -257,7 +257,7 @@ def prepared(
             yield ready
         finally:
             made.leave()
-            let_go(model)
+            let_go(model.modules())
 
 
 def _begin(ready: Ready) -> None:

@@ -62,6 +62,7 @@ class Ready:
         try:
             yield
         finally:
+            memory.let_go(self.model.modules())  # what an error inside left on layers
             memory.make_way(self.model)
             with torch.inference_mode(False):
                 if not self._enters():
@@ -98,7 +99,7 @@ class Ready:
     def _give_up(self) -> None:
         """Leave the rung for the next one."""
         self.made.leave()
-        memory.let_go(self.model)
+        memory.let_go(self.model.modules())
         memory.free_memory()
         before = self.fit.ladder.rung.name
         self.fit.descend(self._held)

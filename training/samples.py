@@ -121,6 +121,8 @@ class Samples:
                 cause, advice = "out of memory", "Lower width and height in Sample Prompts."
             else:
                 cause, advice = f"{type(error).__name__}: {error}", "Training goes on. Check Sample Prompts."
+        for model in (self._ready.model.model, self._clip.cond_stage_model, self._vae.first_stage_model):
+            memory.let_go(model.modules())
         memory.free_memory()  # outside of the error's block: its traceback holds what fills the memory
         self._say(cause, f"A sample at step {run.step} failed ({cause}). {advice}")
         return None
@@ -141,7 +143,7 @@ class Samples:
             if str(path) not in self._keeper.samples:
                 self._keeper.samples.append(str(path))
             pictures.append({
-                "file": f"{SAMPLES}/{path.name}", "prompt": prompt.text, "seed": prompt.settings.seed,
+                "file": f"{SAMPLES}/{path.name}", "number": number, "prompt": prompt.text, "seed": prompt.settings.seed,
                 "width": image.width, "height": image.height,
             })  # fmt: skip
         return pictures

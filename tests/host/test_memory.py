@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from support import small_models
-from support.card import Card
+from support.card import Card, lending
 from support.marks import long_but
 from support.rig import Snapshot, rig, sample, trained_tensors
 
@@ -292,21 +290,12 @@ def test_pages_that_an_error_kept_are_taken_back(folders: Any) -> None:
     models, work = folders
     patcher = small_models.build("sd3", models)
     layer = next(iter(HostModel(patcher).targets().values()))
-    taken_back: list[Any] = []
-
-    def cleanup(_module: Any, modules: list[Any]) -> None:
-        taken_back.extend(modules)
-        for module in modules:
-            del module._prefetch
-
     card = Card(fails=1)
     card.on_failure = lambda: setattr(layer, "_prefetch", {"signature": None})
     lent: list[bool] = []
     card.on_pass = lambda: lent.append(hasattr(layer, "_prefetch"))
-    pages = ModuleType("comfy.model_prefetch")
-    pages.cleanup_prefetched_modules = cleanup  # type: ignore[attr-defined]
     with (
-        mock.patch.dict(sys.modules, {"comfy.model_prefetch": pages}),
+        lending() as taken_back,
         card.inserted(),
         rig("sd3", models, work, patcher=patcher, **SETTINGS) as it,
     ):

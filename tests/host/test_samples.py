@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from support import small_models
-from support.card import STREAMED, on_rung
+from support.card import STREAMED, lending, on_rung
 from support.rig import Snapshot
 from support.session import AGAIN, loaded, photos
 
@@ -231,8 +231,9 @@ def test_what_is_said_of_a_sample(checkpoint, dataset, tmp_path, cache, monkeypa
     assert [line["bytes"] for line in sink.lines if line["kind"] == "memory"] == [100] and 900 in peaks
     last = sink.samples()[-1]
     assert last["seconds"] > 0 and last["pictures"] == [
-        {"file": "samples/step00000004-1.png", "prompt": "zorp, a photo", "seed": 3, "width": 64, "height": 64},
-        {"file": "samples/step00000004-2.png", "prompt": "a hat", "seed": 0, "width": 96, "height": 64},
+        {"file": "samples/step00000004-1.png", "number": 1, "prompt": "zorp, a photo", "seed": 3, "width": 64,
+         "height": 64},
+        {"file": "samples/step00000004-2.png", "number": 2, "prompt": "a hat", "seed": 0, "width": 96, "height": 64},
     ]
     assert Image.open(tmp_path / "run" / last["pictures"][1]["file"]).text == {
         **texts, "parameters": "a hat\nNegative prompt: grey\nSteps: 2, Sampler: euler, Schedule type: normal, CFG "
@@ -320,6 +321,109 @@ def test_what_throws_costs_the_sample(kind, checkpoint, dataset, tmp_path, cache
     (hint,) = [hint for hint in result.summary.hints if "sample" in hint.lower()]
     words = "(out of memory). Lower width and height" if is_full else "(RuntimeError: in its middle). Train"
     assert hint.startswith("A sample at step 0 failed ") and words in hint
+
+
+def test_a_sample_that_failed_leaves_no_pages_on_layers(checkpoint, dataset, tmp_path, cache, plain, monkeypatch):
+    """As a host with dynamic memory does if an error meets it in the middle of a layer."""
+    import comfy.sample
+    from lora_workbench.training import loop
+
+    sockets = checkpoint[0].model.diffusion_model, checkpoint[1].cond_stage_model, checkpoint[2].first_stage_model
+    layers = [next(part for part in socket.modules() if hasattr(part, "weight")) for socket in sockets]
+    real, painted, trained = comfy.sample.sample, [], []
+
+    def first_throws(*args, **keywords):
+        painted.append([hasattr(layer, "_prefetch") for layer in layers])
+        if len(painted) == 1:
+            for layer in layers:
+                layer._prefetch = {"signature": None}
+            raise torch.OutOfMemoryError("Allocation on device")
+        return real(*args, **keywords)
+
+    step = loop.training_step
+    seen = lambda *args: trained.append(hasattr(layers[0], "_prefetch")) or step(*args)  # noqa: E731
+    monkeypatch.setattr(comfy.sample, "sample", first_throws)
+    monkeypatch.setattr(loop, "training_step", seen)
+    with lending() as taken_back:
+        assert_trained(train(checkpoint, dataset, tmp_path, cache, options()), plain)
+    assert set(taken_back) == set(layers) and not any(map(any, painted)) and not any(trained)
+
+
+def test_the_end_of_a_run_is_on_disk_before_its_last_samples(checkpoint, dataset, tmp_path, cache, plain, monkeypatch):
+    """A driver that resets in a last sample must not cost the night."""
+    import comfy.sample
+    from safetensors.torch import load_file
+
+    file, found = tmp_path / "run" / "run.safetensors", []
+    real = comfy.sample.sample
+    monkeypatch.setattr(
+        comfy.sample, "sample",
+        lambda *args, **more: found.append(load_file(file) if file.exists() else None) or real(*args, **more),
+    )  # fmt: skip
+    train(checkpoint, dataset, tmp_path, cache, options(prompts="zorp"))
+    first, last = found
+    assert first is None and all(torch.equal(tensor, last[name]) for name, tensor in plain.items())
+
+
+def test_a_device_that_is_gone_costs_no_more_than_the_lora(checkpoint, dataset, tmp_path, cache, monkeypatch):
+    """After an error of CUDA nothing on the device can be read. The last file saved is named."""
+    from lora_workbench.training.ready import Ready
+    from lora_workbench.training.run.keeper import Keeper
+
+    gone = []
+
+    def breaks(*_):
+        gone.append(1)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    real = Keeper.lora
+    monkeypatch.setattr(Keeper, "lora", lambda self: breaks() if gone else real(self))
+    monkeypatch.setattr(Ready, "_enters", lambda self: breaks() if self.run.step else True)
+    sink = Sink()
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        train(checkpoint, dataset, tmp_path, cache, options(prompts="zorp", at_start=False), sink)
+    folder = tmp_path / "run"
+    told = json.loads((folder / "summary.json").read_text())
+    assert (told["outcome"], told["steps"]) == ("failed", 3) and (folder / "run.safetensors").exists()
+    assert len((folder / "losses.csv").read_text().splitlines()) == 4
+    (said,) = told["not_saved"]
+    assert said.startswith("The LoRA could not be read from the device after step 3. The last one saved is ")
+    assert said.endswith("run.safetensors.") and said in sink.hints
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_cancel_reads_all_losses_that_are_late(is_lost, checkpoint, dataset, tmp_path, cache, monkeypatch):
+    """The host raises its cancel wherever a step is told. As on a GPU, the last losses are read after it."""
+    from lora_workbench.training import loop
+    from lora_workbench.training.host.progress import host_interrupt
+    from lora_workbench.training.late import Late
+    from lora_workbench.training.run.state import Diverged
+
+    class Host(Sink):
+        def step(self, event):
+            if self.is_cancelled:
+                self.is_cancelled = False  # as the host does
+                raise host_interrupt()
+
+    def pressed_in_the_seventh(*args):
+        done.append(1)  # first the trial step
+        sink.is_cancelled = sink.is_cancelled or len(done) == 8
+        found = real(*args)
+        return replace(found, losses=found.losses * float("nan")) if is_lost and len(done) == 7 else found
+
+    sink, done, real = Host(), [], loop.training_step
+    monkeypatch.setattr(Late, "has_arrived", False)
+    monkeypatch.setattr(loop, "training_step", pressed_in_the_seventh)
+    run = lambda: train(checkpoint, dataset, tmp_path, cache, None, sink, steps=9, epochs=9)  # noqa: E731
+    if is_lost:
+        with pytest.raises(Diverged, match="^Training stopped at step 6: "):
+            run()
+        assert (tmp_path / "run" / "run-last-good.safetensors").exists()
+        return
+    summary = run().summary
+    assert (summary.outcome, summary.steps) == ("cancelled", 7)
+    steps = [line["step"] for line in sink.lines if line["kind"] == "step"]
+    assert steps == list(range(1, summary.steps + 1)) and len(summary.losses) == summary.steps
 
 
 def test_no_room_for_the_model_after_samples_costs_a_rung(checkpoint, dataset, tmp_path, cache, plain, monkeypatch):

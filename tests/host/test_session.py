@@ -412,3 +412,32 @@ def test_a_folder_that_becomes_read_only_costs_its_files(checkpoint, dataset, tm
     assert told["curve"]["step"] == [1, 2, 3, 4] and told["lines"][-1]["outcome"] == "finished"
     again = train(checkpoint, dataset, tmp_path, steps=4, if_run_before="use its LoRA", save_every_steps=3)
     assert again.summary.id != result.summary.id, "a run without its file was used"
+
+
+def test_a_run_is_listed_before_its_first_line_is_told(checkpoint, dataset, tmp_path):
+    """A page asks for the run as soon as it hears of it, and would take a run that is not listed for a broken one."""
+    from lora_workbench.training.events import SilentSink
+    from lora_workbench.training.run.under_way import known
+
+    class Page(SilentSink):
+        heard: list[tuple[str, str]] = []
+
+        def record(self, run, line):
+            self.heard.append((line["kind"], known(run).told()["state"] if known(run) else "unknown"))
+
+    train(checkpoint, dataset, tmp_path, Page())
+    assert Page.heard[0] == ("begin", "running") and Page.heard[-1] == ("end", "finished")
+
+
+def test_the_losses_are_written_in_mid_run_but_not_after_each_short_epoch(checkpoint, dataset, tmp_path, monkeypatch):
+    from lora_workbench.training.run import keeper
+    from lora_workbench.training.run.folder import RunFolder
+
+    real, written = RunFolder.write_losses, []
+    monkeypatch.setattr(RunFolder, "write_losses", lambda *args: written.append(len(args[1])) or real(*args))
+    settings = {"steps": 0, "epochs": 3, "batch_size": len(dataset.pictures)}
+    train(checkpoint, dataset, tmp_path, **settings)
+    assert len(written) == 1
+    monkeypatch.setattr(keeper, "_LOSSES_EVERY", 0)
+    train(checkpoint, dataset, tmp_path, **settings)
+    assert len(written) == 1 + 3 + 1 and written[1] < written[2] < written[3] == written[4] == written[0]

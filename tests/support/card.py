@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -61,6 +63,22 @@ class Card:
             mock.patch.object(HostModel, "denoised", denoised),
         ):
             yield self
+
+
+@contextmanager
+def lending() -> Iterator[list[Any]]:
+    """A host with dynamic memory, as far as it takes back what it lent: yields the layers whose pages were taken."""
+    taken_back: list[Any] = []
+
+    def cleanup(_module: Any, modules: list[Any]) -> None:
+        taken_back.extend(modules)
+        for module in modules:
+            del module._prefetch
+
+    pages = ModuleType("comfy.model_prefetch")
+    pages.cleanup_prefetched_modules = cleanup  # type: ignore[attr-defined]
+    with mock.patch.dict(sys.modules, {"comfy.model_prefetch": pages}):
+        yield taken_back
 
 
 @contextmanager

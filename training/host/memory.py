@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import comfy.model_management as management
@@ -29,12 +30,15 @@ def free_memory() -> None:
         empty_pinned()  # of block inputs that waited in system memory
 
 
-def let_go(model: HostModel) -> None:
+def let_go(modules: Iterable[nn.Module]) -> None:
     """Take back the pages that the host had lent to layers when an error broke off their use.
 
     A host with dynamic memory would lend what lies there now, or leave the pages pinned for good.
+
+    Args:
+        modules: The layers, and what else may be among them.
     """
-    lent = [module for module in model.modules() if hasattr(module, "_prefetch")]
+    lent = [module for module in modules if hasattr(module, "_prefetch")]
     if lent:
         from comfy.model_prefetch import cleanup_prefetched_modules
 

@@ -116,13 +116,13 @@ class History:
         self._sink.phase(text, done, total)
 
     def step(self, event: StepEvent) -> None:
-        """Pass on, and add a line."""
-        self._sink.step(event)
+        """Add a line, and pass on to a sink that may raise the host's cancel."""
         self.add(
             "step", step=event.step, epoch=event.epoch, loss=event.loss, rate=event.learning_rate,
             seconds=round(event.seconds, 3), seconds_per_step=round(event.seconds_per_step, 4),
             concepts=dict(event.concepts),
         )  # fmt: skip
+        self._sink.step(event)
 
     def tell(self, text: str) -> None:
         """Pass on."""

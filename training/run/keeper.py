@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_LOSSES_EVERY = 60.0  # seconds
+
 
 class Keeper:
     """Keeps one run.
@@ -100,7 +102,9 @@ class Keeper:
         self.samples: list[str] = []
         self.not_saved: list[str] = []
         self.held_out: list[dict[str, Any]] = []
-        self._clock = time.monotonic()
+        self._tensorboard: TensorBoardLog | None = None
+        self._end_file: Path | None = None
+        self._clock = self._losses_written_at = time.monotonic()
 
     @contextmanager
     def opened(self, root: Path) -> Iterator[UnderWay]:
@@ -114,18 +118,18 @@ class Keeper:
         self.folder.write_layers(layers_text(self.names.values(), self.key_map))
         self.history = History(self.id, self.sink, self.folder.append_log, self._note)
         names = {self.plan.dataset.concept_of(picture): None for picture in self.plan.dataset.pictures}
-        self.history.add(
-            "begin", name=self.folder.name, steps=self.run.total, epochs=self.plan.epochs, time=self.session.started_at,
-            pictures=len(self.plan.dataset.pictures), concepts=list(names),
-            samples=self.watch.samples is not None,
-        )  # fmt: skip
-        for hint in self.hints:
-            self.history.add("hint", text=hint)
+        # Listed before its first line: a page that gets the line asks for the run at once.
         with listed(UnderWay(self.id, self.folder.name, self.folder.path, self.watch.place, self.history)) as run:
-            writer = None
+            self.history.add(
+                "begin", name=self.folder.name, steps=self.run.total, epochs=self.plan.epochs,
+                time=self.session.started_at, pictures=len(self.plan.dataset.pictures), concepts=list(names),
+                samples=self.watch.samples is not None,
+            )  # fmt: skip
+            for hint in self.hints:
+                self.history.add("hint", text=hint)
             if self.plan.config.tensorboard:
-                writer = TensorBoardLog(self.folder.path, self.hint)
-                self.history.listeners.append(writer.take)
+                self._tensorboard = TensorBoardLog(self.folder.path, self.hint)
+                self.history.listeners.append(self._tensorboard.take)
             try:
                 yield run
             except BaseException:
@@ -133,8 +137,7 @@ class Keeper:
                     self._end("failed")
                 raise
             finally:
-                if writer:
-                    writer.close()
+                self._close_tensorboard()
                 self.history.close()
 
     def discard(self, outcome: str = "discarded") -> None:
@@ -144,8 +147,13 @@ class Keeper:
             outcome: What its panel says: `discarded` or `failed`.
         """
         self.history.add("end", outcome=outcome, step=self.run.step, seconds=0.0)
+        self._close_tensorboard()  # Windows removes no file that is open
         self.folder.discard()
         forget(self.id)
+
+    def _close_tensorboard(self) -> None:
+        if self._tensorboard:
+            self._tensorboard.close()
 
     def _write_facts(self, **more: Any) -> None:
         """Write what identifies the run, so that it is found again."""
@@ -167,8 +175,15 @@ class Keeper:
             self.history.add(
                 "epoch", step=run.step, epoch=run.epoch, loss=run.epoch_losses[-1], concepts=concepts
             )
-            self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
+            self._write_losses_seldom()
         self.history.memory(self.ladder.rung.name, lambda: memory.peak(self.device), run.step, last)
+
+    def _write_losses_seldom(self) -> None:
+        """Write the losses, the whole file of them, once in a while: an epoch can be short and a run long."""
+        now = time.monotonic()
+        if now - self._losses_written_at >= _LOSSES_EVERY:
+            self._losses_written_at = now
+            self._keep(lambda: self.folder.write_losses(self.run.losses, self.run.rates))
 
     def hint(self, sentence: str) -> None:
         """Say what stays in view until the end of the run, and is in its summary."""
@@ -183,6 +198,15 @@ class Keeper:
     def save_now(self) -> None:
         """Save a checkpoint outside of the usual turn."""
         self._checkpoint(f"-step{self.run.step:08d}")
+
+    def save_end(self) -> None:
+        """Save the LoRA after the last step; `finish` writes the same file again with all that is known then.
+
+        Raises:
+            NotFinite: A step was not finite.
+        """
+        self.run.read_all()
+        self._end_file = self._keep(lambda: self.folder.save(self.lora()))
 
     def finish(self, outcome: str) -> tuple[LoraModel, RunSummary]:
         """Write the final LoRA, the losses and the summary, and say how the run went.
@@ -208,7 +232,7 @@ class Keeper:
         if run.step == 0:
             self.discard("failed")
             return
-        path = self._keep(lambda: self.folder.save(self.lora(), "-last-good"))
+        path = self._keep(lambda: self.folder.save(self._rescued(), "-last-good"))
         self._keep(lambda: self.folder.write_losses(run.losses, run.rates))
         summary = self._summary("failed")
         self._keep(lambda: self.folder.write_summary(summary))
@@ -219,6 +243,21 @@ class Keeper:
             error.args = (f"{error} {note}",)
         else:
             log.error("LoRA Workbench: %s", note)
+
+    def _rescued(self) -> LoraModel:
+        """The LoRA as it is now.
+
+        Raises:
+            UserError: It cannot be read any more.
+        """
+        try:
+            return self.lora()
+        except Exception as error:  # of the device, which an error of CUDA leaves unusable
+            log.exception("LoRA Workbench: the LoRA could not be read")
+            saved = self._end_file or next((Path(name) for name in reversed(self.checkpoints)), None)
+            where = f"The last one saved is {saved}" if saved else "Set save_every_epochs to save LoRAs in between"
+            what = f"The LoRA could not be read from the device after step {self.run.step}."
+            raise UserError(f"{what} {where}.") from error
 
     def lora(self) -> LoraModel:
         """The LoRA as it is now, with the metadata of the run so far."""
