@@ -66,6 +66,24 @@ def test_a_method_that_was_put_back_changes_nothing(parts, monkeypatch):
     assert content(parts, "model") == before
 
 
+def test_what_another_clone_has_put_on_the_model_does_not_count(parts):
+    """A sampler behind the trainer leaves its own clone loaded."""
+    from lora_workbench.training.host.content import Unidentified
+
+    before, other = content(parts, "model"), parts[0].clone()
+    for path in ("diffusion_model.forward", "apply_model"):
+        other.add_object_patch(path, lambda *_, **__: None)
+    other.patch_model(load_weights=False)
+    try:
+        assert parts[0].model.apply_model(1) is None, "the patch is not on the model"
+        found = content(parts, "model")
+        with pytest.raises(Unidentified):
+            content((other, *parts[1:]), "model")
+    finally:
+        other.unpatch_model(unpatch_weights=False)
+    assert found == before
+
+
 def test_a_hook_has_no_content(parts):
     from lora_workbench.training.host.content import Unidentified
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -110,16 +110,28 @@ def _refuse_functions(patcher: Any) -> None:
         if _without_empty(hung):
             raise Unidentified(name)
     _refuse_replaced("the patcher", patcher)
+    # What another clone has put on the model is taken off when this one is loaded.
+    others = set(patcher.object_patches_backup) - set(patcher.object_patches)
     for name, module in patcher.model.named_modules():
-        _refuse_replaced(name or "the model", module)
+        passing = {attribute for path, _, attribute in (path.rpartition(".") for path in others) if path == name}
+        _refuse_replaced(name or "the model", module, passing)
         if any(vars(module).get(hooks) for hooks in _HOOKS):
             raise Unidentified(f"a hook of {name}")
 
 
-def _refuse_replaced(name: str, holder: object) -> None:
-    """Refuse an object with a function under the name of a method. A method replaced in the class is not seen."""
+def _refuse_replaced(name: str, holder: object, passing: Collection[str] = ()) -> None:
+    """Refuse an object with a function under the name of a method. A method replaced in the class is not seen.
+
+    Args:
+        name: What it is called.
+        holder: The object.
+        passing: Attributes that may be anything.
+
+    Raises:
+        Unidentified: It has such a function.
+    """
     for own, value in vars(holder).items():
-        if callable(value) and not isinstance(value, type) and hasattr(type(holder), own):
+        if own not in passing and callable(value) and not isinstance(value, type) and hasattr(type(holder), own):
             method = getattr(type(holder), own)
             # A node that puts a method back leaves it on the object.
             if getattr(value, "__self__", None) is not holder or getattr(value, "__func__", None) is not method:
