@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.gallery import QUEUE
 from support.server import ComfyServer
 
@@ -199,6 +200,7 @@ def test_the_place_is_kept_when_a_picture_falls_out_of_the_list(opened: Any) -> 
     assert gallery.text.input_value().endswith("number 4, picture")
 
 
+@pytest.mark.long
 def test_two_thousand_pictures(opened: Any, tmp_path: Path) -> None:
     gallery = opened("many", MANY)
     page = gallery.page

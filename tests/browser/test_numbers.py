@@ -161,6 +161,7 @@ def floats(server: ComfyServer) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
+@pytest.mark.long
 def test_every_number_is_shown_and_survives_a_click(inputs: Inputs, floats: dict[str, Any]) -> None:
     assert len(floats) > 8 and "learning_rate" in floats["LoRATrainer"]
     wrong = []

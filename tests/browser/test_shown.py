@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.browser import READY, RENDERERS, build_report, load_workflow, open_page
 from support.photos import write_photos
 from support.server import ComfyServer
@@ -158,6 +159,7 @@ SAID_INSIDE = """() => window.app.canvas.graph.nodes.map(
   node => node.widgets.find(widget => widget.name === '$$node-text-preview')?.value ?? '')"""
 
 
+@pytest.mark.long
 @RENDERERS
 def test_nodes_of_a_subgraph_show_their_texts_when_it_is_opened(vue: bool, chromium: Any, server: ComfyServer) -> None:
     folder = f"reload_inside_{vue}"

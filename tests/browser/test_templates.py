@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 from support.browser import RENDERERS, load_workflow, open_page, template
 from support.geometry import Box, measure
@@ -58,6 +59,7 @@ def show_a_run(page: Any, server: ComfyServer) -> None:
     page.wait_for_timeout(1000)  # until the pictures are there and the page is laid out
 
 
+@pytest.mark.long
 @RENDERERS
 def test_no_node_is_on_another_or_leaves_its_group(vue: bool, chromium: Any, server: ComfyServer) -> None:
     wrong = []

@@ -79,7 +79,8 @@ def test_a_run_goes_on_one_rung_lower(folders: Any, untroubled: Any, number: int
     assert losses == pytest.approx(expected, rel=1e-4 if number < 4 else 2e-2)
 
 
-@pytest.mark.parametrize("after", long_but({4}, [0, 4]))
+@pytest.mark.long
+@pytest.mark.parametrize("after", [0, 4])
 def test_the_end_of_the_ladder_is_an_error_with_numbers(folders: Any, after: int) -> None:
     from lora_workbench.training.errors import UserError
 

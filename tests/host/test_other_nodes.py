@@ -79,6 +79,7 @@ def test_a_layer_under_the_hosts_lora_saves_no_weight(
     assert saved and not (weights | {shape[::-1] for shape in weights}) & saved
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["diffusion_model", "diffusion_model.input_blocks.1.1.transformer_blocks.0"])
 def test_what_is_compiled_is_trained_under_its_own_names(
     part: str, comfy_host: Any, small_models_folder: Any, tmp_path: Any

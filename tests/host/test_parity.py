@@ -259,7 +259,8 @@ def test_twenty_steps(name, small_models_folder, tmp_path, monkeypatch):
             assert off(layer.up.master, other.lora_B["default"].weight) < 1e-3, layer.path
 
 
-@pytest.mark.parametrize("name", long_but({"sd15_two"}, ["sd15_two", "sdxl"]))
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["sd15_two", "sdxl"])
 def test_twenty_steps_with_text_encoders(name, small_models_folder, tmp_path, monkeypatch):
     """The model and all its text encoders: each loss, and every weight at the end."""
     clip = small_clip("sdxl" if name == "sdxl" else "sd15")

@@ -143,7 +143,7 @@ def painted_by_nodes(parts: Any, lora: Any, text: str, negative: str, samples: A
     ("settings", "rung"),
     [
         pytest.param({"precision": "fp32", "dropout": 0.2}, {}, marks=pytest.mark.long),
-        ({"clip_l": True, "clip_l_rate": 1e-2, "precision": "bf16"}, {}),
+        pytest.param({"clip_l": True, "clip_l_rate": 1e-2, "precision": "bf16"}, {}, marks=pytest.mark.long),
         pytest.param({"ema_decay": 0.9}, {}, marks=pytest.mark.long),
         pytest.param({"optimizer": "ScheduleFreeAdamW"}, {}, marks=pytest.mark.long),
         ({"optimizer": "Lion", "learning_rate": 1e-3}, STREAMED),

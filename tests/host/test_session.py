@@ -353,6 +353,7 @@ def test_a_run_goes_on_after_out_of_memory_and_says_so(checkpoint, dataset, tmp_
     assert before.differences(Snapshot(checkpoint[0])) == []
 
 
+@pytest.mark.long
 def test_the_lora_is_kept_when_no_way_is_left(checkpoint, dataset, tmp_path):
     from lora_workbench.training.errors import UserError
 
@@ -429,13 +430,14 @@ def test_a_run_is_listed_before_its_first_line_is_told(checkpoint, dataset, tmp_
     assert Page.heard[0] == ("begin", "running") and Page.heard[-1] == ("end", "finished")
 
 
-def test_the_losses_are_written_in_mid_run_but_not_after_each_short_epoch(checkpoint, dataset, tmp_path, monkeypatch):
+def test_the_losses_are_written_in_mid_run_but_not_after_each_short_epoch(checkpoint, tmp_path, monkeypatch):
     from lora_workbench.training.run import keeper
     from lora_workbench.training.run.folder import RunFolder
 
     real, written = RunFolder.write_losses, []
     monkeypatch.setattr(RunFolder, "write_losses", lambda *args: written.append(len(args[1])) or real(*args))
-    settings = {"steps": 0, "epochs": 3, "batch_size": len(dataset.pictures)}
+    settings = {"steps": 0, "epochs": 3, "batch_size": 4}
+    dataset = photos(tmp_path / "1_photo", most=4, resolution=64)
     train(checkpoint, dataset, tmp_path, **settings)
     assert len(written) == 1
     monkeypatch.setattr(keeper, "_LOSSES_EVERY", 0)

@@ -262,6 +262,7 @@ def test_an_encoder_that_is_not_there_is_refused(name, settings, words, small_mo
         pass
 
 
+@pytest.mark.long
 def test_encoders_with_dropout_are_counted_as_not_recomputed(small_models_folder, tmp_path):
     from lora_workbench.training.rung import Rung
 

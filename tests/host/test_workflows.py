@@ -234,6 +234,7 @@ def test_the_bypassed_nodes_run_too(object_info: dict[str, Any], server: ComfySe
             run_to_its_end(workflow, f"{file.stem}_all", object_info, server)
 
 
+@pytest.mark.long
 def test_one_switch_trains_the_text_encoder(object_info: dict[str, Any], server: ComfyServer) -> None:
     workflow = read(FILES[0])
     (options,) = [node for node in workflow["nodes"] if node["type"] == PREFIX + "TextEncoderOptions"]

@@ -42,6 +42,7 @@ def test_what_is_shipped_is_small() -> None:
     assert sum(file.stat().st_size for file in (assemble.VAE, assemble.DENOISER)) <= 40e6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
 @pytest.mark.parametrize("name", ["vae.safetensors", "denoiser.safetensors", "card.json"])
 def test_the_demo_says_what_is_wrong_with_the_base_model(name: str, harm: str, tmp_path: Path) -> None:

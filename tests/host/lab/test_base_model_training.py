@@ -9,6 +9,7 @@ import pytest
 import torch
 
 
+@pytest.mark.long
 def test_a_vae_that_is_trained_from_nothing_goes_on_from_its_own_state(
     comfy_host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

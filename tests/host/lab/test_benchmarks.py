@@ -133,13 +133,13 @@ def test_the_time_between_steps_is_counted_without_that_of_samples(comfy_host: A
     monkeypatch.setattr(Samples, "look", look)
     monkeypatch.setattr(Samples, "is_due", lambda *_: True)
     keeper = SimpleNamespace(after_step=lambda *_: time.sleep(0.05) or told.add("hint", text="one"))
-    under_way = SimpleNamespace(take=lambda _: False)
+    under_way, run = SimpleNamespace(take=lambda _: False), SimpleNamespace(step=1, total=9)
     samples = object.__new__(Samples)
     ready = SimpleNamespace(model=SimpleNamespace(device=torch.device("cpu")))
     with watching.timed_watching() as spent:
         this = between.Between(keeper, ready, SilentSink(), under_way, [samples])
-        this.begin(None)
+        this.begin(run)
         assert spent == []
-        this.after_step(None, False)
+        this.after_step(run, False)
         told.add("hint", text="two")
     assert 0.25 <= sum(spent) < 0.6

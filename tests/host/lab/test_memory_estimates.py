@@ -14,19 +14,18 @@ MODELS = {
     "chroma": 1024,
 }  # fmt: skip
 MOST_OFF = 0.05
-QUICK = {("sd35", True, 1)}  # the others run with the long tests
 
 
 def cases() -> list[Any]:
     """Every model, plain and checkpointed, with batches of one and four."""
     found = []
     for case in product(MODELS, (False, True), (1, 4)):
-        marks = [] if case in QUICK else [pytest.mark.long]
         name, checkpointing, batch = case
-        found.append(pytest.param(*case, marks=marks, id=f"{name}-{'checkpointed' * checkpointing or 'plain'}-{batch}"))
+        found.append(pytest.param(*case, id=f"{name}-{'checkpointed' * checkpointing or 'plain'}-{batch}"))
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "checkpointing", "batch"), cases())
 def test_the_estimate_agrees_with_an_independent_count(
     name: str, checkpointing: bool, batch: int, comfy_host: Any
