@@ -179,6 +179,7 @@ def steps_shown(server, mark: int) -> int:
     return max(int(text.split()[1].partition("/")[0]) for text in texts if text.startswith("step "))
 
 
+@pytest.mark.long
 def test_queueing_again_after_a_cancel_trains_again(server):
     """The half-trained LoRA is shown once; it does not pass for the trained one."""
     prompt = {k: v for k, v in spine(server, "twice", steps=40).items() if k in ("load", "data", "buckets", "train")}

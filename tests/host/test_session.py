@@ -14,6 +14,7 @@ import pytest
 import torch
 from support import small_models
 from support.card import Card
+from support.marks import long_but
 from support.rig import Snapshot
 from support.session import loaded, photos, train
 
@@ -288,12 +289,12 @@ def test_what_was_said_before_the_run_is_in_its_summary(checkpoint, dataset, tmp
     assert all(hint in sink.told[-1] for hint in sink.hints) and "runs/run, seed 7" in sink.told[-1]
 
 
-@pytest.mark.parametrize(("precision", "saved"), [("fp32", "no"), ("bf16", "bf16"), ("fp16", "fp16")])
-def test_a_run_says_what_it_computes_in(precision, saved, checkpoint, dataset, tmp_path):
+@pytest.mark.parametrize("precision", long_but({"fp32", "bf16"}, ["fp32", "bf16", "fp16"]))
+def test_a_run_says_what_it_computes_in(precision, checkpoint, dataset, tmp_path):
     sink = Heard()
     result = train(checkpoint, dataset, tmp_path, sink, precision=precision)
     assert f"Computes in {precision}." in sink.told
-    assert result.lora.metadata["ss_mixed_precision"] == saved
+    assert result.lora.metadata["ss_mixed_precision"] == ("no" if precision == "fp32" else precision)
 
 
 def test_a_loss_that_rose_is_said_at_the_end(checkpoint, dataset, tmp_path, monkeypatch):

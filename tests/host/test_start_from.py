@@ -157,6 +157,7 @@ def test_q_k_and_v_of_a_diffusers_file_become_one_pair(small_models_folder: Path
         assert (output(it) - expected).abs().max() < 1e-4
 
 
+@pytest.mark.long
 def test_further_layers_of_the_file_are_trained_too(small_models_folder: Path, tmp_path: Path) -> None:
     """Linear layers and 1×1 convolutions that a run by itself would leave alone."""
     model = small_models.build("sd15_two", small_models_folder).model.diffusion_model
