@@ -62,7 +62,7 @@ def train(
         run.read_all()
     except BaseException as error:
         if isinstance(error, Cancelled):
-            sink.take_cancel()  # or the host would raise it once more while late losses are told
+            sink.take_cancel()  # else the host raises it again while the last losses are read
         failed = error if isinstance(error, NotFinite) else run.failure()
         if failed is None:
             raise

@@ -162,7 +162,7 @@ def story(name: str, steps: int = 120) -> list[dict[str, Any]]:
             pictures = [
                 {"file": f"samples/{step}_{n}.png", "number": n + 1, "prompt": f"prompt {n}", "seed": n, "width": 64,
                  "height": 96}
-                for n in range(3) if (step, n) != (60, 0)  # that one failed
+                for n in range(3) if (step, n) != (60, 0)  # a failed sample
             ]
             lines.append({"kind": "sample", "step": step, "epoch": step // 30, "seconds": 2, "pictures": pictures})
             held = {name: {"loss": loss - step / 2000, "base": 0.17} for name, loss in (("a", 0.2), ("b", 0.16))}
